@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The state machine of one storage channel: vstor packets in, actions out, no I/O.
+
+Sequence, as Linux's ``storvsc_channel_init`` performs it::
+
+    BEGIN_INITIALIZATION, QUERY_PROTOCOL_VERSION (repeated until one is accepted),
+    QUERY_PROPERTIES, END_INITIALIZATION, then EXECUTE_SRB and the resets
+
+BEGIN_INITIALIZATION starts over from any state: a guest that crashed and came up again (kexec)
+sends it on a channel that still looks initialized.
+
+Invariant: :meth:`Session.receive` accepts any bytes, never raises, and says for each packet
+exactly one thing to do.  A malformed packet changes no state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from vhostvmbus.devices.scsi import storvsp
+from vhostvmbus.devices.scsi.storvsp import MalformedPacket, Operation, Srb, SrbStatus, Version
+from vhostvmbus.wire.ntstatus import NtStatus
+
+
+class State(Enum):
+    """How far the guest has come."""
+
+    CLOSED = auto()
+    VERSION = auto()
+    PROPERTIES = auto()
+    END = auto()
+    READY = auto()
+
+
+@dataclass(slots=True)
+class Answer:
+    """Complete the packet with ``payload``; nothing else to do."""
+
+    payload: bytes
+    error: MalformedPacket | None = None
+    """Why the packet was refused, if it was malformed."""
+
+
+@dataclass(slots=True)
+class Execute:
+    """Carry out ``srb`` and complete the packet with an ``srb.answer(...)``."""
+
+    srb: Srb
+
+
+@dataclass(slots=True)
+class Reset:
+    """Complete with ``payload`` once every request taken before this one is completed.
+
+    ``operation`` is RESET_BUS, RESET_ADAPTER or RESET_LUN; the address matters for the last.
+    """
+
+    operation: Operation
+    path: int
+    target: int
+    lun: int
+    payload: bytes
+
+
+@dataclass(slots=True)
+class CreateSubChannels:
+    """Offer ``count`` subchannels, then complete with ``payload``."""
+
+    count: int
+    payload: bytes
+
+
+Action = Answer | Execute | Reset | CreateSubChannels
+
+_RESETS = {Operation.RESET_BUS, Operation.RESET_ADAPTER, Operation.RESET_LUN}
+
+
+class Session:
+    """One channel's negotiation.  A subchannel starts ready, with its primary's version."""
+
+    def __init__(
+        self,
+        *,
+        max_transfer_bytes: int,
+        max_sub_channels: int = 0,
+        version: Version | None = None,
+    ) -> None:
+        self.max_transfer_bytes = max_transfer_bytes
+        self.max_sub_channels = max_sub_channels
+        self.version = version
+        """The accepted protocol version, ``None`` before there is one."""
+        self.is_sub_channel = version is not None
+        self.state = State.READY if version is not None else State.CLOSED
+        self._packet_size = version.packet_size if version is not None else 0
+
+    def receive(self, payload: bytes) -> Action:
+        """What to do with one packet of the guest."""
+        # The one common case first: everything below is start-up or error.
+        if payload[:4] == b"\x03\0\0\0" and self.state is State.READY:
+            try:
+                srb = storvsp.decode_srb(payload, self._packet_size)
+            except MalformedPacket as error:
+                return Answer(storvsp.answer_control(payload, error.status), error)
+            return self._judge(srb)
+        try:
+            return self._control(payload)
+        except MalformedPacket as error:
+            return Answer(storvsp.answer_control(payload, error.status), error)
+
+    def _judge(self, srb: Srb) -> Action:
+        """Refuses a request whose envelope is wrong, which no SCSI command can be blamed for."""
+        if srb.length < storvsp.MIN_SRB_LENGTH:
+            return self._bad_srb(srb, "length", srb.length, 12, SrbStatus.BAD_SRB_BLOCK_LENGTH)
+        if not 0 < srb.cdb_length <= storvsp.MAX_CDB_LENGTH:
+            return self._bad_srb(srb, "cdb_length", srb.cdb_length, 20, SrbStatus.INVALID_REQUEST)
+        if srb.direction > storvsp.DataDirection.UNKNOWN:
+            return self._bad_srb(srb, "data_in", srb.direction, 22, SrbStatus.INVALID_REQUEST)
+        return Execute(srb)
+
+    @staticmethod
+    def _bad_srb(srb: Srb, field: str, value: int, offset: int, code: SrbStatus) -> Answer:
+        error = MalformedPacket(field, value, offset, NtStatus.INVALID_PARAMETER)
+        return Answer(srb.answer(status=error.status, srb_status=code), error)
+
+    def _control(self, payload: bytes) -> Action:
+        operation, _, _ = storvsp.decode_header(payload)
+        if self.is_sub_channel and operation not in _RESETS:
+            return self._refuse(payload, operation, NtStatus.INVALID_DEVICE_STATE)
+        match operation:
+            case Operation.BEGIN_INITIALIZATION:
+                self.state = State.VERSION
+                self.version = None
+                return Answer(storvsp.answer_control(payload, NtStatus.SUCCESS))
+            case Operation.QUERY_PROTOCOL_VERSION:
+                return self._query_version(payload)
+            case Operation.QUERY_PROPERTIES if self.state is State.PROPERTIES:
+                self.state = State.END
+                body = storvsp.properties(self.max_sub_channels, self.max_transfer_bytes)
+                return Answer(storvsp.answer_control(payload, NtStatus.SUCCESS, body))
+            case Operation.END_INITIALIZATION if self.state is State.END:
+                self.state = State.READY
+                return Answer(storvsp.answer_control(payload, NtStatus.SUCCESS))
+            case Operation.CREATE_SUB_CHANNELS if self.state is State.READY:
+                return self._create_sub_channels(payload)
+            case Operation.FCHBA_DATA if self.state in (State.END, State.READY):
+                # Fibre Channel names; this is a SCSI controller.
+                return self._refuse(payload, operation, NtStatus.INVALID_DEVICE_REQUEST)
+            case Operation.RESET_BUS | Operation.RESET_ADAPTER | Operation.RESET_LUN if (
+                self.state is State.READY
+            ):
+                srb = storvsp.decode_srb(payload, self._packet_size)
+                done = storvsp.answer_control(payload, NtStatus.SUCCESS)
+                return Reset(Operation(operation), srb.path, srb.target, srb.lun, done)
+            case (
+                Operation.QUERY_PROPERTIES
+                | Operation.END_INITIALIZATION
+                | Operation.CREATE_SUB_CHANNELS
+                | Operation.FCHBA_DATA
+                | Operation.EXECUTE_SRB
+                | Operation.RESET_BUS
+                | Operation.RESET_ADAPTER
+                | Operation.RESET_LUN
+            ):
+                return self._refuse(payload, operation, NtStatus.INVALID_DEVICE_STATE)
+            case _:
+                # Unknown, or one that only a host sends.
+                return self._refuse(payload, operation, NtStatus.INVALID_DEVICE_REQUEST)
+
+    @staticmethod
+    def _refuse(payload: bytes, operation: int, status: NtStatus) -> Answer:
+        error = MalformedPacket("operation", operation, 0, status)
+        return Answer(storvsp.answer_control(payload, status), error)
+
+    def _query_version(self, payload: bytes) -> Action:
+        if self.state is not State.VERSION:
+            return self._refuse(
+                payload, Operation.QUERY_PROTOCOL_VERSION, NtStatus.INVALID_DEVICE_STATE
+            )
+        wanted = storvsp.decode_u16(payload, "version")
+        try:
+            version = Version(wanted)
+        except ValueError:
+            # Not an error of the guest: it goes on to the next version on its list.
+            return Answer(storvsp.answer_control(payload, NtStatus.REVISION_MISMATCH))
+        self.version = version
+        self._packet_size = version.packet_size
+        self.state = State.PROPERTIES
+        return Answer(storvsp.answer_control(payload, NtStatus.SUCCESS))
+
+    def _create_sub_channels(self, payload: bytes) -> Action:
+        count = storvsp.decode_u16(payload, "sub_channel_count")
+        if not 0 < count <= self.max_sub_channels:
+            error = MalformedPacket("sub_channel_count", count, 12, NtStatus.INVALID_PARAMETER)
+            return Answer(storvsp.answer_control(payload, error.status), error)
+        return CreateSubChannels(count, storvsp.answer_control(payload, NtStatus.SUCCESS))

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a SCSI command sees: the logical unit, its backing store, the request, the data buffer.
+
+Nothing here does I/O.  :class:`Backing` is the only way from a command to a disk's bytes,
+:class:`DataBuffer` the only way to the guest's; ``vhostvmbus.memory.ExternalData`` is one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from vhostvmbus.devices.scsi.sense import NO_SENSE, Sense
+
+BLOCK_SIZE = 512
+"""Bytes of a logical block."""
+BLOCKS_PER_PHYSICAL_EXPONENT = 3
+"""log2 of logical blocks per physical block: 4096 bytes, the page of every host file system."""
+
+
+class DataBuffer(Protocol):
+    """The guest's data buffer of one request.  Offsets and lengths in bytes, bounds-checked."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, offset: int = 0, length: int | None = None) -> bytes:
+        """Copies bytes out of the buffer."""
+        ...
+
+    def write(self, data: bytes, offset: int = 0) -> object:
+        """Copies bytes into the buffer."""
+        ...
+
+    def preadv(self, fd: int, file_offset: int, offset: int = 0, length: int | None = None) -> int:
+        """File to buffer; returns the bytes moved, fewer than asked for at end of file."""
+        ...
+
+    def pwritev(self, fd: int, file_offset: int, offset: int = 0, length: int | None = None) -> int:
+        """Buffer to file; returns the bytes moved."""
+        ...
+
+
+class NoData:
+    """The buffer of a request that has none."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def read(self, offset: int = 0, length: int | None = None) -> bytes:
+        """Nothing."""
+        return b""
+
+    def write(self, data: bytes, offset: int = 0) -> None:
+        """Refuses anything but nothing."""
+        if data:
+            raise ValueError("the request has no data buffer")
+
+    def preadv(self, fd: int, file_offset: int, offset: int = 0, length: int | None = None) -> int:
+        """Moves nothing."""
+        return 0
+
+    def pwritev(self, fd: int, file_offset: int, offset: int = 0, length: int | None = None) -> int:
+        """Moves nothing."""
+        return 0
+
+
+class Backing(Protocol):
+    """A disk's bytes.  Offsets and lengths are in bytes and lie within ``size``.
+
+    Every method raises :class:`OSError` when the host's file fails; what was moved before is
+    then unspecified, as on a real disk.  Methods may be called from several threads at once.
+    """
+
+    @property
+    def size(self) -> int:
+        """Bytes, a multiple of the block size."""
+        ...
+
+    @property
+    def read_only(self) -> bool:
+        """Whether writes are refused."""
+        ...
+
+    @property
+    def can_discard(self) -> bool:
+        """Whether :meth:`discard` can give space back."""
+        ...
+
+    @property
+    def discard_zeroes(self) -> bool:
+        """Whether discarded bytes read as zero from then on."""
+        ...
+
+    def read_into(self, data: DataBuffer, offset: int, length: int) -> None:
+        """Reads ``length`` bytes at ``offset`` to the start of ``data``."""
+        ...
+
+    def write_from(self, data: DataBuffer, offset: int, length: int) -> None:
+        """Writes the first ``length`` bytes of ``data`` at ``offset``."""
+        ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Reads bytes for the device's own use."""
+        ...
+
+    def write(self, offset: int, payload: bytes) -> None:
+        """Writes bytes of the device's own."""
+        ...
+
+    def flush(self) -> None:
+        """Makes every completed write durable."""
+        ...
+
+    def discard(self, offset: int, length: int) -> None:
+        """Gives the space back, where the host can; otherwise does nothing."""
+        ...
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
+        """The range reads as zeroes from now on; ``unmap`` asks to give the space back too."""
+        ...
+
+    def mapped_extent(self, offset: int) -> tuple[bool, int]:
+        """Whether the byte at ``offset`` has space allocated, and for how many bytes on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a logical unit says of itself.  ASCII, cut and padded with blanks where SCSI does."""
+
+    serial: str
+    """Unit serial number, VPD page 80h."""
+    naa: bytes
+    """8 bytes, NAA type 3 (locally assigned), VPD page 83h."""
+    vendor: str = "VHVMBUS"
+    product: str = "Virtual Disk"
+    revision: str = "1.0"
+
+
+@dataclass(slots=True)
+class LogicalUnit:
+    """One disk's SCSI state.  Lives as long as the disk is attached."""
+
+    backing: Backing
+    identity: Identity
+    max_transfer_blocks: int = 4096
+    """Blocks that one command may transfer; announced in VPD page B0h and enforced."""
+    write_cache: bool = True
+    """WCE of the caching mode page; without it every write is durable when completed."""
+    stopped: bool = False
+    """START STOP UNIT stopped the unit."""
+    attentions: deque[Sense] = field(default_factory=deque)
+    """Unit attention conditions to report, oldest first."""
+
+    @property
+    def blocks(self) -> int:
+        """Capacity in logical blocks."""
+        return self.backing.size // BLOCK_SIZE
+
+    def raise_attention(self, sense: Sense) -> None:
+        """Has ``sense`` reported by the next command that may fail with a unit attention."""
+        if sense not in self.attentions:
+            self.attentions.append(sense)
+
+    def take_attention(self) -> Sense:
+        """The oldest pending unit attention, now reported; NO SENSE if there is none."""
+        try:
+            return self.attentions.popleft()
+        except IndexError:
+            return NO_SENSE
+
+    def reset(self, attention: Sense | None) -> None:
+        """A logical unit reset (SAM-5 section 6.3.3): mode pages and power return to default."""
+        self.write_cache = True
+        self.stopped = False
+        self.attentions.clear()
+        if attention is not None:
+            self.raise_attention(attention)
+
+
+@dataclass(slots=True)
+class Request:
+    """One command on its way through a handler."""
+
+    cdb: bytes
+    """16 bytes; those past the command's own length are not looked at."""
+    data: DataBuffer
+    room: int
+    """Bytes of ``data`` that the request may use."""
+
+    def u16(self, offset: int) -> int:
+        """Big-endian field of the CDB."""
+        return int.from_bytes(self.cdb[offset : offset + 2], "big")
+
+    def u32(self, offset: int) -> int:
+        """Big-endian field of the CDB."""
+        return int.from_bytes(self.cdb[offset : offset + 4], "big")
+
+    def u64(self, offset: int) -> int:
+        """Big-endian field of the CDB."""
+        return int.from_bytes(self.cdb[offset : offset + 8], "big")
+
+    def reply(self, payload: bytes, allocation_length: int) -> int:
+        """Sends data to the guest, cut to the allocation length (SPC-4 section 4.2.5.6).
+
+        Returns the bytes transferred.
+        """
+        count = min(len(payload), allocation_length, self.room)
+        if count:
+            self.data.write(payload[:count])
+        return count
