@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Back-end requests: the socket passed with ``SET_BACKEND_REQ_FD``, seen from the back end.
+
+:meth:`BackChannel.request` may be called from any thread; requests go out one at
+a time, each waiting for its answer.  Once a request has failed (no answer in time, broken
+protocol, connection gone) every later one fails at once: nobody could tell any more which
+answer belongs to what.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from vhostvmbus.vhost_user import messages as m
+from vhostvmbus.vhost_user.codec import NEED_REPLY, Decoder, Direction, encode
+from vhostvmbus.vhost_user.errors import (
+    BackChannelTimeout,
+    Disconnected,
+    RequestRefused,
+    UnexpectedReply,
+)
+from vhostvmbus.vhost_user.sockets import close_all, receive_before, send
+from vhostvmbus.wire.errors import VmbusError
+
+#: Seconds that the front end has for an answer.
+ANSWER_TIMEOUT = 10.0
+
+
+class BackChannel:
+    """The back end's side of the back-end channel; owns `sock`.
+
+    `on_failure` is called once, from the thread whose request failed.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        on_failure: Callable[[VmbusError], None] = lambda _: None,
+        timeout: float = ANSWER_TIMEOUT,
+    ) -> None:
+        self._sock = sock
+        self._on_failure = on_failure
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._decoder = Decoder(Direction.BACKEND_REPLIES)
+        self._failure: VmbusError | None = None
+
+    def invalidate(self, ranges: list[tuple[int, int]]) -> None:
+        """Have all translations of these ``(guest_phys_addr, size)`` ranges discarded.
+
+        Returns when the front end has done so.  Any number of ranges.
+        """
+        for start in range(0, len(ranges), m.MAX_INVALIDATE_RANGES):
+            part = ranges[start : start + m.MAX_INVALIDATE_RANGES]
+            self.request(m.InvalidateCode(tuple(part)))
+
+    def request(self, message: m.Message) -> None:
+        """Send `message` and wait for its answer.
+
+        Raises :class:`RequestRefused` for a non-zero status (the channel stays usable),
+        :class:`BackChannelTimeout`, :class:`Disconnected` or a
+        :class:`~.errors.ProtocolError` (it does not).
+        """
+        with self._lock:
+            if self._failure is not None:
+                raise Disconnected("the back-end channel is gone") from self._failure
+            try:
+                status = self._exchange(message)
+            except VmbusError as error:
+                self._failure = error
+                self._on_failure(error)
+                raise
+        if status:
+            raise RequestRefused(type(message).__name__, status)
+
+    def shut_down(self) -> None:
+        """Wake whoever waits for an answer; may be called from any thread."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the socket; a waiting request fails first."""
+        self.shut_down()
+        with self._lock:
+            self._failure = self._failure or Disconnected("the back-end channel was closed")
+            close_all(self._decoder.release_fds())
+            self._sock.close()
+
+    def _exchange(self, message: m.Message) -> int:
+        name = type(message).__name__
+        deadline = time.monotonic() + self._timeout
+        try:
+            send(self._sock, encode(message, flags=NEED_REPLY))
+            while (frame := self._decoder.next_frame()) is None:
+                data, fds = receive_before(self._sock, self._decoder.wanted, deadline)
+                if not data:
+                    self._decoder.end()
+                    raise Disconnected(f"the front end left before it answered {name}")
+                self._decoder.feed(data, fds)
+        except TimeoutError:
+            raise BackChannelTimeout(
+                f"the front end did not answer {name} in {self._timeout:g} s"
+            ) from None
+        except OSError as error:
+            raise Disconnected(f"the back-end channel broke during {name}: {error}") from error
+        if frame.request != message.REQUEST:
+            raise UnexpectedReply(
+                f"a reply to something other than {name}", field="request", value=frame.request
+            )
+        assert isinstance(frame.message, m.Value)
+        return frame.message.value & 0xFFFFFFFF

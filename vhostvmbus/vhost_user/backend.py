@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the server needs of a device: the shape that ``vhostvmbus.device.DeviceHost`` has.
+
+Kept as a protocol, so that this room imports nothing from the rooms above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from vhostvmbus.wire.gpa import GpaRange
+from vhostvmbus.wire.ntstatus import NtStatus
+
+#: Blocks until the front end has discarded its translations of these
+#: ``(guest_phys_addr, size)`` ranges; at most 200 in one call.
+Invalidate = Callable[[list[tuple[int, int]]], None]
+
+
+class PackedOffer(Protocol):
+    """An offer that can write itself."""
+
+    def pack(self) -> bytes:
+        """The 160 bytes of the reply to ``VMBUS_GET_OFFER``."""
+
+
+class BackEnd(Protocol):
+    """One device.
+
+    Methods are called from the server's thread, one at a time.  They raise
+    :class:`~vhostvmbus.wire.errors.FrontEndError` (with ``status``) to refuse; descriptors
+    stay the caller's, a back end that keeps one duplicates it.
+    """
+
+    invalidate: Invalidate | None
+
+    def offer(self) -> PackedOffer:
+        """What the device offers; the same for as long as the device lives."""
+
+    def add_region(self, guest_phys_addr: int, size: int, fd: int, mmap_offset: int = 0) -> object:
+        """Map a region of guest memory."""
+
+    def remove_region(self, guest_phys_addr: int, size: int) -> None:
+        """Unmap a region; returns when nothing refers to it any more."""
+
+    def gpadl_create(self, channel: int, gpadl_id: int, ranges: Sequence[GpaRange]) -> None:
+        """Give guest pages a handle."""
+
+    def gpadl_teardown(self, channel: int, gpadl_id: int) -> None:
+        """Take the handle back; closes the channel whose ring it is."""
+
+    def open_channel(
+        self,
+        index: int,
+        gpadl_id: int,
+        ring_offset: int,
+        target_vp: int,
+        version: int,
+        user_data: bytes,
+        kick_fd: int,
+        call_fd: int,
+        resume: bool = False,
+    ) -> NtStatus:
+        """Open a channel; the status refuses it unless it is SUCCESS."""
+
+    def close_channel(self, index: int) -> None:
+        """Returns when nothing touches the channel's ring or external data any more."""
+
+    def modify_channel(self, index: int, target_vp: int) -> None:
+        """The guest moved the channel's interrupt."""
+
+    def set_code_map(
+        self, fd: int, map_bytes: int, regions: Sequence[tuple[int, int, int]]
+    ) -> None:
+        """Where to look before a completion is published ("Translated code")."""
+
+    def reset(self) -> None:
+        """Close every channel and forget every GPADL."""
+
+    def disconnect(self) -> None:
+        """The front end has gone: forget everything that came from it."""

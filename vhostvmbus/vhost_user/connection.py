@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One front end's connection, from its first byte to its last: the session on a socket.
+
+Requests are carried out one after the other in the thread that calls
+:meth:`Connection.run`.  While one of them waits for a channel's worker (a close, say), that
+worker may still have code invalidated: it waits for the answer by itself, in
+:class:`~.backchannel.BackChannel`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import socket
+
+from vhostvmbus.vhost_user import messages as m
+from vhostvmbus.vhost_user.backchannel import ANSWER_TIMEOUT, BackChannel
+from vhostvmbus.vhost_user.backend import BackEnd
+from vhostvmbus.vhost_user.bookkeeping import Limits
+from vhostvmbus.vhost_user.errors import OutOfOrder, ProtocolError
+from vhostvmbus.vhost_user.gpadl import read_list
+from vhostvmbus.vhost_user.session import BackEndSession, Call, Refused
+from vhostvmbus.vhost_user.sockets import (
+    close_all,
+    receive,
+    require_eventfd,
+    require_stream_socket,
+    send,
+)
+from vhostvmbus.wire.errors import FrontEndError, GuestError, VmbusError
+from vhostvmbus.wire.ntstatus import NtStatus
+
+log = logging.getLogger(__name__)
+
+#: Bytes of answers the peer may leave unread before it is taken as gone (seconds to drain).
+SEND_TIMEOUT = 10.0
+
+
+class Connection:
+    """A session with one front end on `sock` (which stays the caller's).
+
+    `wake_fd` becoming readable ends :meth:`run` between two requests.
+    """
+
+    def __init__(
+        self,
+        back_end: BackEnd,
+        sock: socket.socket,
+        wake_fd: int,
+        *,
+        limits: Limits | None = None,
+        answer_timeout: float = ANSWER_TIMEOUT,
+    ) -> None:
+        self._back_end = back_end
+        self._sock = sock
+        self._wake_fd = wake_fd
+        self._answer_timeout = answer_timeout
+        self._back_channel: BackChannel | None = None
+        #: guest-physical address of a region → identity of its file
+        self._files: dict[int, tuple[int, int]] = {}
+        offer = m.OfferReply.parse(back_end.offer().pack())
+        self.session = BackEndSession(offer, limits=limits)
+
+    def run(self) -> None:
+        """Serve until the front end leaves or `wake_fd` wakes.
+
+        Raises :class:`~.errors.ProtocolError` when the front end breaks the protocol.  In any
+        case the back end has been told to forget the connection, and every descriptor that
+        came over it is closed.
+        """
+        try:
+            self._serve()
+        finally:
+            close_all(self.session.release_fds())
+            # First wake a worker that waits for an answer, then wait for the workers.
+            if self._back_channel is not None:
+                self._back_channel.shut_down()
+            try:
+                self._back_end.disconnect()
+            finally:
+                self._back_end.invalidate = None
+                if self._back_channel is not None:
+                    self._back_channel.close()
+
+    def _serve(self) -> None:
+        self._sock.settimeout(SEND_TIMEOUT)
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        poll.register(self._wake_fd, select.POLLIN)
+        while True:
+            ready = {fd for fd, _ in poll.poll()}
+            if self._wake_fd in ready:
+                return
+            try:
+                data, fds = receive(self._sock, self.session.wanted)
+            except OSError as error:
+                log.info("the front end's connection broke: %s", error)
+                return
+            if not data:
+                close_all(fds)
+                self.session.receive_end()
+                return
+            self.session.receive_data(data, fds)
+            while (event := self.session.next_event()) is not None:
+                try:
+                    self._handle(event)
+                finally:
+                    close_all(event.fds)
+                if not self._flush():
+                    return
+            if not self._flush():
+                return
+
+    def _flush(self) -> bool:
+        data = self.session.data_to_send()
+        try:
+            if data:
+                send(self._sock, data)
+        except OSError as error:
+            log.info("the front end does not take answers: %s", error)
+            return False
+        return True
+
+    def _handle(self, event: Call | Refused) -> None:
+        name = type(event.message).__name__
+        if isinstance(event, Refused):
+            log.warning("%s refused: %s", name, event.refusal.reason)
+            return
+        try:
+            status = self._carry_out(event)
+        except ProtocolError:
+            raise
+        except FrontEndError as error:
+            log.warning("%s refused: %s", name, error)
+            status = error.status
+        except GuestError as error:
+            log.warning("%s refused: %s", name, error)
+            status = NtStatus.INVALID_PARAMETER
+        except (VmbusError, OSError):
+            log.exception("%s failed", name)
+            status = NtStatus.UNSUCCESSFUL
+        self.session.answer(event, status)
+
+    def _carry_out(self, call: Call) -> NtStatus:
+        back_end = self._back_end
+        match call.message:
+            case m.SetBackendReqFd():
+                self._set_back_channel(call.fds[0])
+            case m.AddMemReg(region):
+                self._add(region, call.fds[0])
+            case m.RemMemReg(region):
+                self._remove(region)
+            case m.SetMemTable(regions):
+                self._set_table(regions, call.fds)
+            case m.GpadlCreate(channel, gpadl_id, range_count, range_bytes):
+                ranges = read_list(call.fds[0], range_count, range_bytes)
+                back_end.gpadl_create(channel, gpadl_id, ranges)
+            case m.GpadlTeardown(channel, gpadl_id):
+                back_end.gpadl_teardown(channel, gpadl_id)
+            case m.Open():
+                return self._open(call.message, call.fds)
+            case m.Close(channel):
+                back_end.close_channel(channel)
+            case m.Modify(channel, target_vp):
+                back_end.modify_channel(channel, target_vp)
+            case m.Reset():
+                back_end.reset()
+            case m.SetCodeMap(map_bytes, regions):
+                self._set_code_map(call.fds[0], map_bytes, regions)
+            case _:
+                raise OutOfOrder(
+                    "the session lets a request through that nobody carries out",
+                    field="request",
+                    value=call.message.REQUEST,
+                )
+        return NtStatus.SUCCESS
+
+    def _set_back_channel(self, fd: int) -> None:
+        sock = require_stream_socket(fd, "backend_req_fd")
+        self._back_channel = BackChannel(sock, self._back_channel_failed, self._answer_timeout)
+        self._back_end.invalidate = self._back_channel.invalidate
+
+    def _back_channel_failed(self, error: VmbusError) -> None:
+        # Called in a worker's thread.  Without invalidation nothing can be completed, so the
+        # session ends: reading the socket sees its end.
+        log.error("the session ends: %s", error)
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def _add(self, region: m.MemoryRegion, fd: int) -> None:
+        self._back_end.add_region(region.guest_phys_addr, region.size, fd, region.mmap_offset)
+        self._files[region.guest_phys_addr] = _identity(fd)
+
+    def _remove(self, region: m.MemoryRegion) -> None:
+        self._back_end.remove_region(region.guest_phys_addr, region.size)
+        del self._files[region.guest_phys_addr]
+
+    def _set_table(self, regions: tuple[m.MemoryRegion, ...], fds: tuple[int, ...]) -> None:
+        """Replace the table; what is in the old one and in the new one stays mapped.
+
+        Open channels have their rings there.  That is why the file is compared as well: the same
+        addresses may come with another file behind them.
+        """
+        books = self.session.books
+        wanted = {(region, _identity(fd)) for region, fd in zip(regions, fds, strict=True)}
+        for region in list(books.regions.values()):
+            if (region, self._files[region.guest_phys_addr]) not in wanted:
+                self._remove(region)
+                books.enter(m.RemMemReg(region))
+        for region, fd in zip(regions, fds, strict=True):
+            if region.guest_phys_addr not in books.regions:
+                self._add(region, fd)
+                books.enter(m.AddMemReg(region))
+
+    def _open(self, message: m.Open, fds: tuple[int, ...]) -> NtStatus:
+        kick, call = fds
+        require_eventfd(kick, "kick")
+        require_eventfd(call, "call")
+        status = self._back_end.open_channel(
+            message.channel,
+            message.gpadl_id,
+            message.ring_offset,
+            message.target_vp,
+            message.vmbus_version,
+            message.user_data,
+            kick,
+            call,
+            message.resume,
+        )
+        if status:
+            log.warning("Open of channel %d refused: %s", message.channel, status.name)
+        return status
+
+    def _set_code_map(self, fd: int, map_bytes: int, regions: tuple[m.CodeMapRegion, ...]) -> None:
+        size = os.fstat(fd).st_size
+        if size < map_bytes:
+            raise FrontEndError(f"the code map has {map_bytes} bytes, its memfd {size}")
+        self._back_end.set_code_map(
+            fd, map_bytes, [(r.guest_phys_addr, r.size, r.first_bit) for r in regions]
+        )
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino

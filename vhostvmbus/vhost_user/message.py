@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What all messages share: numbers, feature bits, limits, and the base class.
+
+Everything is little-endian and without padding.  A class knows its payload's
+layout and how many descriptors travel with it; it does no I/O.  ``parse`` takes
+a payload whose size has already been checked with :meth:`Message.check_size` and
+raises :class:`~vhostvmbus.vhost_user.errors.ProtocolError` for field values
+that have no meaning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Self, TypeVar
+
+from vhostvmbus.vhost_user.errors import BadField, WrongSize
+
+#: Longest payload of any message ("Message header").
+MAX_PAYLOAD = 4096
+
+#: ``VHOST_F_LOG_ALL``: the front end wants dirty logging.
+F_LOG_ALL = 1 << 26
+#: ``VHOST_USER_F_PROTOCOL_FEATURES``.
+F_PROTOCOL_FEATURES = 1 << 30
+
+#: ``SET_MEM_TABLE`` carries at most this many regions (``VHOST_MEMORY_BASELINE_NREGIONS``).
+MAX_TABLE_REGIONS = 8
+#: Regions in one ``VMBUS_SET_CODE_MAP``.
+MAX_CODE_MAP_REGIONS = 100
+#: Ranges in one ``VMBUS_BACKEND_INVALIDATE_CODE``.
+MAX_INVALIDATE_RANGES = 200
+#: ``first_bit`` of a region whose translations the front end cannot tell.
+ALL_TRANSLATED = (1 << 64) - 1
+#: Bytes of user-defined data in an offer and of user data in an opening.
+USER_DATA_SIZE = 120
+#: ``VMBUS_OPEN`` flags.
+OPEN_RESUME = 1
+
+
+class ProtocolFeature(enum.IntFlag):
+    """Protocol feature bits ("Negotiation")."""
+
+    LOG_SHMFD = 1 << 1
+    REPLY_ACK = 1 << 3
+    BACKEND_REQ = 1 << 5
+    BACKEND_SEND_FD = 1 << 10
+    INFLIGHT_SHMFD = 1 << 12
+    CONFIGURE_MEM_SLOTS = 1 << 15
+    DEVICE_STATE = 1 << 19
+    VMBUS = 1 << 48
+    VMBUS_CODE_MAP = 1 << 49
+
+
+#: What no session can do without.
+REQUIRED_FEATURES = (
+    ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.VMBUS
+)
+
+
+class Request(enum.IntEnum):
+    """Front-end requests."""
+
+    GET_FEATURES = 1
+    SET_FEATURES = 2
+    SET_OWNER = 3
+    SET_MEM_TABLE = 5
+    GET_PROTOCOL_FEATURES = 15
+    SET_PROTOCOL_FEATURES = 16
+    SET_BACKEND_REQ_FD = 21
+    GET_MAX_MEM_SLOTS = 36
+    ADD_MEM_REG = 37
+    REM_MEM_REG = 38
+    VMBUS_GET_OFFER = 1024
+    VMBUS_GPADL_CREATE = 1025
+    VMBUS_GPADL_TEARDOWN = 1026
+    VMBUS_OPEN = 1027
+    VMBUS_CLOSE = 1028
+    VMBUS_MODIFY = 1029
+    VMBUS_RESET = 1030
+    VMBUS_SET_CODE_MAP = 1031
+
+
+class BackendRequest(enum.IntEnum):
+    """Back-end requests, on the socket passed with ``SET_BACKEND_REQ_FD``."""
+
+    VMBUS_INVALIDATE_CODE = 1024
+    VMBUS_OFFER_CHANNEL = 1025
+    VMBUS_RESCIND_CHANNEL = 1026
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message: its fields, their layout and the descriptors that travel with it."""
+
+    #: The number in the header; a reply carries the number of its request.
+    REQUEST: ClassVar[int]
+    #: Fixed part of the payload, in the order of the dataclass's fields.
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("")
+    #: How few and how many descriptors travel with it.
+    FDS: ClassVar[tuple[int, int]] = (0, 0)
+
+    @classmethod
+    def check_size(cls, size: int) -> None:
+        """Raise :class:`WrongSize` unless a payload of `size` bytes can be this message."""
+        if size != cls.LAYOUT.size:
+            raise WrongSize(f"{cls.__name__} has {cls.LAYOUT.size} bytes", field="size", value=size)
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Self:
+        """Read the payload (bytes → fields)."""
+        return cls(*cls.LAYOUT.unpack(payload))
+
+    def pack(self) -> bytes:
+        """Write the payload (fields → bytes)."""
+        values = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        return self.LAYOUT.pack(*values)
+
+    def check_fds(self, count: int) -> bool:
+        """Whether `count` descriptors are what this very message carries."""
+        return self.FDS[0] <= count <= self.FDS[1]
+
+
+M = TypeVar("M", bound=type[Message])
+FRONT_END_REQUESTS: dict[int, type[Message]] = {}
+BACK_END_REQUESTS: dict[int, type[Message]] = {}
+
+
+def front_end(request: Request) -> Callable[[M], M]:
+    """Register a front-end request."""
+
+    def register(cls: M) -> M:
+        cls.REQUEST = request
+        FRONT_END_REQUESTS[request] = cls
+        return cls
+
+    return register
+
+
+def back_end(request: BackendRequest) -> Callable[[M], M]:
+    """Register a back-end request."""
+
+    def register(cls: M) -> M:
+        cls.REQUEST = request
+        BACK_END_REQUESTS[request] = cls
+        return cls
+
+    return register
+
+
+def check_reserved(value: int) -> None:
+    """A reserved field is zero, so that it can be given a meaning later."""
+    if value:
+        raise BadField("a reserved field is not zero", field="reserved", value=value)
+
+
+def split_records(data: bytes, size: int) -> list[bytes]:
+    """`data` cut into records of `size` bytes."""
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelMessage(Message):
+    """A payload of ``channel u32, reserved u32``."""
+
+    channel: int
+    LAYOUT = struct.Struct("<II")
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Self:
+        """Read the channel."""
+        channel, reserved = cls.LAYOUT.unpack(payload)
+        check_reserved(reserved)
+        return cls(channel)
+
+    def pack(self) -> bytes:
+        """Write the channel."""
+        return self.LAYOUT.pack(self.channel, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Value(Message):
+    """A ``u64`` reply: feature bits, a number of slots, or the status of an acknowledgement."""
+
+    value: int
+    LAYOUT = struct.Struct("<Q")

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every message by its name, and which ones may travel in which direction."""
+
+from __future__ import annotations
+
+from vhostvmbus.vhost_user.message import (
+    ALL_TRANSLATED,
+    BACK_END_REQUESTS,
+    F_LOG_ALL,
+    F_PROTOCOL_FEATURES,
+    FRONT_END_REQUESTS,
+    MAX_CODE_MAP_REGIONS,
+    MAX_INVALIDATE_RANGES,
+    MAX_PAYLOAD,
+    MAX_TABLE_REGIONS,
+    OPEN_RESUME,
+    REQUIRED_FEATURES,
+    USER_DATA_SIZE,
+    BackendRequest,
+    ChannelMessage,
+    Message,
+    ProtocolFeature,
+    Request,
+    Value,
+)
+from vhostvmbus.vhost_user.standard import (
+    AddMemReg,
+    GetFeatures,
+    GetMaxMemSlots,
+    GetProtocolFeatures,
+    MemoryRegion,
+    RemMemReg,
+    SetBackendReqFd,
+    SetFeatures,
+    SetMemTable,
+    SetOwner,
+    SetProtocolFeatures,
+)
+from vhostvmbus.vhost_user.vmbus import (
+    Close,
+    CodeMapRegion,
+    GetOffer,
+    GpadlCreate,
+    GpadlTeardown,
+    InvalidateCode,
+    Modify,
+    OfferChannel,
+    OfferReply,
+    Open,
+    RescindChannel,
+    Reset,
+    SetCodeMap,
+)
+
+#: Request number → reply, on the main socket.
+BACK_END_REPLIES: dict[int, type[Message]] = {
+    **dict.fromkeys(FRONT_END_REQUESTS, Value),
+    Request.VMBUS_GET_OFFER: OfferReply,
+}
+#: Request number → reply, on the back-end channel.
+FRONT_END_REPLIES: dict[int, type[Message]] = dict.fromkeys(BACK_END_REQUESTS, Value)
+
+__all__ = [
+    "ALL_TRANSLATED",
+    "BACK_END_REPLIES",
+    "BACK_END_REQUESTS",
+    "FRONT_END_REPLIES",
+    "FRONT_END_REQUESTS",
+    "F_LOG_ALL",
+    "F_PROTOCOL_FEATURES",
+    "MAX_CODE_MAP_REGIONS",
+    "MAX_INVALIDATE_RANGES",
+    "MAX_PAYLOAD",
+    "MAX_TABLE_REGIONS",
+    "OPEN_RESUME",
+    "REQUIRED_FEATURES",
+    "USER_DATA_SIZE",
+    "AddMemReg",
+    "BackendRequest",
+    "ChannelMessage",
+    "Close",
+    "CodeMapRegion",
+    "GetFeatures",
+    "GetMaxMemSlots",
+    "GetOffer",
+    "GetProtocolFeatures",
+    "GpadlCreate",
+    "GpadlTeardown",
+    "InvalidateCode",
+    "MemoryRegion",
+    "Message",
+    "Modify",
+    "OfferChannel",
+    "OfferReply",
+    "Open",
+    "ProtocolFeature",
+    "RemMemReg",
+    "Request",
+    "RescindChannel",
+    "Reset",
+    "SetBackendReqFd",
+    "SetCodeMap",
+    "SetFeatures",
+    "SetMemTable",
+    "SetOwner",
+    "SetProtocolFeatures",
+    "Value",
+]

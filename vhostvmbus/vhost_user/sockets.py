@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Bytes with descriptors on UNIX stream sockets, and the socket file's life.
+
+Descriptors received here are close-on-exec.  :func:`bind_listener` never takes a path from
+a live process and replaces what a dead one left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import stat
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from vhostvmbus.vhost_user.codec import MAX_FDS
+from vhostvmbus.vhost_user.errors import NotASocket, SocketInUse, WrongFds, WrongFdType
+
+_FD_SIZE = 4
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Close every descriptor, whatever closing one of them says."""
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+def receive(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
+    """Up to `size` bytes and the descriptors that came with the first of them.
+
+    Empty bytes: the peer closed its end.  Raises :class:`WrongFds` when more descriptors
+    came than any message carries; all of them are closed then.
+    """
+    space = socket.CMSG_SPACE((MAX_FDS + 1) * _FD_SIZE)
+    data, ancillary, flags, _ = sock.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC)
+    fds: list[int] = []
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            whole = len(content) - len(content) % _FD_SIZE
+            fds += memoryview(content)[:whole].cast("i").tolist()
+    if flags & socket.MSG_CTRUNC or len(fds) > MAX_FDS:
+        close_all(fds)
+        raise WrongFds(f"at most {MAX_FDS} descriptors at a time", field="fds", value=len(fds))
+    return data, fds
+
+
+def send(sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
+    """All of `data`; `fds` go with the first byte."""
+    sent = socket.send_fds(sock, [data], list(fds)) if fds else 0
+    if sent < len(data):
+        sock.sendall(data[sent:])
+
+
+def receive_before(sock: socket.socket, size: int, deadline: float) -> tuple[bytes, list[int]]:
+    """:func:`receive`, but raise ``TimeoutError`` at `deadline` (``time.monotonic``)."""
+    sock.settimeout(max(0.001, deadline - time.monotonic()))
+    try:
+        return receive(sock, size)
+    finally:
+        # The socket may have been closed by another thread in the meantime.
+        with contextlib.suppress(OSError):
+            sock.settimeout(None)
+
+
+def require_eventfd(fd: int, name: str) -> None:
+    """Raise :class:`WrongFdType` unless `fd` is an eventfd."""
+    target = os.readlink(f"/proc/self/fd/{fd}")
+    if target != "anon_inode:[eventfd]":
+        raise WrongFdType("this descriptor has to be an eventfd", field=name, value=target)
+
+
+def require_stream_socket(fd: int, name: str) -> socket.socket:
+    """A socket object for a duplicate of `fd`; :class:`WrongFdType` unless it can be one."""
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        raise WrongFdType(
+            "this descriptor has to be a socket",
+            field=name,
+            value=os.readlink(f"/proc/self/fd/{fd}"),
+        )
+    sock = socket.socket(fileno=os.dup(fd))
+    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+        kind = f"{sock.family.name} {sock.type.name}"
+        sock.close()
+        raise WrongFdType("this descriptor has to be a UNIX stream socket", field=name, value=kind)
+    # The front end may have made it non-blocking; that is a property of the open file.
+    sock.setblocking(True)
+    return sock
+
+
+@contextlib.contextmanager
+def bind_listener(path: Path) -> Iterator[socket.socket]:
+    """A socket that listens at `path`; the file is removed in the end.
+
+    Raises :class:`SocketInUse` if a live process listens there, :class:`NotASocket` if
+    something else lies there.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with _locked_directory(path.parent):
+            _remove_stale(path)
+            listener.bind(str(path))
+            identity = _identity(path)
+            listener.listen(8)
+        try:
+            yield listener
+        finally:
+            with _locked_directory(path.parent):
+                # Somebody may have replaced it in the meantime; theirs stays.
+                if _identity(path) == identity:
+                    path.unlink()
+    finally:
+        listener.close()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+@contextlib.contextmanager
+def _locked_directory(directory: Path) -> Iterator[None]:
+    """Of two processes that find a stale socket, only one replaces it."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield  # gone together with the socket; binding says so by itself
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise NotASocket(f"{path} exists and is not a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        result = probe.connect_ex(str(path))
+    # EAGAIN: it is alive, but its queue is full.
+    if result in (0, errno.EAGAIN):
+        raise SocketInUse(f"another process listens on {path}")
+    if result != errno.ECONNREFUSED:
+        raise OSError(result, os.strerror(result), str(path))
+    path.unlink()

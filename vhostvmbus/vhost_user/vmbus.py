@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The VMBus messages: ``docs/vhost-user-vmbus.md``, "Front-end requests" and on."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import ClassVar, Self
+from uuid import UUID
+
+from vhostvmbus.vhost_user.errors import BadField, LimitExceeded, WrongSize
+from vhostvmbus.vhost_user.message import (
+    ALL_TRANSLATED,
+    MAX_CODE_MAP_REGIONS,
+    MAX_INVALIDATE_RANGES,
+    OPEN_RESUME,
+    BackendRequest,
+    ChannelMessage,
+    Message,
+    Request,
+    back_end,
+    check_reserved,
+    front_end,
+    split_records,
+)
+
+
+@front_end(Request.VMBUS_GET_OFFER)
+@dataclass(frozen=True, slots=True)
+class GetOffer(Message):
+    """Asks what the device offers."""
+
+
+@front_end(Request.VMBUS_GPADL_CREATE)
+@dataclass(frozen=True, slots=True)
+class GpadlCreate(Message):
+    """Gives `range_count` GPA ranges, `range_bytes` in all, in a sealed memfd."""
+
+    channel: int
+    gpadl_id: int
+    range_count: int
+    range_bytes: int
+    LAYOUT = struct.Struct("<IIII")
+    FDS = (1, 1)
+
+    #: A range is at least its two counts and one PFN.
+    MIN_RANGE_BYTES: ClassVar[int] = 16
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Self:
+        message = cls(*cls.LAYOUT.unpack(payload))
+        if message.range_count == 0:
+            raise BadField("a GPADL without ranges", field="range_count", value=0)
+        if message.range_bytes % 8 or message.range_bytes // cls.MIN_RANGE_BYTES < (
+            message.range_count
+        ):
+            raise BadField(
+                f"{message.range_count} GPA ranges do not have this many bytes",
+                field="range_bytes",
+                value=message.range_bytes,
+            )
+        return message
+
+
+@front_end(Request.VMBUS_GPADL_TEARDOWN)
+@dataclass(frozen=True, slots=True)
+class GpadlTeardown(Message):
+    """Takes a GPADL back."""
+
+    channel: int
+    gpadl_id: int
+    LAYOUT = struct.Struct("<II")
+
+
+@front_end(Request.VMBUS_OPEN)
+@dataclass(frozen=True, slots=True)
+class Open(Message):
+    """Opens a channel; carries the kick and the call eventfd, in this order."""
+
+    channel: int
+    gpadl_id: int
+    ring_offset: int
+    target_vp: int
+    vmbus_version: int
+    flags: int
+    user_data: bytes
+    LAYOUT = struct.Struct("<IIIIII120s")
+    FDS = (2, 2)
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Self:
+        message = cls(*cls.LAYOUT.unpack(payload))
+        if message.flags & ~OPEN_RESUME:
+            raise BadField("undefined flags of VMBUS_OPEN", field="flags", value=message.flags)
+        return message
+
+    @property
+    def resume(self) -> bool:
+        """The channel was open before the back end was connected."""
+        return bool(self.flags & OPEN_RESUME)
+
+
+@front_end(Request.VMBUS_CLOSE)
+@dataclass(frozen=True, slots=True)
+class Close(ChannelMessage):
+    """Closes a channel."""
+
+
+@front_end(Request.VMBUS_MODIFY)
+@dataclass(frozen=True, slots=True)
+class Modify(Message):
+    """The guest moved the channel's interrupt to another virtual processor."""
+
+    channel: int
+    target_vp: int
+    LAYOUT = struct.Struct("<II")
+
+
+@front_end(Request.VMBUS_RESET)
+@dataclass(frozen=True, slots=True)
+class Reset(Message):
+    """Closes every channel and forgets every GPADL."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodeMapRegion:
+    """Where the bits of a region of guest memory are in the code map."""
+
+    guest_phys_addr: int
+    size: int
+    first_bit: int
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<QQQ")
+
+    @property
+    def all_translated(self) -> bool:
+        """The front end cannot tell: take every page as translated."""
+        return self.first_bit == ALL_TRANSLATED
+
+
+@front_end(Request.VMBUS_SET_CODE_MAP)
+@dataclass(frozen=True, slots=True)
+class SetCodeMap(Message):
+    """The bitmap of translated pages ("Translated code"), in a memfd of `map_bytes`."""
+
+    map_bytes: int
+    regions: tuple[CodeMapRegion, ...]
+    LAYOUT = struct.Struct("<QII")
+    FDS = (1, 1)
+
+    @classmethod
+    def check_size(cls, size: int) -> None:
+        rest = size - cls.LAYOUT.size
+        if rest < 0 or rest % CodeMapRegion.LAYOUT.size:
+            raise WrongSize("SetCodeMap has 16 + 24 n bytes", field="size", value=size)
+        if rest // CodeMapRegion.LAYOUT.size > MAX_CODE_MAP_REGIONS:
+            raise LimitExceeded(
+                f"SetCodeMap has at most {MAX_CODE_MAP_REGIONS} regions", field="size", value=size
+            )
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Self:
+        map_bytes, count, reserved = cls.LAYOUT.unpack_from(payload)
+        check_reserved(reserved)
+        records = split_records(payload[cls.LAYOUT.size :], CodeMapRegion.LAYOUT.size)
+        if count != len(records):
+            raise BadField(
+                f"{len(records)} regions in the payload", field="region_count", value=count
+            )
+        regions = tuple(CodeMapRegion(*CodeMapRegion.LAYOUT.unpack(r)) for r in records)
+        for region in regions:
+            _check_code_map_region(region, map_bytes)
+        return cls(map_bytes, regions)
+
+    def pack(self) -> bytes:
+        head = self.LAYOUT.pack(self.map_bytes, len(self.regions), 0)
+        return head + b"".join(
+            CodeMapRegion.LAYOUT.pack(r.guest_phys_addr, r.size, r.first_bit) for r in self.regions
+        )
+
+
+def _check_code_map_region(region: CodeMapRegion, map_bytes: int) -> None:
+    if region.size == 0 or region.guest_phys_addr + region.size > 1 << 64:
+        raise BadField(
+            f"a code map region at {region.guest_phys_addr:#x} is empty or passes 2**64",
+            field="size",
+            value=region.size,
+        )
+    if region.all_translated:
+        return
+    pages = (region.size + 4095) // 4096
+    if region.first_bit + pages > map_bytes * 8:
+        raise BadField(
+            f"the bits of {pages} pages do not lie in a map of {map_bytes} bytes",
+            field="first_bit",
+            value=region.first_bit,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OfferReply(Message):
+    """What the device offers (``VMBUS_GET_OFFER``, 160 bytes).
+
+    `instance_id` all zero leaves the choice to the front end.  GUIDs are in
+    VMBus's wire order (:attr:`uuid.UUID.bytes_le`).
+    """
+
+    class_id: UUID
+    instance_id: UUID
+    channel_flags: int
+    mmio_megabytes: int
+    channels: int
+    max_channels: int
+    user_defined: bytes
+    REQUEST = Request.VMBUS_GET_OFFER
+    LAYOUT = struct.Struct("<16s16sHHHH120s")
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Self:
+        class_id, instance_id, *rest = cls.LAYOUT.unpack(payload)
+        offer = cls(UUID(bytes_le=class_id), UUID(bytes_le=instance_id), *rest)
+        if offer.channels < 1:
+            raise BadField("an offer without a channel", field="channels", value=offer.channels)
+        if offer.max_channels < offer.channels:
+            raise BadField(
+                f"{offer.channels} channels are offered at start",
+                field="max_channels",
+                value=offer.max_channels,
+            )
+        return offer
+
+    def pack(self) -> bytes:
+        return self.LAYOUT.pack(
+            self.class_id.bytes_le,
+            self.instance_id.bytes_le,
+            self.channel_flags,
+            self.mmio_megabytes,
+            self.channels,
+            self.max_channels,
+            self.user_defined,
+        )
+
+
+@back_end(BackendRequest.VMBUS_INVALIDATE_CODE)
+@dataclass(frozen=True, slots=True)
+class InvalidateCode(Message):
+    """Discard all translations from these ``(guest_phys_addr, size)`` ranges."""
+
+    ranges: tuple[tuple[int, int], ...]
+    LAYOUT = struct.Struct("<II")
+    RANGE: ClassVar[struct.Struct] = struct.Struct("<QQ")
+
+    @classmethod
+    def check_size(cls, size: int) -> None:
+        rest = size - cls.LAYOUT.size
+        if rest < 0 or rest % cls.RANGE.size:
+            raise WrongSize("InvalidateCode has 8 + 16 n bytes", field="size", value=size)
+        if rest // cls.RANGE.size > MAX_INVALIDATE_RANGES:
+            raise LimitExceeded(
+                f"InvalidateCode has at most {MAX_INVALIDATE_RANGES} ranges",
+                field="size",
+                value=size,
+            )
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Self:
+        count, reserved = cls.LAYOUT.unpack_from(payload)
+        check_reserved(reserved)
+        ranges = tuple(cls.RANGE.iter_unpack(payload[cls.LAYOUT.size :]))
+        if count != len(ranges):
+            raise BadField(f"{len(ranges)} ranges in the payload", field="count", value=count)
+        return cls(tuple((address, size) for address, size in ranges))
+
+    def pack(self) -> bytes:
+        if len(self.ranges) > MAX_INVALIDATE_RANGES:
+            raise LimitExceeded(
+                f"InvalidateCode has at most {MAX_INVALIDATE_RANGES} ranges",
+                field="count",
+                value=len(self.ranges),
+            )
+        head = self.LAYOUT.pack(len(self.ranges), 0)
+        return head + b"".join(self.RANGE.pack(*r) for r in self.ranges)
+
+
+@back_end(BackendRequest.VMBUS_OFFER_CHANNEL)
+@dataclass(frozen=True, slots=True)
+class OfferChannel(ChannelMessage):
+    """Offers a subchannel to the guest."""
+
+
+@back_end(BackendRequest.VMBUS_RESCIND_CHANNEL)
+@dataclass(frozen=True, slots=True)
+class RescindChannel(ChannelMessage):
+    """Takes a subchannel back; channel 0 means the whole device."""
