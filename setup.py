@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Only what pyproject.toml cannot say: that the ring engine is built through cffi."""
+
+from setuptools import setup
+
+setup(cffi_modules=["vhostvmbus/ring/build.py:ffibuilder"])

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Floor 1: guest RAM. Regions, GPA to host address, external data, the map of translated code.
+
+Implements *Guest memory* and *Translated code* of docs/vhost-user-vmbus.md. Invariants:
+
+* The memory map is an immutable snapshot, replaced as a whole; a region is unmapped only when
+  nothing refers to it.
+* Only this room and ``ring`` touch mapped guest memory. The rooms above get :class:`ExternalData`.
+* A page that vanishes (SIGBUS) costs an error, not the process.
+"""
+
+from vhostvmbus.memory.codemap import CodeMap
+from vhostvmbus.memory.external import ExternalData
+from vhostvmbus.memory.guest_memory import GuestMemory, Region, Span
+
+__all__ = ["CodeMap", "ExternalData", "GuestMemory", "Region", "Span"]

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The map of translated code that a front end under dynamic translation shares.
+
+docs/vhost-user-vmbus.md, *Translated code* and *VMBUS_SET_CODE_MAP*. One bit for each 4 KiB page;
+a back end that wrote guest pages fences, tests the pages' bits and has the front end discard the
+translations of those that are set, before it publishes the packet's completion.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from vhostvmbus.memory.engine import ffi, lib
+from vhostvmbus.wire.errors import FrontEndError
+from vhostvmbus.wire.vmbus import PAGE_SIZE
+
+MAX_CODE_REGIONS = 100
+EVERY_PAGE = (1 << 64) - 1
+"""As ``first_bit``: the front end cannot tell, every page of the region counts as translated."""
+
+
+class CodeMap:
+    """A mapped code map. The caller keeps ``fd``.
+
+    ``regions`` are ``(guest_phys_addr, size, first_bit)``. Raises :exc:`FrontEndError` if the file
+    is shorter than ``map_bytes``, or if a region's bits do not lie in the map.
+    """
+
+    def __init__(
+        self, fd: int, map_bytes: int, regions: Sequence[tuple[int, int, int]]
+    ) -> None:
+        if len(regions) > MAX_CODE_REGIONS:
+            raise FrontEndError(f"{len(regions)} regions in a code map, at most 100 are allowed")
+        if map_bytes and os.fstat(fd).st_size < map_bytes:
+            raise FrontEndError(f"the code map's file is shorter than {map_bytes} bytes")
+        for gpa, size, first_bit in regions:
+            if gpa % PAGE_SIZE or size % PAGE_SIZE or gpa + size > 1 << 64:
+                raise FrontEndError(f"code map region {gpa:#x} + {size:#x} is not whole pages")
+            if first_bit != EVERY_PAGE and first_bit + size // PAGE_SIZE > map_bytes * 8:
+                raise FrontEndError(f"code map region {gpa:#x} + {size:#x} exceeds the map")
+        table = ffi.new("struct vvb_code_region[]", len(regions))
+        for entry, (gpa, size, first_bit) in zip(table, regions, strict=True):
+            entry.gpa, entry.size, entry.first_bit = gpa, size, first_bit
+        error = ffi.new("int *")
+        handle = lib.vvb_codemap_new(fd, map_bytes, table, len(regions), error)
+        if handle == ffi.NULL:
+            raise FrontEndError(f"code map: {os.strerror(error[0])}")
+        self._handle: Any = ffi.gc(handle, lib.vvb_codemap_free)
+
+    def hits(self, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Fences, then returns the pages of ``spans`` that may hold translated code.
+
+        Both are ``(guest_phys_addr, length)`` in bytes; the answer is page-aligned and coalesced.
+        Pages outside the map's regions are taken for code: the map may be older than the memory.
+        """
+        table = ffi.new("struct vvb_span[]", len(spans))
+        pages = len(spans)
+        for entry, (gpa, length) in zip(table, spans, strict=True):
+            entry.gpa, entry.len = gpa, length
+            pages += length // PAGE_SIZE + 2
+        cap = pages // 2 + len(spans) + 1
+        out = ffi.new("struct vvb_span[]", cap)
+        count = lib.vvb_codemap_hits(self._handle, table, len(spans), out, cap)
+        return [(out[i].gpa, out[i].len) for i in range(count)]

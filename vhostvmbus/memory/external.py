@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""External data: the guest pages that a packet (or a GPADL) describes, as one flat stretch of bytes.
+
+Invariants: every access is checked against the length; nothing works after :meth:`close` (the
+packet's completion); what was written is remembered, for translated code and the dirty log; the
+regions behind it stay mapped as long as it is open or somebody is inside one of its methods.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from vhostvmbus.memory.engine import ffi, lib
+from vhostvmbus.wire.errors import ExternalDataClosed, GuestMemoryLost
+from vhostvmbus.wire.gpa import GpaRange
+
+if TYPE_CHECKING:
+    from vhostvmbus.memory.guest_memory import GuestMemory
+
+_new_bytes = ffi.new_allocator(should_clear_after_alloc=False)
+
+SEG_SIZE: int = ffi.sizeof("struct vvb_seg")
+
+
+class ExternalData:
+    """Guest memory described by GPA ranges, joined to one stretch of ``len(self)`` bytes.
+
+    Made by :meth:`GuestMemory.external_data` or by a ring, never directly. Thread-safe.
+    ``offset`` and ``length`` are in bytes everywhere; ``length=None`` means up to the end.
+
+    Errors of all accesses: :exc:`ValueError` out of bounds, :exc:`ExternalDataClosed` after the
+    packet was completed, :exc:`GuestMemoryLost` if the guest's pages have gone.
+    """
+
+    __slots__ = (
+        "_busy",
+        "_closed",
+        "_count",
+        "_length",
+        "_lock",
+        "_memory",
+        "_on_idle",
+        "_put",
+        "_ranges",
+        "_raw",
+        "_segs",
+        "_views",
+        "_written",
+    )
+
+    def __init__(
+        self,
+        memory: "GuestMemory",
+        raw_segs: bytes,
+        length: int,
+        ranges: Callable[[], list[GpaRange]] | None = None,
+    ) -> None:
+        self._memory = memory
+        self._raw = raw_segs
+        self._segs: Any = ffi.from_buffer("struct vvb_seg[]", raw_segs)
+        self._count = len(raw_segs) // SEG_SIZE
+        self._length = length
+        self._ranges = ranges
+        self._lock = threading.Lock()
+        self._busy = 0
+        self._closed = False
+        self._put = False
+        self._written: list[tuple[int, int]] = []
+        self._views: list[memoryview] = []
+        self._on_idle: list[threading.Event] = []
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self._count} segments"
+        return f"<ExternalData {self._length} bytes, {state}>"
+
+    def __enter__(self) -> "ExternalData":
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._put:
+            self._put = True
+            lib.vvb_segs_put(self._segs, self._count)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the packet was completed, so that nothing can be accessed any more."""
+        return self._closed
+
+    @property
+    def ranges(self) -> list[GpaRange]:
+        """The GPA ranges as the guest sent them."""
+        if self._ranges is not None:
+            return self._ranges()
+        return []
+
+    @property
+    def segments(self) -> list[tuple[int, int]]:
+        """``(gpa, length)`` of every stretch that is contiguous in guest-physical addresses."""
+        return [(seg.gpa, seg.len) for seg in self._segs[0 : self._count]]
+
+    # -- access --------------------------------------------------------------------------------
+
+    def _bounds(self, offset: int, length: int | None) -> int:
+        if length is None:
+            length = self._length - offset
+        if offset < 0 or length < 0 or offset + length > self._length:
+            raise ValueError(
+                f"{length} bytes at {offset} are outside external data of {self._length} bytes"
+            )
+        return length
+
+    def _enter(self) -> None:
+        with self._lock:
+            if self._closed:
+                raise ExternalDataClosed("external data is used after its packet's completion")
+            self._busy += 1
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._busy -= 1
+            if self._busy or not self._closed:
+                return
+            waiting, self._on_idle = self._on_idle, []
+        self._release()
+        for event in waiting:
+            event.set()
+
+    def _note_written(self, offset: int, length: int) -> None:
+        if not length:
+            return
+        written = self._written
+        if written:
+            last_offset, last_length = written[-1]
+            if last_offset + last_length == offset:
+                written[-1] = (last_offset, last_length + length)
+                return
+            if last_offset <= offset and offset + length <= last_offset + last_length:
+                return
+            if len(written) >= 64:
+                # Many small writes: one span over all of them says enough.
+                low = min(start for start, _ in written)
+                high = max(start + size for start, size in written)
+                written[:] = [(low, high - low)]
+        written.append((offset, length))
+
+    def _lost(self) -> GuestMemoryLost:
+        return GuestMemoryLost("memory", self._segs[0].gpa if self._count else 0)
+
+    def read(self, offset: int = 0, length: int | None = None) -> bytes:
+        """A private copy of ``length`` bytes at ``offset``."""
+        length = self._bounds(offset, length)
+        self._enter()
+        try:
+            out = _new_bytes("char[]", length)
+            if length and lib.vvb_ext_read(self._segs, self._count, offset, out, length):
+                raise self._lost()
+            return bytes(ffi.buffer(out, length))
+        finally:
+            self._leave()
+
+    def read_into(self, buffer: bytearray | memoryview, offset: int = 0) -> int:
+        """Copies ``len(buffer)`` bytes at ``offset`` into a writable buffer; returns how many."""
+        target = ffi.from_buffer(buffer, require_writable=True)
+        length = self._bounds(offset, len(target))
+        self._enter()
+        try:
+            if length and lib.vvb_ext_read(self._segs, self._count, offset, target, length):
+                raise self._lost()
+            return length
+        finally:
+            self._leave()
+
+    def write(self, data: bytes | bytearray | memoryview, offset: int = 0) -> int:
+        """Copies all of ``data`` to ``offset``; returns its length."""
+        source = ffi.from_buffer(data)
+        length = self._bounds(offset, len(source))
+        self._enter()
+        try:
+            self._note_written(offset, length)
+            if length and lib.vvb_ext_write(self._segs, self._count, offset, source, length):
+                raise self._lost()
+            return length
+        finally:
+            self._leave()
+
+    def fill(self, byte: int = 0, offset: int = 0, length: int | None = None) -> int:
+        """Sets ``length`` bytes at ``offset`` to ``byte``; returns how many."""
+        length = self._bounds(offset, length)
+        self._enter()
+        try:
+            self._note_written(offset, length)
+            if length and lib.vvb_ext_fill(self._segs, self._count, offset, byte & 0xFF, length):
+                raise self._lost()
+            return length
+        finally:
+            self._leave()
+
+    def views(
+        self, offset: int = 0, length: int | None = None, *, writable: bool = False
+    ) -> list[memoryview]:
+        """Zero-copy views of the guest's pages, in order. The guest may change them at any time.
+
+        A writable view counts as written whole. Views end with the packet's completion.
+        """
+        length = self._bounds(offset, length)
+        self._enter()
+        try:
+            if self._count and lib.vvb_ext_lost(self._segs, self._count):
+                raise self._lost()
+            views = []
+            position, left = 0, length
+            for seg in self._segs[0 : self._count]:
+                skip = max(0, offset - position)
+                position += seg.len
+                if skip >= seg.len or not left:
+                    continue
+                size = min(seg.len - skip, left)
+                view = self._memory.view_of(seg.region, seg.gpa + skip, size)
+                views.append(view if writable else view.toreadonly())
+                left -= size
+            if writable:
+                self._note_written(offset, length)
+            with self._lock:
+                self._views.extend(views)
+            return views
+        finally:
+            self._leave()
+
+    def preadv(
+        self, fd: int, file_offset: int, offset: int = 0, length: int | None = None
+    ) -> int:
+        """Reads from a file straight into the guest's pages.
+
+        Returns the bytes read: ``length``, or fewer at the end of the file or when an error came
+        after some bytes (asking for the rest raises it). :exc:`OSError` if nothing was read.
+        """
+        return self._file_io(lib.vvb_ext_preadv, fd, file_offset, offset, length, True)
+
+    def pwritev(
+        self, fd: int, file_offset: int, offset: int = 0, length: int | None = None
+    ) -> int:
+        """Writes the guest's pages straight to a file; otherwise like :meth:`preadv`."""
+        return self._file_io(lib.vvb_ext_pwritev, fd, file_offset, offset, length, False)
+
+    def _file_io(
+        self,
+        function: Callable[..., int],
+        fd: int,
+        file_offset: int,
+        offset: int,
+        length: int | None,
+        writes_guest: bool,
+    ) -> int:
+        length = self._bounds(offset, length)
+        if not 0 <= file_offset <= (1 << 63) - 1 - length:
+            raise ValueError(f"file offset {file_offset} is out of range")
+        self._enter()
+        try:
+            if writes_guest:
+                # Even a read that fails may have written some pages.
+                self._note_written(offset, length)
+            done = function(self._segs, self._count, offset, length, fd, file_offset)
+            if done < 0:
+                if -done == 14:  # EFAULT: the pages have gone, the kernel does not raise SIGBUS
+                    raise self._lost()
+                raise OSError(-done, os.strerror(-done))
+            return done
+        finally:
+            self._leave()
+
+    # -- bookkeeping ---------------------------------------------------------------------------
+
+    @property
+    def lost(self) -> bool:
+        """Whether pages of the regions behind this data have vanished."""
+        return bool(not self._put and lib.vvb_ext_lost(self._segs, self._count))
+
+    @property
+    def has_written(self) -> bool:
+        """Whether anything was written to the guest's pages."""
+        return bool(self._written)
+
+    @property
+    def written(self) -> list[tuple[int, int]]:
+        """What was written so far, as ``(gpa, length)``; a writable view counts whole."""
+        if not self._written:
+            return []
+        segments = self.segments
+        spans: list[tuple[int, int]] = []
+        for offset, length in self._written:
+            position = 0
+            end = offset + length
+            for gpa, size in segments:
+                low = max(offset, position)
+                high = min(end, position + size)
+                if low < high:
+                    spans.append((gpa + low - position, high - low))
+                position += size
+                if position >= end:
+                    break
+        return spans
+
+    def _release(self) -> None:
+        with self._lock:
+            views, self._views = self._views, []
+            put, self._put = self._put, True
+        for view in views:
+            try:
+                view.release()
+            except BufferError:
+                # Somebody made a view of the view. It keeps the mapping alive, and harmless.
+                continue
+        if not put:
+            lib.vvb_segs_put(self._segs, self._count)
+
+    def close(self, *, wait: bool = False) -> None:
+        """Ends every access. With ``wait``, returns when nobody is inside a method any more."""
+        event: threading.Event | None = None
+        with self._lock:
+            self._closed = True
+            if self._busy:
+                if not wait:
+                    return
+                event = threading.Event()
+                self._on_idle.append(event)
+        if event is None:
+            self._release()
+        else:
+            event.wait()
+
+

@@ -1,0 +1,227 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The engine's whole interface: plain declarations, read both by the C compiler (through engine.h)
+ * and by cffi (build.py), so that there is one text of it. No preprocessor lines, therefore.
+ *
+ * Every function may be called without the GIL. "Guest memory" always means a shared mapping that
+ * somebody else writes at any time.
+ */
+
+enum {
+    VVB_OK = 0,
+    /* The ring cannot be followed any more. */
+    VVB_E_INDEX = 1,
+    VVB_E_LOST = 2,
+    VVB_E_DESC_TRUNCATED = 3,
+    VVB_E_LENGTH = 4,
+    VVB_E_OFFSET = 5,
+    /* One packet is wrong. */
+    VVB_E_TYPE = 16,
+    VVB_E_TOO_LARGE = 17,
+    VVB_E_RANGE_COUNT = 18,
+    VVB_E_RANGE_TRUNCATED = 19,
+    VVB_E_RANGE_EMPTY = 20,
+    VVB_E_RANGE_TOO_LONG = 21,
+    VVB_E_PFN = 22,
+    /* Outcomes of a send. */
+    VVB_E_FULL = 32,
+    VVB_E_TOO_BIG = 33,
+    VVB_E_NOMEM = 34
+};
+
+/* The field of the wire format that a fault is about. */
+enum {
+    VVB_F_NONE = 0,
+    VVB_F_WRITE_INDEX = 1,
+    VVB_F_READ_INDEX = 2,
+    VVB_F_AVAILABLE = 3,
+    VVB_F_LEN8 = 4,
+    VVB_F_OFFSET8 = 5,
+    VVB_F_TYPE = 6,
+    VVB_F_PAYLOAD_LENGTH = 7,
+    VVB_F_RANGE_COUNT = 8,
+    VVB_F_BYTE_COUNT = 9,
+    VVB_F_PFN_COUNT = 10,
+    VVB_F_PFN = 11,
+    VVB_F_MEMORY = 12
+};
+
+enum { VVB_ROLE_HOST = 0, VVB_ROLE_GUEST = 1 };
+
+struct vvb_fault {
+    uint64_t value;
+    uint32_t error;
+    uint32_t field;
+    uint32_t offset; /* bytes from the start of the ring's data (of the range list elsewhere) */
+    uint32_t reserved;
+};
+
+/* ---- guest memory ---- */
+
+struct vvb_region;
+struct vvb_memory;
+
+/* A piece of external data: contiguous in guest-physical and in host addresses. */
+struct vvb_seg {
+    uint64_t gpa;
+    uint64_t len;
+    char *host;
+    struct vvb_region *region;
+};
+
+struct vvb_segs {
+    struct vvb_seg *v;
+    uint32_t count;
+    uint32_t cap;
+    uint64_t total; /* bytes */
+};
+
+struct vvb_region *vvb_region_new(uint64_t gpa, uint64_t size, int fd, uint64_t offset, int *err);
+void vvb_region_free(struct vvb_region *region);
+/* Replaces the file's pages by private zero pages; stale views stay harmless. */
+int vvb_region_detach(struct vvb_region *region);
+char *vvb_region_host(struct vvb_region *region);
+int vvb_region_lost(struct vvb_region *region);
+uint64_t vvb_region_users(struct vvb_region *region);
+/* 0 when nobody uses it, -ETIMEDOUT otherwise. */
+int vvb_region_wait_unused(struct vvb_region *region, int timeout_ms);
+
+struct vvb_memory *vvb_memory_new(void);
+void vvb_memory_free(struct vvb_memory *memory);
+/* Installs a new set of regions, sorted by address; returns when the old set is in no use. */
+int vvb_memory_set(struct vvb_memory *memory, struct vvb_region **regions, uint32_t count);
+
+/*
+ * Parses and translates count GPA ranges from private memory. On success each segment holds a
+ * use of its region, given back by vvb_segs_put().
+ */
+int vvb_translate(struct vvb_memory *memory, const char *data, uint64_t len, uint32_t count,
+                  uint64_t max_bytes, uint32_t max_ranges, struct vvb_segs *out,
+                  struct vvb_fault *fault);
+/* The same for one stretch of addresses. */
+int vvb_translate_span(struct vvb_memory *memory, uint64_t gpa, uint64_t len, struct vvb_segs *out);
+void vvb_segs_put(const struct vvb_seg *segs, uint32_t count);
+void vvb_segs_free(struct vvb_segs *segs);
+
+/* ---- external data; offsets and lengths are checked by the caller; 0 or -errno ---- */
+
+int vvb_ext_read(const struct vvb_seg *segs, uint32_t count, uint64_t offset, char *dst,
+                 uint64_t len);
+int vvb_ext_write(const struct vvb_seg *segs, uint32_t count, uint64_t offset, const char *src,
+                  uint64_t len);
+int vvb_ext_fill(const struct vvb_seg *segs, uint32_t count, uint64_t offset, int byte,
+                 uint64_t len);
+int vvb_ext_lost(const struct vvb_seg *segs, uint32_t count);
+/* Bytes transferred (short only at the end of the file), or -errno if none were. */
+int64_t vvb_ext_preadv(const struct vvb_seg *segs, uint32_t count, uint64_t offset, uint64_t len,
+                       int fd, int64_t file_offset);
+int64_t vvb_ext_pwritev(const struct vvb_seg *segs, uint32_t count, uint64_t offset, uint64_t len,
+                        int fd, int64_t file_offset);
+
+/* ---- translated code (docs/vhost-user-vmbus.md) ---- */
+
+struct vvb_code_region {
+    uint64_t gpa;
+    uint64_t size;
+    uint64_t first_bit;
+};
+struct vvb_span {
+    uint64_t gpa;
+    uint64_t len;
+};
+struct vvb_codemap;
+
+struct vvb_codemap *vvb_codemap_new(int fd, uint64_t map_bytes,
+                                    const struct vvb_code_region *regions, uint32_t count,
+                                    int *err);
+void vvb_codemap_free(struct vvb_codemap *map);
+/* A sequentially consistent fence, then the spans' pages whose bit is set, coalesced. */
+uint32_t vvb_codemap_hits(const struct vvb_codemap *map, const struct vvb_span *spans,
+                          uint32_t count, struct vvb_span *out, uint32_t cap);
+
+/* ---- rings ---- */
+
+struct vvb_packet {
+    uint64_t transaction_id;
+    uint64_t external_length;
+    uint64_t fault_value;
+    uint32_t ring_offset;
+    uint32_t data_offset; /* of the whole packet in the batch's data */
+    uint32_t length;      /* whole packet, trailer not counted */
+    uint32_t payload_offset; /* from the packet's start */
+    uint32_t first_seg;
+    uint32_t seg_count;
+    uint32_t error;
+    uint32_t fault_field;
+    uint32_t fault_offset;
+    uint16_t type;
+    uint16_t flags;
+};
+
+struct vvb_batch {
+    struct vvb_packet *packets;
+    uint8_t *data;
+    struct vvb_segs segs;
+    struct vvb_fault fault;
+    uint32_t count;
+    uint32_t packets_cap;
+    uint32_t data_len;
+    uint32_t data_cap;
+    uint32_t signal; /* the peer waits for space and now has it */
+    uint32_t bytes;  /* taken from the ring, trailers counted */
+};
+
+struct vvb_limits {
+    uint32_t max_payload;
+    uint32_t max_ranges;
+    uint64_t max_external;
+};
+
+struct vvb_ring;
+
+struct vvb_ring *vvb_ring_attach(struct vvb_memory *memory, const uint64_t *pfns, uint32_t count,
+                                 uint32_t ring_offset, int role, int initialize,
+                                 struct vvb_fault *fault, int *err);
+void vvb_ring_free(struct vvb_ring *ring);
+
+struct vvb_batch *vvb_batch_new(struct vvb_ring *ring, uint32_t max_packets);
+void vvb_batch_free(struct vvb_batch *batch);
+
+/* Up to max packets out of the ring. The result, and batch->fault, say why it stopped early. */
+int vvb_ring_receive(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t max,
+                     struct vvb_memory *memory, const struct vvb_limits *limits);
+void vvb_ring_mask(struct vvb_ring *ring);
+/* Bytes to read after unmasking, or -VVB_E_INDEX. */
+int64_t vvb_ring_unmask(struct vvb_ring *ring);
+
+/*
+ * Puts one packet into the ring: descriptor, header (8-byte granular), payload, trailer. With
+ * publish == 0 the peer does not see it before vvb_ring_publish(). *signal is set to 1 if the
+ * peer has to be signalled, else left alone.
+ */
+int vvb_ring_send(struct vvb_ring *ring, uint16_t type, uint16_t flags, uint64_t transaction_id,
+                  const char *header, uint32_t header_len, const char *payload,
+                  uint32_t payload_len, int publish, int *signal, struct vvb_fault *fault);
+void vvb_ring_publish(struct vvb_ring *ring, int *signal);
+
+struct vvb_ring_state {
+    uint32_t rx_size;
+    uint32_t tx_size;
+    uint32_t rx_avail;
+    uint32_t tx_free;
+    uint32_t peer_signals_space; /* the peer announced pending_send_sz */
+    uint32_t tx_pending;
+    uint64_t signals_sent;
+    uint64_t signals_suppressed;
+    uint64_t space_signals;
+};
+void vvb_ring_get_state(struct vvb_ring *ring, struct vvb_ring_state *state);
+int vvb_ring_lost(struct vvb_ring *ring);
+/* For tests and diagnosis: the mapped header page (dir 0 = receive, 1 = send), then data twice. */
+char *vvb_ring_pages(struct vvb_ring *ring, int dir);
+
+/* ---- waiting ---- */
+
+/* Waits for any of the eventfds, empties those that fired. A bit mask, 0 on time-out, or -errno. */
+int vvb_wait(const int *fds, uint32_t count, int timeout_ms);
+int vvb_signal(int fd);

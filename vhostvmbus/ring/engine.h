@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What the engine's source files share. See api.h for what Python sees.
+ *
+ * Rules: guest memory is read once, into private memory, before any of it is believed (copy, then
+ * check, then use); every barrier has a comment that names its pair on the peer's side.
+ */
+#ifndef VVB_ENGINE_H
+#define VVB_ENGINE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "api.h"
+
+#define VVB_PAGE_SIZE 4096u
+#define VVB_PAGE_SHIFT 12
+
+/* Loads and stores of words that the peer accesses at the same time. */
+#define vvb_load(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+#define vvb_store(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+#define vvb_load_acquire(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+#define vvb_store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+#define vvb_full_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+
+/*
+ * Between a copy out of guest memory and its use: the compiler must not read the source again in
+ * the place of the copy.
+ */
+#define vvb_copied() __asm__ volatile("" ::: "memory")
+
+/* guard.c: surviving SIGBUS. A slot watches one mapping; -errno if none is free. */
+int vvb_guard_add(void *start, size_t len, size_t page_size);
+void vvb_guard_del(int slot);
+bool vvb_guard_lost(int slot);
+
+/* guestmem.c */
+struct vvb_region {
+    uint64_t gpa;
+    uint64_t size;
+    char *host;
+    uint64_t file_offset;
+    int fd;
+    int slot;
+    uint64_t users;
+};
+
+struct vvb_snapshot {
+    uint64_t refs;
+    uint32_t count;
+    struct vvb_region *regions[];
+};
+
+struct vvb_snapshot *vvb_snapshot_get(struct vvb_memory *memory);
+void vvb_snapshot_put(struct vvb_memory *memory, struct vvb_snapshot *snapshot);
+struct vvb_region *vvb_snapshot_find(const struct vvb_snapshot *snapshot, uint64_t gpa,
+                                     struct vvb_region *hint);
+int vvb_translate_in(const struct vvb_snapshot *snapshot, const uint8_t *data, uint64_t len,
+                     uint32_t count, uint64_t max_bytes, uint32_t max_ranges,
+                     struct vvb_segs *out, struct vvb_fault *fault);
+
+static inline int vvb_fault_set(struct vvb_fault *fault, uint32_t error, uint32_t field,
+                                uint64_t value, uint32_t offset)
+{
+    fault->error = error;
+    fault->field = field;
+    fault->value = value;
+    fault->offset = offset;
+    return (int)error;
+}
+
+#endif

@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Surviving SIGBUS: the file behind a mapping was truncated and somebody touched a lost page.
+ *
+ * The handler puts a private page of zeros in the place of the lost one and marks the mapping, so
+ * the access (a memcpy here, a memoryview in Python) finishes with zeros; who made it looks at the
+ * mark afterwards and reports the named error. A fault anywhere else goes to the handler that was
+ * there before. Nothing in the handler but atomic loads and mmap(), which on Linux is a plain
+ * system call.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/mman.h>
+
+#include "engine.h"
+
+#define VVB_GUARD_SLOTS 8192
+
+static struct {
+    uintptr_t start;
+    uintptr_t end; /* 0: free */
+    size_t page_size;
+    int lost;
+    int taken;
+} slots[VVB_GUARD_SLOTS];
+static int slots_used; /* high-water mark */
+static pthread_mutex_t slots_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static struct sigaction previous;
+static __thread void *chained_addr;
+static __thread unsigned chained_count;
+
+static void chain(int sig, siginfo_t *info, void *context)
+{
+    /*
+     * The same fault twice running: the previous handler did not help (it may even have called
+     * us, its own predecessor). Let the default action end the process.
+     */
+    if (info->si_addr == chained_addr) {
+        chained_count++;
+    } else {
+        chained_addr = info->si_addr;
+        chained_count = 1;
+    }
+    if (chained_count <= 2) {
+        if (previous.sa_flags & SA_SIGINFO) {
+            previous.sa_sigaction(sig, info, context);
+            return;
+        }
+        if (previous.sa_handler == SIG_IGN && info->si_code <= 0) {
+            return;
+        }
+        if (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN) {
+            previous.sa_handler(sig);
+            return;
+        }
+    }
+    signal(sig, SIG_DFL);
+    if (info->si_code <= 0) {
+        raise(sig); /* it was sent, not caused: it will not happen by itself again */
+    }
+}
+
+static void on_sigbus(int sig, siginfo_t *info, void *context)
+{
+    int saved_errno = errno;
+    uintptr_t addr = (uintptr_t)info->si_addr;
+    int used = vvb_load_acquire(&slots_used);
+
+    if (info->si_code > 0) {
+        for (int i = 0; i < used; i++) {
+            /* end is acquired first: pairs with the release in vvb_guard_add() */
+            uintptr_t end = vvb_load_acquire(&slots[i].end);
+
+            if (addr < end && addr >= vvb_load(&slots[i].start)) {
+                size_t page_size = vvb_load(&slots[i].page_size);
+                void *page = (void *)(addr & ~(uintptr_t)(page_size - 1));
+
+                if (mmap(page, page_size, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED) {
+                    break;
+                }
+                vvb_store_release(&slots[i].lost, 1);
+                errno = saved_errno;
+                return;
+            }
+        }
+    }
+    chain(sig, info, context);
+    errno = saved_errno;
+}
+
+/* Called with slots_lock held. Others (faulthandler) may have replaced us since the last time. */
+static int install(void)
+{
+    struct sigaction now;
+    struct sigaction ours = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+
+    if (sigaction(SIGBUS, NULL, &now)) {
+        return -errno;
+    }
+    if ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == on_sigbus) {
+        return 0;
+    }
+    previous = now;
+    sigemptyset(&ours.sa_mask);
+    return sigaction(SIGBUS, &ours, NULL) ? -errno : 0;
+}
+
+int vvb_guard_add(void *start, size_t len, size_t page_size)
+{
+    int ret;
+
+    pthread_mutex_lock(&slots_lock);
+    ret = install();
+    if (ret) {
+        goto out;
+    }
+    ret = -ENOSPC;
+    for (int i = 0; i < VVB_GUARD_SLOTS; i++) {
+        if (slots[i].taken) {
+            continue;
+        }
+        slots[i].taken = 1;
+        vvb_store(&slots[i].lost, 0);
+        vvb_store(&slots[i].page_size, page_size);
+        vvb_store(&slots[i].start, (uintptr_t)start);
+        /* the slot is whole before its end says that it counts: pairs with the handler */
+        vvb_store_release(&slots[i].end, (uintptr_t)start + len);
+        if (i >= slots_used) {
+            vvb_store_release(&slots_used, i + 1);
+        }
+        ret = i;
+        break;
+    }
+out:
+    pthread_mutex_unlock(&slots_lock);
+    return ret;
+}
+
+void vvb_guard_del(int slot)
+{
+    if (slot < 0) {
+        return;
+    }
+    pthread_mutex_lock(&slots_lock);
+    vvb_store_release(&slots[slot].end, (uintptr_t)0);
+    slots[slot].taken = 0;
+    pthread_mutex_unlock(&slots_lock);
+}
+
+bool vvb_guard_lost(int slot)
+{
+    /* acquire: pairs with the release in on_sigbus(), possibly in another thread */
+    return slot >= 0 && vvb_load_acquire(&slots[slot].lost);
+}

@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The two rings of one channel, seen from one end.
+
+Invariants: a packet is copied once into private memory and checked there; indices of the peer are
+believed only if they lie in the ring; our own are never read back. One thread receives; any thread
+may send.
+"""
+
+import os
+import struct
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from vhostvmbus.memory import ExternalData, GuestMemory
+from vhostvmbus.memory.engine import error_of, ffi, guest_error, lib
+from vhostvmbus.wire.errors import (
+    ChannelClosed,
+    GuestError,
+    PacketError,
+    PacketTooBig,
+    RingFull,
+    RingInvalid,
+)
+from vhostvmbus.wire.gpa import GpaRange, build_ranges, parse_ranges
+from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED, GPA_DIRECT_HEADER_SIZE, PacketType
+
+_SEG_SIZE: int = ffi.sizeof("struct vvb_seg")
+_PACKET = struct.Struct("=QQQIIIIIIIIIHH4x")
+if _PACKET.size != ffi.sizeof("struct vvb_packet"):
+    raise ImportError("the ring engine does not match its Python side: build it again")
+_GPA_HEADER = struct.Struct("<II")
+DEFAULT_BATCH = 64
+
+
+class Role(IntEnum):
+    """Which end of the channel this is; decides which ring is received from."""
+
+    HOST = lib.VVB_ROLE_HOST
+    GUEST = lib.VVB_ROLE_GUEST
+
+
+class Limits(NamedTuple):
+    """What a packet may be at most: payload bytes, bytes of external data, GPA ranges."""
+
+    max_payload: int = 0xFFFF * 8
+    max_external_data: int = 0xFFFFFFFF
+    max_external_ranges: int = 0xFFFF
+
+
+class RawPacket:
+    """A packet as it came: private copies only, except for ``external_data``.
+
+    ``raw`` is the whole packet from its descriptor on, without trailer. ``error`` is set if the
+    packet is wrong but the ring goes on; then there is no external data.
+    """
+
+    __slots__ = (
+        "error",
+        "external_data",
+        "flags",
+        "payload_offset",
+        "raw",
+        "ring_offset",
+        "transaction_id",
+        "type",
+    )
+
+    def __init__(
+        self,
+        type_: int,
+        flags: int,
+        transaction_id: int,
+        ring_offset: int,
+        raw: bytes,
+        payload_offset: int,
+        external_data: ExternalData | None,
+        error: PacketError | None,
+    ) -> None:
+        self.type = type_
+        self.flags = flags
+        self.transaction_id = transaction_id
+        self.ring_offset = ring_offset
+        self.raw = raw
+        self.payload_offset = payload_offset
+        self.external_data = external_data
+        self.error = error
+
+    @property
+    def payload(self) -> bytes:
+        """The in-band bytes; a multiple of 8, since the wire has no finer length."""
+        return self.raw[self.payload_offset :]
+
+    @property
+    def completion_requested(self) -> bool:
+        """Whether the sender waits for a completion packet."""
+        return bool(self.flags & COMPLETION_REQUESTED)
+
+    def __repr__(self) -> str:
+        return (
+            f"<RawPacket type {self.type} transaction {self.transaction_id:#x}"
+            f" at {self.ring_offset:#x}, {len(self.raw)} bytes>"
+        )
+
+
+class Batch(NamedTuple):
+    """What one receive took from the ring.
+
+    ``error`` is set if the ring cannot be followed beyond these packets. ``signal`` says that the
+    peer waits for space, has it now, and has to be signalled. ``size`` is in ring bytes.
+    """
+
+    packets: list[RawPacket]
+    error: GuestError | None
+    signal: bool
+    size: int
+
+
+class RingState(NamedTuple):
+    """Sizes and occupancy in bytes, and how often the peer was to be signalled."""
+
+    rx_size: int
+    tx_size: int
+    rx_available: int
+    tx_free: int
+    peer_signals_space: bool
+    tx_pending: int
+    signals_sent: int
+    signals_suppressed: int
+    space_signals: int
+
+
+class Ring:
+    """Both rings of a channel, attached.
+
+    ``pfns`` are all pages of the ring's GPADL, ``ring_offset`` the index of the page at which the
+    in ring (host to guest) starts. ``initialize`` clears both headers, which is for the guest role
+    before the channel is opened. Raises :exc:`RingInvalid` if that makes no two rings, or if the
+    indices in the headers are no indices; its ``__cause__`` is then the :exc:`GuestError`.
+    """
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        pfns: Sequence[int],
+        ring_offset: int,
+        role: Role = Role.HOST,
+        *,
+        initialize: bool = False,
+        limits: Limits | None = None,
+        batch: int = DEFAULT_BATCH,
+    ) -> None:
+        self._memory = memory
+        self.role = role
+        self.pfns = pfns
+        limits = limits or Limits()
+        error = ffi.new("int *")
+        self._fault = ffi.new("struct vvb_fault *")
+        if len(pfns) > 1 << 19 or not 0 <= ring_offset <= len(pfns):
+            raise RingInvalid(f"{len(pfns)} pages split at {ring_offset} do not make two rings")
+        handle = lib.vvb_ring_attach(
+            memory.handle,
+            ffi.new("uint64_t[]", list(pfns)),
+            len(pfns),
+            ring_offset,
+            int(role),
+            initialize,
+            self._fault,
+            error,
+        )
+        if handle == ffi.NULL:
+            if self._fault.error:
+                cause = error_of(self._fault)
+                raise RingInvalid(f"the ring cannot be used: {cause}") from cause
+            raise RingInvalid(
+                f"{len(pfns)} pages split at {ring_offset}: {os.strerror(error[0])}"
+            )
+        self._ring: Any = ffi.gc(handle, lib.vvb_ring_free)
+        self._batch: Any = ffi.gc(lib.vvb_batch_new(self._ring, batch), lib.vvb_batch_free)
+        if self._batch == ffi.NULL:
+            raise MemoryError("ring batch")
+        self._limits = ffi.new("struct vvb_limits *")
+        self._limits.max_payload = min(limits.max_payload, 0xFFFFFFFF)
+        self._limits.max_ranges = min(limits.max_external_ranges, 0xFFFFFFFF)
+        self._limits.max_external = limits.max_external_data
+        self._closed = False
+
+    # -- receiving -----------------------------------------------------------------------------
+
+    def receive(self, max_packets: int = DEFAULT_BATCH) -> Batch:
+        """Takes up to ``max_packets`` packets; one read-index store for all of them.
+
+        Never raises for what the peer did: see :class:`Batch`. One thread at a time.
+        """
+        if self._closed:
+            raise ChannelClosed("the ring is detached")
+        batch = self._batch
+        result = lib.vvb_ring_receive(
+            self._ring, batch, max_packets, self._memory.handle, self._limits
+        )
+        error = None
+        if result:
+            fault = error_of(batch.fault)
+            if not isinstance(fault, GuestError):
+                raise fault
+            error = fault
+        if not batch.count:
+            return Batch([], error, bool(batch.signal), batch.bytes)
+        data = ffi.buffer(batch.data, batch.data_len)
+        records = bytes(ffi.buffer(batch.packets, batch.count * _PACKET.size))
+        packets = [self._packet(record, data) for record in _PACKET.iter_unpack(records)]
+        return Batch(packets, error, bool(batch.signal), batch.bytes)
+
+    def _packet(self, record: tuple[int, ...], data: Any) -> RawPacket:
+        (
+            transaction_id,
+            external_length,
+            fault_value,
+            ring_offset,
+            data_offset,
+            length,
+            payload_offset,
+            first_seg,
+            seg_count,
+            error_code,
+            fault_field,
+            fault_offset,
+            type_,
+            flags,
+        ) = record
+        raw = data[data_offset : data_offset + length]
+        external = None
+        error = None
+        if seg_count:
+            segs = self._batch.segs.v + first_seg
+            external = ExternalData(
+                self._memory,
+                bytes(ffi.buffer(segs, seg_count * _SEG_SIZE)),
+                external_length,
+                _ranges_of(raw, payload_offset),
+            )
+        elif error_code:
+            fault = guest_error(error_code, fault_field, fault_value, fault_offset)
+            if not isinstance(fault, PacketError):
+                raise fault
+            error = fault
+        return RawPacket(
+            type_, flags, transaction_id, ring_offset, raw, payload_offset, external, error
+        )
+
+    def mask(self) -> None:
+        """Tells the peer that packets need no signal: we are looking."""
+        lib.vvb_ring_mask(self._ring)
+
+    def unmask(self) -> bool:
+        """Asks for signals again. True if packets (or garbage) came meanwhile: look once more."""
+        return bool(lib.vvb_ring_unmask(self._ring))
+
+    # -- sending -------------------------------------------------------------------------------
+
+    def send(
+        self,
+        type_: int,
+        payload: bytes | bytearray | memoryview = b"",
+        *,
+        transaction_id: int = 0,
+        flags: int = 0,
+        header: bytes = b"",
+        publish: bool = True,
+    ) -> bool:
+        """Puts one packet into the ring. True if the peer has to be signalled.
+
+        ``header`` stands between descriptor and payload; both are padded to 8 bytes. Without
+        ``publish`` the peer sees the packet only after :meth:`publish`. Raises :exc:`RingFull`
+        (``pending_send_sz`` is set then; ``args[0]`` says whether packets published on the way
+        need a signal), :exc:`PacketTooBig`, :exc:`RingIndexInvalid`, :exc:`RingMemoryLost`.
+        """
+        if self._closed:
+            raise ChannelClosed("the ring is detached")
+        signal = ffi.new("int *")
+        fault = ffi.new("struct vvb_fault *")
+        source = payload if isinstance(payload, bytes) else ffi.from_buffer(payload)
+        result = lib.vvb_ring_send(
+            self._ring,
+            type_,
+            flags,
+            transaction_id,
+            header,
+            len(header),
+            source,
+            len(payload) if isinstance(payload, bytes) else len(source),
+            publish,
+            signal,
+            fault,
+        )
+        if result == lib.VVB_OK:
+            return bool(signal[0])
+        if result == lib.VVB_E_FULL:
+            raise RingFull(bool(signal[0]))
+        if result == lib.VVB_E_TOO_BIG:
+            raise PacketTooBig(f"a packet of {len(payload)} bytes can never fit into the ring")
+        raise error_of(fault)
+
+    def send_gpa_direct(
+        self,
+        payload: bytes | bytearray | memoryview,
+        ranges: Sequence[GpaRange],
+        *,
+        transaction_id: int = 0,
+        flags: int = COMPLETION_REQUESTED,
+    ) -> bool:
+        """Sends a packet with external data (guest role); otherwise like :meth:`send`."""
+        header = _GPA_HEADER.pack(0, len(ranges)) + build_ranges(ranges)
+        return self.send(
+            PacketType.DATA_USING_GPA_DIRECT,
+            payload,
+            transaction_id=transaction_id,
+            flags=flags,
+            header=header,
+        )
+
+    def publish(self) -> bool:
+        """Shows the peer what was sent without ``publish``. True if it has to be signalled."""
+        signal = ffi.new("int *")
+        lib.vvb_ring_publish(self._ring, signal)
+        return bool(signal[0])
+
+    # -- state ---------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> RingState:
+        """Occupancy and counters, a snapshot."""
+        state = ffi.new("struct vvb_ring_state *")
+        lib.vvb_ring_get_state(self._ring, state)
+        return RingState(
+            state.rx_size,
+            state.tx_size,
+            state.rx_avail,
+            state.tx_free,
+            bool(state.peer_signals_space),
+            state.tx_pending,
+            state.signals_sent,
+            state.signals_suppressed,
+            state.space_signals,
+        )
+
+    @property
+    def lost(self) -> bool:
+        """Whether pages of the ring vanished."""
+        return bool(lib.vvb_ring_lost(self._ring))
+
+    def pages(self, sending: bool) -> memoryview:
+        """Header page and data (once) of one of the rings: for tests and diagnosis."""
+        state = self.state
+        size = 4096 + (state.tx_size if sending else state.rx_size)
+        return memoryview(ffi.buffer(lib.vvb_ring_pages(self._ring, int(sending)), size))
+
+    def close(self) -> None:
+        """Detaches. Nobody may be inside another method."""
+        if not self._closed:
+            self._closed = True
+            ffi.release(self._batch)
+            ffi.release(self._ring)
+
+
+def _ranges_of(raw: bytes, payload_offset: int) -> Callable[[], list[GpaRange]]:
+    def parse() -> list[GpaRange]:
+        _, count = _GPA_HEADER.unpack_from(raw, 16)
+        return parse_ranges(raw[:payload_offset], count, offset=GPA_DIRECT_HEADER_SIZE)
+
+    return parse
