@@ -83,12 +83,16 @@ def remove_tree(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def work_folder(room: Path) -> Iterator[Path]:
-    """A folder for a half-made result in *room*; the caller holds the room's lock."""
+def work_folder(room: Path, name: str = "") -> Iterator[Path]:
+    """A folder for a half-made result in *room*; the caller holds the room's lock.
+
+    With a *name* its path is the same every time, which a compiler cache likes.
+    """
     room.mkdir(parents=True, exist_ok=True)
     for left in room.glob(".work-*"):
         remove_tree(left)
-    work = Path(tempfile.mkdtemp(prefix=".work-", dir=room))
+    work = room / f".work-{name}" if name else Path(tempfile.mkdtemp(prefix=".work-", dir=room))
+    work.mkdir(exist_ok=True)
     try:
         yield work
     finally:

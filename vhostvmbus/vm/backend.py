@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A back end process: ``vhostvmbus serve …`` on a socket in the run's folder.
+
+A process of its own, so that it can be killed and started again while the guest runs.
+"""
+
+import os
+import select
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from vhostvmbus.vm.errors import SetupError
+from vhostvmbus.vm.process import Child
+
+START_PATIENCE = 30.0
+"""Seconds that a back end has from its start until it listens."""
+
+
+class BackEndProcess:
+    """Serves one device; *words* are what follows ``vhostvmbus serve``."""
+
+    def __init__(self, name: str, words: Sequence[str], folder: Path) -> None:
+        self.name = name
+        self.socket = folder / f"{name}.sock"
+        self._words = list(words)
+        self._log = folder / f"{name}.log"
+        self._child: Child | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Start it and wait until it listens. Raises SetupError with what it said if not."""
+        reader, writer = os.pipe()
+        try:
+            argv = [sys.executable, "-m", "vhostvmbus", "serve", *self._words]
+            argv += ["--socket", str(self.socket), "--ready-fd", str(writer)]
+            self._child = Child(self.name, argv, self._log, pass_fds=(writer,))
+            os.close(writer)
+            writer = -1
+            deadline = time.monotonic() + START_PATIENCE
+            readable, _, _ = select.select([reader], [], [], deadline - time.monotonic())
+            if readable and os.read(reader, 1):
+                return
+            self._child.terminate(2.0)
+            words = self._child.last_words()
+            raise SetupError(f"the back end {self.name} did not start:\n{words}")
+        finally:
+            os.close(reader)
+            if writer >= 0:
+                os.close(writer)
+
+    @property
+    def child(self) -> Child:
+        """Its process."""
+        assert self._child is not None
+        return self._child
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with it, if it ended by itself."""
+        status = self.child.status
+        if status is None:
+            return None
+        return f"the back end {self.name} ended with status {status}:\n{self.child.last_words()}"
+
+    def kill(self) -> None:
+        """End it the hard way, as a crash would."""
+        self.child.kill()
+
+    def stop(self) -> None:
+        """End it the gentle way."""
+        if self._child is not None:
+            self._child.terminate()

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where a machine's parts come from: QEMU, kernels, initramfs, root file system, firmware.
+
+The recipes are programs in the project's tree (``qemu/build``, ``guest-images/build``) that make
+what is missing and print where it is; their progress goes to stderr. Without the tree (the
+package installed by itself) a caller must name QEMU, kernel and root disk.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from vhostvmbus.vm.errors import SetupError
+from vhostvmbus.vm.initramfs import build_initramfs
+
+TREE = Path(__file__).resolve().parents[2]
+KERNEL_SERIES = ("6.1", "6.12")
+FIRMWARE = (Path("/usr/share/seabios"), Path("/usr/share/qemu"))
+SIZE = re.compile(r"(.+):(\d+)([kKmMgGtT]?)")
+UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def cache_root() -> Path:
+    """The project's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    root = Path(base) / "vhostvmbus"
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def recipe(program: str, *words: str) -> Path:
+    """Run one of the tree's recipes; the path that it prints."""
+    path = TREE / program
+    if not path.is_file():
+        raise SetupError(f"no {program} here: outside the project's tree, name the file to use")
+    done = subprocess.run([path, *words], stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        if done.returncode == 130:
+            raise KeyboardInterrupt
+        raise SetupError(f"{program} {' '.join(words)} failed")
+    return Path(done.stdout.strip())
+
+
+def qemu_binary(given: str | None = None) -> Path:
+    """The QEMU to use: *given*, or ``$VHOSTVMBUS_QEMU``, or the one that the tree builds."""
+    named = given or os.environ.get("VHOSTVMBUS_QEMU")
+    if not named:
+        return recipe("qemu/build")
+    found = shutil.which(named)
+    if found is None:
+        raise SetupError(f"QEMU {named}: no such program")
+    return Path(found).resolve()
+
+
+def firmware_folders() -> list[Path]:
+    """Where QEMU finds a BIOS and its option ROMs."""
+    if not (FIRMWARE[0] / "bios-256k.bin").is_file():
+        raise SetupError("no BIOS: install the packages seabios and qemu-system-data")
+    return list(FIRMWARE)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A guest kernel and its ``lib/modules/<version>``."""
+
+    image: Path
+    modules: Path
+
+    @property
+    def release(self) -> str:
+        """The version that ``uname -r`` says in the guest."""
+        return self.modules.name
+
+
+def find_kernel(name: str, modules: str | None = None) -> Kernel:
+    """The kernel called *name*: a series that the tree fetches, or the path of a vmlinuz.
+
+    *modules* goes with a path: its ``lib/modules/<version>``.
+    """
+    if name in KERNEL_SERIES:
+        folder = recipe("guest-images/build", "kernel", name)
+        (release,) = (folder / "lib" / "modules").iterdir()
+        return Kernel(folder / "vmlinuz", release)
+    image = Path(name)
+    if not image.is_file():
+        known = ", ".join(KERNEL_SERIES)
+        raise SetupError(f"kernel {name}: neither one of {known} nor the path of a vmlinuz")
+    if not modules:
+        raise SetupError(f"kernel {name}: name its lib/modules/<version> folder too (MODULES=)")
+    folder = Path(modules).resolve()
+    if not (folder / "modules.dep").is_file():
+        raise SetupError(f"{modules} is not a lib/modules/<version> folder: no modules.dep in it")
+    return Kernel(image.resolve(), folder)
+
+
+def find_initramfs(kernel: Kernel) -> Path:
+    """The initramfs for *kernel*, from the cache or made now."""
+    scripts = TREE / "guest-images" / "initramfs"
+    inittab = TREE / "guest-images" / "root" / "inittab"
+    if not scripts.is_dir():
+        raise SetupError("no guest-images here: outside the project's tree, name an initramfs")
+    busybox = recipe("guest-images/build", "busybox") / "busybox"
+    digest = hashlib.sha256()
+    for path in (*sorted(scripts.iterdir()), inittab, busybox, kernel.modules / "modules.dep"):
+        digest.update(path.name.encode() + path.read_bytes())
+    for path in (Path(__file__), Path(__file__).with_name("initramfs.py")):
+        digest.update(path.read_bytes())
+    dependencies = kernel.modules / "modules.dep"
+    digest.update(f"{kernel.modules} {dependencies.stat().st_mtime_ns}".encode())
+    room = cache_root() / "images" / "initramfs"
+    room.mkdir(parents=True, exist_ok=True)
+    result = room / f"{kernel.release}-{digest.hexdigest()[:20]}.cpio"
+    if not result.exists():
+        data = build_initramfs(scripts, inittab, busybox, kernel.modules)
+        with tempfile.NamedTemporaryFile(dir=room, prefix=".work-", delete=False) as work:
+            work.write(data)
+        os.chmod(work.name, 0o644)
+        os.replace(work.name, result)
+    return result
+
+
+def root_template() -> Path:
+    """The image of a guest's root file system; to be copied, never written."""
+    return recipe("guest-images/build", "root") / "root.img"
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    """Copy a file, its holes staying holes, sharing blocks where the file system can."""
+    with open(source, "rb") as from_file, open(target, "xb") as to_file:
+        from_fd, to_fd = from_file.fileno(), to_file.fileno()
+        size = os.fstat(from_fd).st_size
+        os.ftruncate(to_fd, size)
+        try:
+            fcntl.ioctl(to_fd, 0x40049409, from_fd)  # FICLONE
+            return
+        except OSError:
+            pass
+        offset = 0
+        while offset < size:
+            try:
+                start = os.lseek(from_fd, offset, os.SEEK_DATA)
+            except OSError:  # ENXIO: nothing but a hole up to the end
+                break
+            offset = os.lseek(from_fd, start, os.SEEK_HOLE)
+            while start < offset:
+                start += _copy_some(from_fd, to_fd, start, offset - start)
+
+
+def _copy_some(from_fd: int, to_fd: int, offset: int, length: int) -> int:
+    try:
+        copied = os.copy_file_range(from_fd, to_fd, length, offset, offset)
+    except OSError:
+        copied = os.pwrite(to_fd, os.pread(from_fd, min(length, 1 << 20), offset), offset)
+    if copied == 0:
+        raise SetupError("an image became shorter while it was copied")
+    return copied
+
+
+def data_disk(name: str) -> Path:
+    """The data disk *name*; ``file:2G`` makes a sparse file of that size if it is not there."""
+    path = Path(name)
+    found = SIZE.fullmatch(name)
+    if found and not path.exists():
+        path = Path(found[1])
+        size = int(found[2]) * UNITS[found[3].lower()]
+        if not path.exists():
+            with open(path, "xb") as new:
+                new.truncate(size)
+    if not path.exists():
+        raise SetupError(f"disk {name}: no such file (write {name}:2G to have one made)")
+    if path.is_dir():
+        raise SetupError(f"disk {name} is a folder")
+    return path.resolve()

@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One virtual machine from start to end: back ends, QEMU, the guest's agent.
+
+Use as a context manager; leaving it ends every process and removes every file of the run,
+whatever happened. Start a machine from a thread that lives as long as the machine shall (see
+``process``).
+"""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from vhostvmbus.vm import images
+from vhostvmbus.vm.backend import BackEndProcess
+from vhostvmbus.vm.errors import GuestFailure, GuestTimeout, SetupError, VmError
+from vhostvmbus.vm.ports import Control
+from vhostvmbus.vm.process import Child, RunFolder
+from vhostvmbus.vm.qemu_args import Hardware, command_line
+from vhostvmbus.vm.qmp import Monitor
+from vhostvmbus.vm.streams import Sink, Streams, discard
+
+POWEROFF_PATIENCE = 60.0
+LOOK_INTERVAL = 0.2
+KEPT_LOGS = 10
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What machine to make. Paths are absolute; see the command's help for the rest.
+
+    *root* is an image to copy for the run, *persistent_root* one to use as it is; with
+    neither the guest stays in its initramfs. *backends* are further ``vhostvmbus serve`` argument
+    lists, each one more VMBus device.
+    """
+
+    qemu: Path
+    kernel: Path
+    initramfs: Path
+    accel: str = "tcg"
+    root: Path | None = None
+    persistent_root: Path | None = None
+    disks: Sequence[Path | str] = ()
+    backends: Sequence[Sequence[str]] = ()
+    append: str = ""
+    smp: int = 2
+    memory: str = "1G"
+    machine: str = "pc"
+    cpu: str | None = None
+    vmbus: bool = True
+    shell: bool = False
+    extra: Sequence[str] = ()
+    files: Sequence[bytes] = ()
+    """Further cpio archives to be unpacked over the initramfs."""
+    console_log: Path | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command in the guest ended, and what it wrote."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+
+class Machine:
+    """A machine made to a plan; nothing runs before :meth:`start`."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.backends: list[BackEndProcess] = []
+        self.backends_may_end = False
+        """True while a test kills back ends on purpose."""
+        self._folder = RunFolder()
+        self._log_path = plan.console_log or self._own_log()
+        self._log = open(self._log_path, "wb", buffering=0)  # noqa: SIM115: closed by close()
+        self._streams = Streams(self._log)
+        self._qemu: Child | None = None
+        self._monitor: Monitor | None = None
+        self._requests = 0
+        self.failed = False
+
+    def __enter__(self) -> "Machine":
+        try:
+            self.start()
+        except BaseException:
+            self.failed = True
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None and issubclass(kind, VmError):
+            self.failed = True
+        self.close()
+
+    @property
+    def console_log(self) -> Path:
+        """Where the console's bytes go."""
+        return self._log_path
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder: disks, sockets, logs; removed at the end."""
+        return self._folder.path
+
+    @property
+    def root_image(self) -> Path:
+        """The image that the guest's root file system is on."""
+        return self.plan.persistent_root or self._folder.path / "root.img"
+
+    @property
+    def monitor(self) -> Monitor:
+        """QEMU's monitor."""
+        assert self._monitor is not None
+        return self._monitor
+
+    @property
+    def qemu(self) -> Child:
+        """QEMU's process."""
+        assert self._qemu is not None
+        return self._qemu
+
+    @property
+    def streams(self) -> Streams:
+        """The guest's serial ports."""
+        return self._streams
+
+    def start(self) -> None:
+        """Start the back ends and QEMU. Raises SetupError if either does not come up."""
+        plan = self.plan
+        if plan.root is not None:
+            images.copy_sparse(plan.root, self.root_image)
+        disks = [str(path) for path in plan.disks]
+        if plan.root or plan.persistent_root:
+            disks.insert(0, str(self.root_image))
+        if disks:
+            self._add_backend("scsi", ["scsi", *disks])
+        for index, words in enumerate(plan.backends):
+            self._add_backend(f"device{index}", words)
+        ours, theirs = socket.socketpair()
+        hardware = Hardware(
+            qemu=plan.qemu,
+            firmware=images.firmware_folders(),
+            accel=plan.accel,
+            kernel=plan.kernel,
+            initramfs=self._initramfs(),
+            append=self._append(),
+            port_fds=self._streams.guest_fds,
+            qmp_fd=theirs.fileno(),
+            sockets=[backend.socket for backend in self.backends],
+            smp=plan.smp,
+            memory=plan.memory,
+            machine=plan.machine,
+            cpu=plan.cpu,
+            vmbus=plan.vmbus,
+            extra=plan.extra,
+        )
+        fds = [*hardware.port_fds.values(), theirs.fileno()]
+        env = dict(os.environ, QEMU_MODULE_DIR="/nonexistent", **plan.environment)
+        log = self.folder / "qemu.log"
+        self._qemu = Child("QEMU", command_line(hardware), log, pass_fds=fds, env=env)
+        theirs.close()
+        self._streams.start()
+        try:
+            self._monitor = Monitor(ours)
+        except VmError as error:
+            ours.close()
+            self._qemu.terminate(2.0)
+            words = self._qemu.last_words()
+            raise SetupError(f"QEMU did not start: {error}\n{words}") from error
+
+    def _add_backend(self, name: str, words: Sequence[str]) -> None:
+        self.backends.append(BackEndProcess(name, words, self.folder))
+
+    def _initramfs(self) -> Path:
+        if not self.plan.files:
+            return self.plan.initramfs
+        path = self.folder / "initramfs"
+        path.write_bytes(self.plan.initramfs.read_bytes() + b"".join(self.plan.files))
+        return path
+
+    def _append(self) -> str:
+        plan = self.plan
+        words = ["console=ttyS0", "net.ifnames=0"]
+        if not (plan.root or plan.persistent_root) and " root=" not in f" {plan.append}":
+            words.append("root=none")
+        words.append(f"vhostvmbus.shell={int(plan.shell)}")
+        return " ".join([*words, plan.append]).strip()
+
+    def _own_log(self) -> Path:
+        logs = images.cache_root() / "logs"
+        logs.mkdir(exist_ok=True)
+        old = sorted(logs.glob("console-*.log"), key=lambda path: path.stat().st_mtime)
+        for path in old[:-KEPT_LOGS]:
+            path.unlink(missing_ok=True)
+        return logs / f"console-{self._folder.path.name}.log"
+
+    def wait_until(self, condition: Callable[[], bool], deadline: float, what: str) -> None:
+        """Wait for *condition* (looked at whenever the guest says something) until *deadline*.
+
+        Raises GuestTimeout then, and GuestFailure as soon as it can no longer come true.
+        """
+        while True:
+            with self._streams.changed:
+                if condition():
+                    return
+                self._streams.changed.wait(LOOK_INTERVAL)
+                if condition():
+                    return
+            self._check()
+            if time.monotonic() > deadline:
+                raise GuestTimeout(f"the guest did not {what} in time", self._last_lines())
+
+    def _last_lines(self) -> list[str]:
+        with self._streams.changed:
+            return self._streams.console.last_lines()
+
+    def _check(self) -> None:
+        if self._streams.console.panic is not None:
+            time.sleep(1.0)  # let it finish its report
+            raise GuestFailure(f"the guest died: {self._streams.console.panic}", self._last_lines())
+        status = self.qemu.status
+        if status is not None:
+            time.sleep(LOOK_INTERVAL)  # what it wrote last is still on its way
+            if self._streams.console.panic is not None:
+                self._check_panic_message()
+            words = self.qemu.last_words()
+            how = "the guest powered off" if status == 0 else f"QEMU ended with status {status}"
+            text = f"{how} before it was asked to" + (f"\n{words}" if words else "")
+            raise GuestFailure(text, self._last_lines())
+        if not self.backends_may_end:
+            for backend in self.backends:
+                if problem := backend.problem:
+                    raise GuestFailure(problem, self._last_lines())
+
+    def _check_panic_message(self) -> None:
+        raise GuestFailure(f"the guest died: {self._streams.console.panic}", self._last_lines())
+
+    def wait_ready(self, timeout: float = 120.0, boots: int = 1) -> None:
+        """Wait until the guest's agent has said *boots* times that it is ready."""
+        control = self._streams.control
+        deadline = time.monotonic() + timeout
+        self.wait_until(lambda: control.ready >= boots, deadline, "come up")
+
+    @property
+    def boots(self) -> int:
+        """How often the guest has booted."""
+        return self._streams.control.ready
+
+    def submit(self, script: str | bytes) -> int:
+        """Ask the agent to run a shell script; the number of the request."""
+        data = script.encode() if isinstance(script, str) else script
+        self._requests += 1
+        self._streams.send("control", Control.run_request(self._requests, data))
+        return self._requests
+
+    def run(
+        self,
+        script: str | bytes,
+        timeout: float = 120.0,
+        *,
+        stdout: Sink | None = None,
+        stderr: Sink | None = None,
+    ) -> Result:
+        """Run a shell script as root in the guest and wait for its end.
+
+        Output goes to the sinks as it comes, or else into the result.
+        """
+        out, err = bytearray(), bytearray()
+        self._streams.stdout = stdout or out.extend
+        self._streams.stderr = stderr or err.extend
+        boots = self.boots
+        control = self._streams.control
+        number = self.submit(script)
+        try:
+            self.wait_until(
+                lambda: number in control.exits or self.boots != boots,
+                time.monotonic() + timeout,
+                "finish the command",
+            )
+            if number not in control.exits:
+                raise GuestFailure("the guest rebooted while the command ran", self._last_lines())
+        finally:
+            self._streams.stdout = self._streams.stderr = discard
+        return Result(control.exits[number], bytes(out), bytes(err))
+
+    def check(self, script: str | bytes, timeout: float = 120.0) -> str:
+        """Run a script that has to succeed; its standard output."""
+        result = self.run(script, timeout)
+        if result.status != 0:
+            text = (result.stdout[-2000:] + result.stderr[-4000:]).decode(errors="replace")
+            raise GuestFailure(f"status {result.status} from: {script!r}\n{text}")
+        return result.stdout.decode(errors="replace")
+
+    def reboot(self, timeout: float = 120.0) -> None:
+        """Reboot the guest the way its user would, and wait until it is up again."""
+        boots = self.boots
+        self.submit("reboot")
+        self.wait_ready(timeout, boots + 1)
+
+    def poweroff(self, timeout: float = POWEROFF_PATIENCE) -> None:
+        """Shut the guest down in order. Raises GuestTimeout if it does not end."""
+        self._streams.send("control", b"poweroff\n")
+        self.wait_end(timeout)
+
+    def wait_end(self, timeout: float | None = None) -> None:
+        """Wait until QEMU has ended by itself."""
+        status = self.qemu.wait(timeout)
+        if status is None:
+            raise GuestTimeout("the guest did not power off in time", self._last_lines())
+        if status != 0:
+            words = self.qemu.last_words()
+            raise GuestFailure(f"QEMU ended with status {status}\n{words}", self._last_lines())
+
+    def close(self) -> None:
+        """End everything and leave nothing behind, except the console log of a failure."""
+        if self._monitor is not None:
+            if self.qemu.status is None:
+                with contextlib.suppress(VmError):
+                    self._monitor.command("quit", patience=2.0)
+            self._monitor.close()
+        if self._qemu is not None and self._qemu.wait(3.0) is None:
+            self._qemu.terminate(2.0)
+        for backend in self.backends:
+            backend.stop()
+        self._streams.close()
+        self._log.close()
+        if not self.failed and self.plan.console_log is None:
+            self._log_path.unlink(missing_ok=True)
+        self._folder.close()

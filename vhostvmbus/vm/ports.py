@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The guest's four serial ports as seen from the host, without any thread or process.
+
+Bytes in, state out: :class:`Console` keeps the log and the last lines and knows a panic when it
+sees one; :class:`Control` speaks the line protocol of the guest's agent, which is written down in
+``guest-images/initramfs/agent``.
+"""
+
+import re
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+KEPT_LINES = 40
+PANIC = re.compile(
+    r"^\[ *\d+\.\d+\](?:\[[^\]]*\])? (Kernel panic - not syncing.*)"
+    r"|^(vhostvmbus: fatal: .*)"
+)
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@dataclass
+class Console:
+    """What comes out of the serial console. *sinks* get every byte as it comes."""
+
+    sinks: list[Callable[[bytes], None]] = field(default_factory=list)
+    panic: str | None = None
+    _partial: bytes = b""
+    _lines: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_LINES))
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes from the port."""
+        for sink in self.sinks:
+            sink(data)
+        lines = (self._partial + data).split(b"\n")
+        self._partial = lines.pop()[-4096:]
+        for raw in lines:
+            line = ESCAPES.sub("", raw.decode(errors="replace")).rstrip("\r")
+            self._lines.append(line)
+            found = PANIC.match(line)
+            if found and self.panic is None:
+                self.panic = found[1] or found[2]
+
+    def last_lines(self, count: int = 25) -> list[str]:
+        """The last whole and partial lines, at most *count*."""
+        lines = [line for line in self._lines if line.strip()]
+        rest = ESCAPES.sub("", self._partial.decode(errors="replace")).strip()
+        return (lines + ([rest] if rest else []))[-count:]
+
+
+@dataclass
+class Control:
+    """The agent's side of the conversation, as far as it has come."""
+
+    ready: int = 0
+    """How often an agent has said that it is ready: once for each boot."""
+    exits: dict[int, int] = field(default_factory=dict)
+    """Exit status of each request that is done."""
+    _partial: bytes = b""
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes from the port; what is not a reply is ignored."""
+        lines = (self._partial + data).split(b"\n")
+        self._partial = lines.pop()[-4096:]
+        for line in lines:
+            words = line.split()
+            if words == [b"ready"]:
+                self.ready += 1
+            elif len(words) == 3 and words[0] == b"exit" and b"".join(words[1:]).isdigit():
+                self.exits[int(words[1])] = int(words[2])
+
+    @staticmethod
+    def run_request(number: int, script: bytes) -> bytes:
+        """The bytes that ask for *script* to be run as request *number*."""
+        return b"run %d %d\n" % (number, len(script)) + script

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Child processes that cannot outlive us, and the folder of one run.
+
+Invariants:
+
+* A child is killed by the kernel when the thread that started it ends, however that comes
+  about (``prctl(2)``, PR_SET_PDEATHSIG, through ``setpriv(1)``). Start one from a thread that
+  lives as long as the child shall.
+* A child has a session of its own, so a Ctrl-C on the terminal reaches only us, and we end things
+  in order.
+* A run's folder is held by a lock. One that nobody holds was left by a process that was killed,
+  and the next run removes it.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from vhostvmbus.vm.errors import SetupError
+from vhostvmbus.vm.images import cache_root
+
+SOCKET_PATH_LIMIT = 80
+"""Longest path of a run's folder; ``sun_path`` has 108 bytes, and a name comes behind."""
+
+
+class RunFolder:
+    """A folder for the sockets, disks and logs of one run; gone after :meth:`close`."""
+
+    def __init__(self) -> None:
+        room = cache_root() / "runs"
+        if len(str(room)) > SOCKET_PATH_LIMIT:
+            room = Path(tempfile.gettempdir()) / f"vhostvmbus-{os.getuid()}"
+        room.mkdir(mode=0o700, exist_ok=True)
+        _remove_left_over(room)
+        self.path = Path(tempfile.mkdtemp(dir=room))
+        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def close(self) -> None:
+        """Remove the folder."""
+        if self._lock >= 0:
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _remove_left_over(room: Path) -> None:
+    for folder in room.iterdir():
+        try:
+            fd = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(fd)
+
+
+class Child:
+    """A process of ours; its output goes to *log*."""
+
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str | os.PathLike[str]],
+        log: Path,
+        *,
+        pass_fds: Sequence[int] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.log = log
+        with open(log, "ab") as output:
+            self._process = self._start(argv, output, pass_fds, env)
+        self.pid = self._process.pid
+
+    def _start(
+        self,
+        argv: Sequence[str | os.PathLike[str]],
+        output: IO[bytes],
+        pass_fds: Sequence[int],
+        env: Mapping[str, str] | None,
+    ) -> "subprocess.Popen[bytes]":
+        words = ["setpriv", "--pdeathsig", "KILL", "--", *map(os.fspath, argv)]
+        try:
+            return subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=pass_fds,
+                env=env,
+                start_new_session=True,
+            )
+        except FileNotFoundError as error:
+            raise SetupError(f"the program {error.filename} is not installed") from error
+
+    @property
+    def status(self) -> int | None:
+        """Exit status, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for its end; None if it still runs after *timeout* seconds."""
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self.status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def terminate(self, patience: float = 5.0) -> None:
+        """Ask it to end; after *patience* seconds, end it."""
+        if self.status is None:
+            self._process.terminate()
+            if self.wait(patience) is None:
+                self.kill()
+
+    def last_words(self, lines: int = 15) -> str:
+        """The end of its output."""
+        try:
+            text = self.log.read_text(errors="replace")
+        except OSError:
+            return ""
+        return "\n".join("  | " + line for line in text.splitlines()[-lines:])

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The QEMU command line of a machine with VMBus devices; the README explains each option.
+
+Pure: a :class:`Machine description <Hardware>` in, words out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ENLIGHTENMENTS = (
+    "hv-relaxed",
+    "hv-vpindex",
+    "hv-synic",
+    "hv-time",
+    "hv-reset",
+    "hv-runtime",
+    "hv-vapic",
+    "hv-crash",
+    "hv-stimer",
+)
+"""vpindex and synic are what VMBus needs; the others spare the guest slower ways."""
+
+CPU = {
+    "tcg": ("qemu64",),
+    # kvm=off hides KVM's own signature: Linux would take it for the hypervisor, not Hyper-V.
+    "kvm": ("host", "kvm=off"),
+}
+ACCEL = {"tcg": "tcg,thread=multi,tb-size=512", "kvm": "kvm"}
+PORTS = (("console", 0x3F8, 4), ("stdout", 0x2F8, 3), ("stderr", 0x3E8, 5), ("control", 0x2E8, 6))
+"""Serial ports COM1 to COM4: name, I/O port, interrupt. Interrupts are not shared, because an ISA
+line that two devices drive loses edges, and 7 is the VMBus bridge's."""
+
+RECONNECT_MILLISECONDS = 250
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a machine has. *memory* as QEMU writes it; *port_fds* are connected sockets."""
+
+    qemu: Path
+    firmware: Sequence[Path]
+    accel: str
+    kernel: Path
+    initramfs: Path
+    append: str
+    port_fds: dict[str, int]
+    qmp_fd: int
+    sockets: Sequence[Path] = ()
+    smp: int = 2
+    memory: str = "1G"
+    machine: str = "pc"
+    cpu: str | None = None
+    vmbus: bool = True
+    extra: Sequence[str] = field(default_factory=tuple)
+
+
+def command_line(hardware: Hardware) -> list[str]:
+    """QEMU and its arguments."""
+    accel = hardware.accel
+    cpu = hardware.cpu or ",".join((*CPU[accel], *ENLIGHTENMENTS))
+    words = [str(hardware.qemu)]
+    for folder in hardware.firmware:
+        words += ["-L", str(folder)]
+    words += ["-nodefaults", "-no-user-config", "-display", "none"]
+    words += ["-accel", ACCEL[accel]]
+    words += ["-machine", f"{hardware.machine},memory-backend=ram"]
+    words += ["-cpu", cpu, "-smp", str(hardware.smp), "-m", hardware.memory]
+    words += ["-object", f"memory-backend-memfd,id=ram,size={hardware.memory},share=on"]
+    words += ["-kernel", str(hardware.kernel), "-initrd", str(hardware.initramfs)]
+    words += ["-append", hardware.append]
+    words += ["-chardev", f"socket,id=qmp,fd={hardware.qmp_fd}", "-mon", "qmp,mode=control"]
+    for index, (name, iobase, irq) in enumerate(PORTS):
+        words += ["-chardev", f"socket,id={name},fd={hardware.port_fds[name]}"]
+        words += [
+            "-device",
+            f"isa-serial,chardev={name},index={index},iobase={iobase:#x},irq={irq}",
+        ]
+    if hardware.vmbus:
+        words += ["-device", "vmbus-bridge"]
+    for index, path in enumerate(hardware.sockets):
+        escaped = str(path).replace(",", ",,")
+        words += [
+            "-chardev",
+            f"socket,id=vmbus{index},path={escaped},reconnect-ms={RECONNECT_MILLISECONDS}",
+            "-device",
+            f"vhost-user-vmbus,chardev=vmbus{index}",
+        ]
+    return words + list(hardware.extra)

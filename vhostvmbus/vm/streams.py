@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Moves bytes between the guest's serial ports and what is to be done with them.
+
+One thread reads. What a command wrote is delivered before the message that it ended: the guest
+sends that message last, so when it is here, the output is already in our sockets.
+"""
+
+import contextlib
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import BinaryIO
+
+from vhostvmbus.vm.ports import Console, Control
+from vhostvmbus.vm.qemu_args import PORTS
+
+BLOCK = 1 << 16
+Sink = Callable[[bytes], None]
+
+
+def discard(data: bytes) -> None:
+    """A sink for output that nobody asked for."""
+
+
+class Streams:
+    """The four ports of one machine. Give :attr:`guest_fds` to QEMU, then :meth:`start`."""
+
+    def __init__(self, log: BinaryIO) -> None:
+        self.console = Console(sinks=[log.write])
+        self.control = Control()
+        self.stdout: Sink = discard
+        self.stderr: Sink = discard
+        self.changed = threading.Condition()
+        self._ours: dict[str, socket.socket] = {}
+        self._theirs: dict[str, socket.socket] = {}
+        for name, _, _ in PORTS:
+            self._ours[name], self._theirs[name] = socket.socketpair()
+            self._ours[name].setblocking(False)
+        self._wake, self._waker = socket.socketpair()
+        self._thread = threading.Thread(target=self._pump, name="streams", daemon=True)
+        self.sink_error: OSError | None = None
+
+    @property
+    def guest_fds(self) -> dict[str, int]:
+        """The ends that QEMU gets, by name."""
+        return {name: sock.fileno() for name, sock in self._theirs.items()}
+
+    def start(self) -> None:
+        """Read from now on; QEMU has its ends."""
+        for sock in self._theirs.values():
+            sock.close()
+        self._thread.start()
+
+    def send(self, port: str, data: bytes) -> None:
+        """Send bytes into a port; waits while the guest does not take them."""
+        view = memoryview(data)
+        sock = self._ours[port]
+        while view:
+            try:
+                view = view[sock.send(view) :]
+            except BlockingIOError:
+                time.sleep(0.01)
+            except (BrokenPipeError, ConnectionResetError):
+                return
+
+    def close(self) -> None:
+        """Stop reading, after what is left has been read."""
+        self._waker.close()
+        if self._thread.is_alive():
+            self._thread.join(10.0)
+        for sock in (*self._ours.values(), *self._theirs.values(), self._wake):
+            sock.close()
+
+    def _pump(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for name, sock in self._ours.items():
+                selector.register(sock, selectors.EVENT_READ, name)
+            selector.register(self._wake, selectors.EVENT_READ, "wake")
+            while True:
+                ready = {key.data for key, _ in selector.select()}
+                for name in ready - {"wake"}:
+                    if not self._take(name):
+                        selector.unregister(self._ours[name])
+                if "wake" in ready:
+                    return
+
+    def _take(self, name: str) -> bool:
+        """Handle what one port has; False when it has ended."""
+        try:
+            data = self._ours[name].recv(BLOCK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            data = b""
+        if data and name == "control":
+            for output in ("stdout", "stderr"):
+                self._drain(output)
+        with self.changed:
+            if data:
+                self._deliver(name, data)
+            self.changed.notify_all()
+        return bool(data)
+
+    def _drain(self, name: str) -> None:
+        with contextlib.suppress(OSError):
+            while data := self._ours[name].recv(BLOCK):
+                self._deliver(name, data)
+
+    def _deliver(self, name: str, data: bytes) -> None:
+        try:
+            if name == "console":
+                self.console.feed(data)
+            elif name == "control":
+                self.control.feed(data)
+            elif name == "stdout":
+                self.stdout(data)
+            else:
+                self.stderr(data)
+        except OSError as error:
+            # Whoever reads our output has gone; the command goes on, as in a pipe without signals.
+            self.sink_error = error
