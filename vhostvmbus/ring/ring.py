@@ -26,7 +26,7 @@ from vhostvmbus.wire.gpa import GpaRange, build_ranges, parse_ranges
 from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED, GPA_DIRECT_HEADER_SIZE, PacketType
 
 _SEG_SIZE: int = ffi.sizeof("struct vvb_seg")
-_PACKET = struct.Struct("=QQQIIIIIIIIIHH4x")
+_PACKET = struct.Struct("=QQQIIIIIIIIIHH")
 if _PACKET.size != ffi.sizeof("struct vvb_packet"):
     raise ImportError("the ring engine does not match its Python side: build it again")
 _GPA_HEADER = struct.Struct("<II")
