@@ -52,9 +52,7 @@ def _one_line_sources(text: str) -> Iterator[Source]:
         found = re.match(r"deb(?:-src)?\s+(?:\[([^\]]*)\]\s*)?(\S+)\s+(\S+)\s*(.*)$", line)
         if not found:
             continue
-        options = dict(
-            option.split("=", 1) for option in (found[1] or "").split() if "=" in option
-        )
+        options = dict(option.split("=", 1) for option in (found[1] or "").split() if "=" in option)
         yield Source(
             uri=found[2],
             suites=(found[3],),

@@ -79,7 +79,7 @@ class Step:
         self._said = 0.0
 
     def __enter__(self) -> "Step":
-        self._log = open(self.log_path, "wb")  # noqa: SIM115: closed by __exit__
+        self._log = open(self.log_path, "wb")
         self._start = time.monotonic()
         self._said = self._start
         self._line(f"{self.what} (usually {_minutes(self.usual)})", last=not self._terminal)

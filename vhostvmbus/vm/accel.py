@@ -13,6 +13,8 @@ import os
 import struct
 from dataclasses import dataclass
 
+from vhostvmbus.vm.errors import SetupError
+
 KVM_GET_API_VERSION = 0xAE00
 KVM_CREATE_VM = 0xAE01
 KVM_CHECK_EXTENSION = 0xAE03
@@ -106,10 +108,15 @@ def _run_problem(kvm: int) -> str | None:
 
 
 def choose(wanted: str) -> Accelerator:
-    """The accelerator for *wanted*: ``auto``, ``tcg`` or ``kvm`` (KVM is then believed in)."""
+    """The accelerator for *wanted*: ``auto``, ``tcg`` or ``kvm``.
+
+    Raises SetupError if KVM is asked for and cannot do it.
+    """
     if wanted == "auto":
         problem = kvm_problem()
         if problem is None:
             return Accelerator("kvm", "KVM works here, with Hyper-V's SynIC")
         return Accelerator("tcg", f"{problem}, so QEMU translates")
+    if wanted == "kvm" and (problem := kvm_problem()):
+        raise SetupError(f"KVM cannot be used: {problem}")
     return Accelerator(wanted, "as asked")

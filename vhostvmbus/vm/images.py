@@ -9,7 +9,6 @@ package installed by itself) a caller must name QEMU, kernel and root disk.
 import fcntl
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -22,8 +21,6 @@ from vhostvmbus.vm.initramfs import build_initramfs
 TREE = Path(__file__).resolve().parents[2]
 KERNEL_SERIES = ("6.1", "6.12")
 FIRMWARE = (Path("/usr/share/seabios"), Path("/usr/share/qemu"))
-SIZE = re.compile(r"(.+):(\d+)([kKmMgGtT]?)")
-UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def cache_root() -> Path:
@@ -59,7 +56,9 @@ def qemu_binary(given: str | None = None) -> Path:
 
 
 def firmware_folders() -> list[Path]:
-    """Where QEMU finds a BIOS and its option ROMs."""
+    """Where QEMU finds a BIOS and its option ROMs; $VHOSTVMBUS_FIRMWARE names other folders."""
+    if given := os.environ.get("VHOSTVMBUS_FIRMWARE"):
+        return [Path(folder) for folder in given.split(":")]
     if not (FIRMWARE[0] / "bios-256k.bin").is_file():
         raise SetupError("no BIOS: install the packages seabios and qemu-system-data")
     return list(FIRMWARE)
@@ -160,20 +159,3 @@ def _copy_some(from_fd: int, to_fd: int, offset: int, length: int) -> int:
     if copied == 0:
         raise SetupError("an image became shorter while it was copied")
     return copied
-
-
-def data_disk(name: str) -> Path:
-    """The data disk *name*; ``file:2G`` makes a sparse file of that size if it is not there."""
-    path = Path(name)
-    found = SIZE.fullmatch(name)
-    if found and not path.exists():
-        path = Path(found[1])
-        size = int(found[2]) * UNITS[found[3].lower()]
-        if not path.exists():
-            with open(path, "xb") as new:
-                new.truncate(size)
-    if not path.exists():
-        raise SetupError(f"disk {name}: no such file (write {name}:2G to have one made)")
-    if path.is_dir():
-        raise SetupError(f"disk {name} is a folder")
-    return path.resolve()

@@ -51,7 +51,8 @@ class Plan:
     memory: str = "1G"
     machine: str = "pc"
     cpu: str | None = None
-    vmbus: bool = True
+    bus: str = "vmbus"
+    """Where the root and the disks are: "vmbus", served by us, or "virtio", QEMU's own."""
     shell: bool = False
     extra: Sequence[str] = ()
     files: Sequence[bytes] = ()
@@ -79,7 +80,7 @@ class Machine:
         """True while a test kills back ends on purpose."""
         self._folder = RunFolder()
         self._log_path = plan.console_log or self._own_log()
-        self._log = open(self._log_path, "wb", buffering=0)  # noqa: SIM115: closed by close()
+        self._log = open(self._log_path, "wb", buffering=0)  # noqa: SIM115 - closed by close()
         self._streams = Streams(self._log)
         self._qemu: Child | None = None
         self._monitor: Monitor | None = None
@@ -145,8 +146,9 @@ class Machine:
         disks = [str(path) for path in plan.disks]
         if plan.root or plan.persistent_root:
             disks.insert(0, str(self.root_image))
-        if disks:
+        if disks and plan.bus == "vmbus":
             self._add_backend("scsi", ["scsi", *disks])
+            disks = []
         for index, words in enumerate(plan.backends):
             self._add_backend(f"device{index}", words)
         ours, theirs = socket.socketpair()
@@ -164,7 +166,8 @@ class Machine:
             memory=plan.memory,
             machine=plan.machine,
             cpu=plan.cpu,
-            vmbus=plan.vmbus,
+            vmbus=plan.bus == "vmbus",
+            virtio_disks=disks,
             extra=plan.extra,
         )
         fds = [*hardware.port_fds.values(), theirs.fileno()]

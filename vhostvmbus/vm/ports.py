@@ -41,6 +41,11 @@ class Console:
             if found and self.panic is None:
                 self.panic = found[1] or found[2]
 
+    @property
+    def pending(self) -> bytes:
+        """What came after the last whole line: a prompt, as a rule."""
+        return self._partial
+
     def last_lines(self, count: int = 25) -> list[str]:
         """The last whole and partial lines, at most *count*."""
         lines = [line for line in self._lines if line.strip()]

@@ -91,7 +91,7 @@ class Child:
         pass_fds: Sequence[int],
         env: Mapping[str, str] | None,
     ) -> "subprocess.Popen[bytes]":
-        words = ["setpriv", "--pdeathsig", "KILL", "--", *map(os.fspath, argv)]
+        words = ["setpriv", "--pdeathsig", "KILL", "--", *(os.fspath(word) for word in argv)]
         try:
             return subprocess.Popen(
                 words,

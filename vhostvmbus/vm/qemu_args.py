@@ -52,6 +52,8 @@ class Hardware:
     machine: str = "pc"
     cpu: str | None = None
     vmbus: bool = True
+    virtio_disks: Sequence[str] = ()
+    """Paths of raw images for disks that QEMU itself serves."""
     extra: Sequence[str] = field(default_factory=tuple)
 
 
@@ -79,11 +81,22 @@ def command_line(hardware: Hardware) -> list[str]:
     if hardware.vmbus:
         words += ["-device", "vmbus-bridge"]
     for index, path in enumerate(hardware.sockets):
-        escaped = str(path).replace(",", ",,")
         words += [
             "-chardev",
-            f"socket,id=vmbus{index},path={escaped},reconnect-ms={RECONNECT_MILLISECONDS}",
+            f"socket,id=vmbus{index},path={_escaped(str(path))},reconnect-ms={RECONNECT_MILLISECONDS}",
             "-device",
             f"vhost-user-vmbus,chardev=vmbus{index}",
         ]
+    for index, name in enumerate(hardware.virtio_disks):
+        words += [
+            "-drive",
+            f"if=none,id=disk{index},file={_escaped(name)},format=raw",
+            "-device",
+            f"virtio-blk-pci,drive=disk{index}",
+        ]
     return words + list(hardware.extra)
+
+
+def _escaped(value: str) -> str:
+    """A value for one of QEMU's option lists, in which a comma ends it."""
+    return value.replace(",", ",,")

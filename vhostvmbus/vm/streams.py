@@ -24,11 +24,15 @@ def discard(data: bytes) -> None:
     """A sink for output that nobody asked for."""
 
 
+def _write(log: BinaryIO, data: bytes) -> None:
+    log.write(data)
+
+
 class Streams:
     """The four ports of one machine. Give :attr:`guest_fds` to QEMU, then :meth:`start`."""
 
     def __init__(self, log: BinaryIO) -> None:
-        self.console = Console(sinks=[log.write])
+        self.console = Console(sinks=[lambda data: _write(log, data)])
         self.control = Control()
         self.stdout: Sink = discard
         self.stderr: Sink = discard

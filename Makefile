@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# `make help` says what there is. Every target first installs what is missing.
+
+VENV ?= .venv
+CMD ?=
+KERNEL ?= 6.1
+MODULES ?=
+APPEND ?=
+SMP ?= 2
+MEM ?= 1G
+ACCEL ?= auto
+DISKS ?=
+DEVICE ?=
+QEMU ?=
+TIMEOUT ?= 300
+ARGS ?=
+
+export CMD APPEND DISKS DEVICE
+bin := $(VENV)/bin
+# Results of make are made again only by asking; nothing here is a file.
+.PHONY: help setup run-vm test test-fast soak bench qemu images lint format clean distclean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make run-vm       a root shell in a guest whose disk Python serves over VMBus'
+	@echo '                  CMD="..." runs that instead, passes its output and its success on'
+	@echo '                  KERNEL=6.1|6.12|vmlinuz MODULES=lib/modules/<version> APPEND= SMP=2'
+	@echo '                  MEM=1G ACCEL=auto|tcg|kvm|nested DISKS="a.raw new.raw:2G"'
+	@echo '                  DEVICE="path.py:Class" QEMU=program TIMEOUT=300'
+	@echo 'make test         every test (20 minutes)'
+	@echo 'make test-fast    the tests without virtual machines (a minute)'
+	@echo 'make soak         the long runs of the same tests'
+	@echo 'make bench        benchmarks, as ratios'
+	@echo 'make lint         ruff, mypy, and a look at the shell scripts'
+	@echo 'make qemu         only build QEMU with the device'
+	@echo 'make images       only build what guests are made of'
+	@echo 'make clean        remove what was made in this tree'
+	@echo 'make distclean    the same, and the cache with QEMU and the images'
+
+setup:
+	@tools/setup $(VENV)
+
+run-vm: setup
+	@tools/run-vm $(bin)/python "$(KERNEL)" "$(MODULES)" "$(SMP)" "$(MEM)" "$(ACCEL)" \
+		"$(QEMU)" "$(TIMEOUT)"
+
+test: setup lint
+	@$(bin)/python -m pytest -q $(ARGS)
+
+test-fast: setup
+	@$(bin)/python -m pytest -q --ignore=tests/vm $(ARGS)
+
+soak: setup
+	@VHOSTVMBUS_SOAK=1 $(bin)/python -m pytest -q -rA tests/vm $(ARGS)
+
+bench: setup
+	@$(bin)/python -m benchmarks $(ARGS)
+
+qemu: setup
+	@qemu/build
+
+images: setup
+	@guest-images/build all
+
+lint: setup
+	@$(bin)/ruff format --check -q . qemu/build guest-images/build
+	@$(bin)/ruff check -q . qemu/build guest-images/build
+	@$(bin)/mypy --strict vhostvmbus tools/buildlib
+	@for script in tools/setup tools/run-vm .ci/run guest-images/root/make-image \
+		guest-images/initramfs/*[!s]; do sh -n $$script || exit 1; done
+
+format: setup
+	@$(bin)/ruff format . qemu/build guest-images/build
+	@$(bin)/ruff check --fix . qemu/build guest-images/build
+
+clean:
+	rm -rf $(VENV) build *.egg-info vhostvmbus/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/vhostvmbus"
