@@ -26,9 +26,7 @@ class CodeMap:
     is shorter than ``map_bytes``, or if a region's bits do not lie in the map.
     """
 
-    def __init__(
-        self, fd: int, map_bytes: int, regions: Sequence[tuple[int, int, int]]
-    ) -> None:
+    def __init__(self, fd: int, map_bytes: int, regions: Sequence[tuple[int, int, int]]) -> None:
         if len(regions) > MAX_CODE_REGIONS:
             raise FrontEndError(f"{len(regions)} regions in a code map, at most 100 are allowed")
         if map_bytes and os.fstat(fd).st_size < map_bytes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The C engine (``vhostvmbus._ring``) and its fault codes as the named errors of ``wire.errors``."""
+"""The C engine (``vhostvmbus._ring``), and its fault codes as named errors of ``wire.errors``."""
 
 from typing import Any, Final
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""External data: the guest pages that a packet (or a GPADL) describes, as one flat stretch of bytes.
+"""External data: the guest pages that a packet (or a GPADL) describes, as one stretch of bytes.
 
 Invariants: every access is checked against the length; nothing works after :meth:`close` (the
 packet's completion); what was written is remembered, for translated code and the dirty log; the
@@ -38,6 +38,7 @@ class ExternalData:
         "_busy",
         "_closed",
         "_count",
+        "_kept_writable",
         "_length",
         "_lock",
         "_memory",
@@ -68,6 +69,7 @@ class ExternalData:
         self._closed = False
         self._put = False
         self._written: list[tuple[int, int]] = []
+        self._kept_writable: list[tuple[int, int]] = []
         self._views: list[memoryview] = []
         self._on_idle: list[threading.Event] = []
 
@@ -233,15 +235,15 @@ class ExternalData:
                 left -= size
             if writable:
                 self._note_written(offset, length)
+                if length and (offset, length) not in self._kept_writable:
+                    self._kept_writable.append((offset, length))
             with self._lock:
                 self._views.extend(views)
             return views
         finally:
             self._leave()
 
-    def preadv(
-        self, fd: int, file_offset: int, offset: int = 0, length: int | None = None
-    ) -> int:
+    def preadv(self, fd: int, file_offset: int, offset: int = 0, length: int | None = None) -> int:
         """Reads from a file straight into the guest's pages.
 
         Returns the bytes read: ``length``, or fewer at the end of the file or when an error came
@@ -249,9 +251,7 @@ class ExternalData:
         """
         return self._file_io(lib.vvb_ext_preadv, fd, file_offset, offset, length, True)
 
-    def pwritev(
-        self, fd: int, file_offset: int, offset: int = 0, length: int | None = None
-    ) -> int:
+    def pwritev(self, fd: int, file_offset: int, offset: int = 0, length: int | None = None) -> int:
         """Writes the guest's pages straight to a file; otherwise like :meth:`preadv`."""
         return self._file_io(lib.vvb_ext_pwritev, fd, file_offset, offset, length, False)
 
@@ -296,11 +296,22 @@ class ExternalData:
     @property
     def written(self) -> list[tuple[int, int]]:
         """What was written so far, as ``(gpa, length)``; a writable view counts whole."""
-        if not self._written:
+        return self._spans(self._written)
+
+    def take_written(self) -> list[tuple[int, int]]:
+        """Like :attr:`written`, and starts over: for mappings that outlive many packets.
+
+        Views that are writable and still in use are not forgotten.
+        """
+        written, self._written = self._written, list(self._kept_writable)
+        return self._spans(written)
+
+    def _spans(self, written: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        if not written:
             return []
         segments = self.segments
         spans: list[tuple[int, int]] = []
-        for offset, length in self._written:
+        for offset, length in written:
             position = 0
             end = offset + length
             for gpa, size in segments:
@@ -340,5 +351,3 @@ class ExternalData:
             self._release()
         else:
             event.wait()
-
-

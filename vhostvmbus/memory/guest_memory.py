@@ -109,9 +109,7 @@ class GuestMemory:
 
     # -- the map -------------------------------------------------------------------------------
 
-    def add_region(
-        self, guest_phys_addr: int, size: int, fd: int, mmap_offset: int = 0
-    ) -> Region:
+    def add_region(self, guest_phys_addr: int, size: int, fd: int, mmap_offset: int = 0) -> Region:
         """Maps ``size`` bytes of ``fd`` from ``mmap_offset`` at ``guest_phys_addr``.
 
         The caller keeps ``fd``. Raises :exc:`RegionInvalid` (empty, not whole pages, wraps around,
@@ -199,6 +197,20 @@ class GuestMemory:
         with self._lock:
             self._by_handle.pop(int(ffi.cast("uintptr_t", region.handle)), None)
         return True
+
+    def settle(self, guest_phys_addr: int, size: int, timeout: float) -> None:
+        """Waits once more for a region that :meth:`remove_region` found busy."""
+        with self._lock:
+            waiting = [
+                region
+                for region in self._retiring
+                if (region.guest_phys_addr, region.size) == (guest_phys_addr, size)
+            ]
+            for region in waiting:
+                self._retiring.remove(region)
+        for region in waiting:
+            if not self._retire(region, timeout):
+                raise RegionBusy(f"{region!r} is still used by {region.users} packets")
 
     def _sweep(self) -> None:
         """Another try for regions whose users took too long."""

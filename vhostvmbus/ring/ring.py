@@ -172,9 +172,7 @@ class Ring:
             if self._fault.error:
                 cause = error_of(self._fault)
                 raise RingInvalid(f"the ring cannot be used: {cause}") from cause
-            raise RingInvalid(
-                f"{len(pfns)} pages split at {ring_offset}: {os.strerror(error[0])}"
-            )
+            raise RingInvalid(f"{len(pfns)} pages split at {ring_offset}: {os.strerror(error[0])}")
         self._ring: Any = ffi.gc(handle, lib.vvb_ring_free)
         self._batch: Any = ffi.gc(lib.vvb_batch_new(self._ring, batch), lib.vvb_batch_free)
         if self._batch == ffi.NULL:
@@ -192,8 +190,7 @@ class Ring:
 
         Never raises for what the peer did: see :class:`Batch`. One thread at a time.
         """
-        if self._closed:
-            raise ChannelClosed("the ring is detached")
+        self._check_open()
         batch = self._batch
         result = lib.vvb_ring_receive(
             self._ring, batch, max_packets, self._memory.handle, self._limits
@@ -250,10 +247,12 @@ class Ring:
 
     def mask(self) -> None:
         """Tells the peer that packets need no signal: we are looking."""
+        self._check_open()
         lib.vvb_ring_mask(self._ring)
 
     def unmask(self) -> bool:
         """Asks for signals again. True if packets (or garbage) came meanwhile: look once more."""
+        self._check_open()
         return bool(lib.vvb_ring_unmask(self._ring))
 
     # -- sending -------------------------------------------------------------------------------
@@ -275,8 +274,7 @@ class Ring:
         (``pending_send_sz`` is set then; ``args[0]`` says whether packets published on the way
         need a signal), :exc:`PacketTooBig`, :exc:`RingIndexInvalid`, :exc:`RingMemoryLost`.
         """
-        if self._closed:
-            raise ChannelClosed("the ring is detached")
+        self._check_open()
         signal = ffi.new("int *")
         fault = ffi.new("struct vvb_fault *")
         source = payload if isinstance(payload, bytes) else ffi.from_buffer(payload)
@@ -321,6 +319,7 @@ class Ring:
 
     def publish(self) -> bool:
         """Shows the peer what was sent without ``publish``. True if it has to be signalled."""
+        self._check_open()
         signal = ffi.new("int *")
         lib.vvb_ring_publish(self._ring, signal)
         return bool(signal[0])
@@ -330,6 +329,7 @@ class Ring:
     @property
     def state(self) -> RingState:
         """Occupancy and counters, a snapshot."""
+        self._check_open()
         state = ffi.new("struct vvb_ring_state *")
         lib.vvb_ring_get_state(self._ring, state)
         return RingState(
@@ -347,6 +347,7 @@ class Ring:
     @property
     def lost(self) -> bool:
         """Whether pages of the ring vanished."""
+        self._check_open()
         return bool(lib.vvb_ring_lost(self._ring))
 
     def pages(self, sending: bool) -> memoryview:
@@ -354,6 +355,10 @@ class Ring:
         state = self.state
         size = 4096 + (state.tx_size if sending else state.rx_size)
         return memoryview(ffi.buffer(lib.vvb_ring_pages(self._ring, int(sending)), size))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ChannelClosed("the ring is detached")
 
     def close(self) -> None:
         """Detaches. Nobody may be inside another method."""

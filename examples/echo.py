@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Sends every packet's in-band bytes back as its completion."""
+
+from uuid import UUID
+
+from vhostvmbus.channel import Channel
+from vhostvmbus.device import Device
+from vhostvmbus.packet import Packet
+
+
+class Echo(Device):
+    """The smallest useful device."""
+
+    class_id = UUID("6c0cb9a5-5b1b-4c0f-9d0b-6fb8d2a0e4c1")
+    gather_completions = True
+
+    def packet_received(self, channel: Channel, packet: Packet) -> None:
+        """Completes at once."""
+        packet.complete(packet.payload)

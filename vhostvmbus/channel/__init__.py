@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Floor 3: an open channel. Its worker thread, its sends, its quota, its end.
+
+KMCL's VMBCHANNEL at the server endpoint (docs/kmcl.md); the ring protocol is ``ring``'s business.
+"""
+
+from vhostvmbus.channel.channel import Channel, ChannelState
+from vhostvmbus.channel.gpadl import Gpadl, GpadlTable
+from vhostvmbus.channel.handler import ChannelHandler, ChannelInfo
+from vhostvmbus.channel.stats import ChannelStats
+
+__all__ = [
+    "Channel",
+    "ChannelHandler",
+    "ChannelInfo",
+    "ChannelState",
+    "ChannelStats",
+    "Gpadl",
+    "GpadlTable",
+]

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""GPADLs: guest pages that the guest gave a handle. docs/vhost-user-vmbus.md, VMBUS_GPADL_CREATE.
+
+Invariants: every page of a GPADL lay in guest memory when it was created; a GPADL is mapped at most
+once at a time; number and pages of a connection's GPADLs are bounded.
+"""
+
+import threading
+from array import array
+from collections.abc import Iterator, Sequence
+
+from vhostvmbus.memory import ExternalData, GuestMemory
+from vhostvmbus.wire.errors import (
+    GpadlExists,
+    GpadlInvalid,
+    GpadlLimit,
+    GpadlUnknown,
+    GpaRangeError,
+    UsageError,
+)
+from vhostvmbus.wire.gpa import GpaRange
+from vhostvmbus.wire.vmbus import PAGE_SIZE
+
+MAX_GPADLS = 1024
+MAX_GPADL_PAGES = 1 << 20
+"""Of all GPADLs of a connection together: 4 GiB of guest memory, 8 MiB of PFNs here."""
+
+
+class Gpadl:
+    """One GPADL: its handle, the channel it was made for, and its ranges."""
+
+    def __init__(self, channel: int, gpadl_id: int, ranges: Sequence[GpaRange]) -> None:
+        self.channel = channel
+        self.gpadl_id = gpadl_id
+        self.ranges = tuple(ranges)
+        self.page_count = sum(len(item.pfns) for item in ranges)
+        self.mapping: ExternalData | None = None
+
+    def ring_pfns(self) -> "array[int]":
+        """All pages, in order; :exc:`GpadlInvalid` unless the ranges are whole pages."""
+        pfns = array("Q")
+        for item in self.ranges:
+            if item.byte_offset or item.byte_count % PAGE_SIZE:
+                raise GpadlInvalid(
+                    f"GPADL {self.gpadl_id:#x} is no ring: a range of {item.byte_count} bytes"
+                    f" at offset {item.byte_offset} is not whole pages"
+                )
+            pfns.extend(item.pfns)
+        return pfns
+
+    def touches(self, guest_phys_addr: int, size: int) -> bool:
+        """Whether a page of it lies in these addresses."""
+        low, high = guest_phys_addr // PAGE_SIZE, (guest_phys_addr + size) // PAGE_SIZE
+        return any(low <= pfn < high for item in self.ranges for pfn in item.pfns)
+
+
+class GpadlTable:
+    """The GPADLs of one connection. Thread-safe."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self._memory = memory
+        self._lock = threading.Lock()
+        self._gpadls: dict[int, Gpadl] = {}
+        self._pages = 0
+
+    def __len__(self) -> int:
+        return len(self._gpadls)
+
+    def __iter__(self) -> Iterator[Gpadl]:
+        return iter(list(self._gpadls.values()))
+
+    @property
+    def pages(self) -> int:
+        """Pages of all GPADLs together."""
+        return self._pages
+
+    def create(self, channel: int, gpadl_id: int, ranges: Sequence[GpaRange]) -> Gpadl:
+        """Adds one. Raises :exc:`GpadlExists`, :exc:`GpadlLimit` or :exc:`GpadlInvalid`."""
+        gpadl = Gpadl(channel, gpadl_id, ranges)
+        with self._lock:
+            if gpadl_id in self._gpadls:
+                raise GpadlExists(f"GPADL {gpadl_id:#x} exists already")
+            if len(self._gpadls) >= MAX_GPADLS:
+                raise GpadlLimit(f"more than {MAX_GPADLS} GPADLs")
+            if self._pages + gpadl.page_count > MAX_GPADL_PAGES:
+                raise GpadlLimit(f"more than {MAX_GPADL_PAGES} pages in GPADLs")
+            try:
+                self._memory.external_data(ranges).close()
+            except GpaRangeError as error:
+                raise GpadlInvalid(f"GPADL {gpadl_id:#x}: {error}") from error
+            self._gpadls[gpadl_id] = gpadl
+            self._pages += gpadl.page_count
+        return gpadl
+
+    def get(self, gpadl_id: int) -> Gpadl:
+        """The GPADL, or :exc:`GpadlUnknown`."""
+        try:
+            return self._gpadls[gpadl_id]
+        except KeyError:
+            raise GpadlUnknown(f"no GPADL {gpadl_id:#x}") from None
+
+    def remove(self, gpadl_id: int) -> None:
+        """Forgets one, once nobody is inside its mapping. :exc:`GpadlUnknown` if there is none."""
+        with self._lock:
+            gpadl = self._gpadls.pop(gpadl_id, None)
+            if gpadl is None:
+                raise GpadlUnknown(f"no GPADL {gpadl_id:#x}")
+            self._pages -= gpadl.page_count
+        if gpadl.mapping is not None:
+            gpadl.mapping.close(wait=True)
+
+    def clear(self) -> None:
+        """Forgets them all."""
+        for gpadl in self:
+            self.remove(gpadl.gpadl_id)
+
+    def map(self, gpadl_id: int, channel: int) -> ExternalData:
+        """Maps a GPADL of this channel (VmbChannelMapGpadl); :exc:`UsageError` if it is mapped."""
+        gpadl = self.get(gpadl_id)
+        if gpadl.channel != channel:
+            raise GpadlUnknown(f"GPADL {gpadl_id:#x} belongs to channel {gpadl.channel}")
+        with self._lock:
+            if gpadl.mapping is not None and not gpadl.mapping.closed:
+                raise UsageError(f"GPADL {gpadl_id:#x} is mapped already")
+            gpadl.mapping = self._memory.external_data(gpadl.ranges)
+            return gpadl.mapping
+
+    def unmap(self, gpadl_id: int) -> None:
+        """Ends the mapping (VmbChannelUnmapGpadl); :exc:`UsageError` if there is none."""
+        gpadl = self.get(gpadl_id)
+        mapping, gpadl.mapping = gpadl.mapping, None
+        if mapping is None:
+            raise UsageError(f"GPADL {gpadl_id:#x} is not mapped")
+        mapping.close(wait=True)
+
+    def take_written(self, channel: int) -> list[tuple[int, int]]:
+        """``(gpa, length)`` written through this channel's mappings since the last call."""
+        spans: list[tuple[int, int]] = []
+        for gpadl in self:
+            if gpadl.channel == channel and gpadl.mapping is not None:
+                spans.extend(gpadl.mapping.take_written())
+        return spans

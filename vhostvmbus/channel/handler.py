@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a channel needs from the floor above, and what it is told at its opening."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from vhostvmbus.ring import Limits
+from vhostvmbus.wire.errors import GuestError, PacketError
+
+if TYPE_CHECKING:
+    from vhostvmbus.channel.channel import Channel
+    from vhostvmbus.packet import Packet
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelInfo:
+    """What VMBUS_OPEN said; ``version`` has the major number in the high 16 bits."""
+
+    index: int
+    target_vp: int
+    version: int
+    user_data: bytes
+    resumed: bool = False
+
+
+class ChannelHandler(Protocol):
+    """The device's side of a channel. Callbacks come on the channel's worker thread."""
+
+    name: str
+    limits: Limits
+    transaction_quota: int
+    gather_completions: bool
+
+    def packet_received(self, channel: "Channel", packet: "Packet") -> None:
+        """A packet arrived."""
+
+    def packet_rejected(self, channel: "Channel", packet: "Packet", error: PacketError) -> None:
+        """A packet arrived whose external data or size is wrong; it carries no external data."""
+
+    def processing_complete(self, channel: "Channel", count: int) -> None:
+        """The ring has run empty after ``count`` packets."""
+
+    def tracks_writes(self) -> bool:
+        """Whether :meth:`before_publish` has to know what was written."""
+
+    def before_publish(self, spans: Sequence[tuple[int, int]]) -> int:
+        """Guest memory was written at ``(gpa, length)``; the guest is about to be told.
+
+        Any thread; may block. Returns how many ranges of translated code were discarded.
+        """
+
+    def channel_failed(self, channel: "Channel", error: GuestError) -> None:
+        """The channel stopped for good because of ``error``."""

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The sending half of a channel: in order, whatever the ring's state, from any thread.
+
+Invariants: packets enter the ring in the order in which they were handed over; when the ring is
+full they wait here, ``pending_send_sz`` asks the guest for a signal, and :meth:`flush` goes on.
+After :meth:`detach` returned, nothing touches the ring.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from vhostvmbus.channel.stats import ChannelStats
+from vhostvmbus.ring import Ring, signal
+from vhostvmbus.wire.errors import ChannelClosed, RingFull, SendQueueFull
+
+MAX_QUEUED = 4096
+"""Host-initiated packets that may wait for space. Completions are bounded by the quota instead."""
+
+
+class Outgoing(NamedTuple):
+    """A packet on its way to the guest."""
+
+    type: int
+    payload: bytes | bytearray | memoryview
+    transaction_id: int
+    flags: int = 0
+    header: bytes = b""
+
+
+class Sender:
+    """Puts packets into the ring and signals the guest when the protocol wants it."""
+
+    def __init__(self, ring: Ring, call_fd: int, stats: ChannelStats) -> None:
+        self._ring = ring
+        self._call_fd = call_fd
+        self._stats = stats
+        self._lock = threading.Lock()
+        self._queue: deque[Outgoing] = deque()
+        self._detached = False
+
+    @property
+    def queued(self) -> int:
+        """Packets that wait for space in the ring."""
+        return len(self._queue)
+
+    def send(self, packets: Iterable[Outgoing], *, bounded: bool = False) -> bool:
+        """Sends or queues packets, with one write-index store. False if detached.
+
+        ``bounded`` refuses, with :exc:`SendQueueFull`, to queue beyond :data:`MAX_QUEUED`. Raises
+        what :meth:`Ring.send` raises for a broken ring, :exc:`PacketTooBig` included.
+        """
+        with self._lock:
+            if self._detached:
+                return False
+            if bounded and len(self._queue) >= MAX_QUEUED:
+                raise SendQueueFull(f"{len(self._queue)} packets wait for space in the ring")
+            need_signal = False
+            try:
+                for packet in packets:
+                    if self._queue:
+                        self._queue.append(packet)
+                        continue
+                    try:
+                        need_signal |= self._put(packet)
+                    except RingFull as full:
+                        need_signal |= bool(full.args[0])
+                        self._stats.ring_full += 1
+                        self._queue.append(packet)
+                self._stats.max_queued = max(self._stats.max_queued, len(self._queue))
+            finally:
+                self._publish(need_signal)
+        return True
+
+    def _put(self, packet: Outgoing) -> bool:
+        return self._ring.send(
+            packet.type,
+            packet.payload,
+            transaction_id=packet.transaction_id,
+            flags=packet.flags,
+            header=packet.header,
+            publish=False,
+        )
+
+    def _publish(self, need_signal: bool) -> None:
+        if self._ring.publish() or need_signal:
+            self._stats.signals_sent += 1
+            signal(self._call_fd)
+
+    def flush(self) -> None:
+        """Sends what waits, as far as the ring has space now."""
+        if not self._queue:
+            return
+        with self._lock:
+            if self._detached:
+                return
+            need_signal = False
+            try:
+                while self._queue:
+                    try:
+                        need_signal |= self._put(self._queue[0])
+                    except RingFull as full:
+                        need_signal |= bool(full.args[0])
+                        break
+                    self._queue.popleft()
+            finally:
+                self._publish(need_signal)
+
+    def signal_space(self) -> None:
+        """The guest waited for space in its ring and has it now."""
+        with self._lock:
+            if not self._detached:
+                self._stats.signals_sent += 1
+                signal(self._call_fd)
+
+    def check_open(self) -> None:
+        """Raises :exc:`ChannelClosed` after :meth:`detach`."""
+        if self._detached:
+            raise ChannelClosed("the channel is closed")
+
+    def detach(self) -> None:
+        """Drops what waits; from now on everything is dropped."""
+        with self._lock:
+            self._detached = True
+            self._stats.dropped += len(self._queue)
+            self._queue.clear()

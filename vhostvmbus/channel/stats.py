@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Counters of a channel, and a brake for its log."""
+
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class ChannelStats:
+    """What a channel did since it was opened. Bytes are payload bytes unless said otherwise."""
+
+    packets_received: int = 0
+    bytes_received: int = 0
+    external_bytes: int = 0
+    batches: int = 0
+    max_batch: int = 0
+    completions_sent: int = 0
+    completions_received: int = 0
+    packets_sent: int = 0
+    bytes_sent: int = 0
+    ring_full: int = 0
+    max_queued: int = 0
+    quota_reached: int = 0
+    wakeups: int = 0
+    signals_sent: int = 0
+    code_invalidations: int = 0
+    dropped: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All counters, ready for JSON."""
+        result: dict[str, Any] = {
+            name: getattr(self, name) for name in self.__slots__ if name != "errors"
+        }
+        result["errors"] = dict(self.errors)
+        return result
+
+
+class RateLimitedLog:
+    """Lets ``burst`` messages through in ``period`` seconds, then counts what it holds back.
+
+    A guest can provoke errors as fast as it likes; the log must not grow with them.
+    """
+
+    def __init__(self, logger: logging.Logger, burst: int = 5, period: float = 10.0) -> None:
+        self._logger = logger
+        self._burst = burst
+        self._period = period
+        self._start = 0.0
+        self._count = 0
+
+    def warning(self, message: str, *args: object) -> None:
+        """Logs a warning, or counts it."""
+        now = time.monotonic()
+        if now - self._start >= self._period:
+            held_back = self._count - self._burst
+            if held_back > 0:
+                self._logger.warning("%d more messages like this were held back", held_back)
+            self._start, self._count = now, 0
+        self._count += 1
+        if self._count <= self._burst:
+            self._logger.warning(message, *args)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The class that devices derive from. Its attributes describe a device, its methods are callbacks.
+
+The names and the order of the callbacks are KMCL's (VmbChannelInitSet...Callbacks): ``opened``,
+``started``, ``post_started``, ``packet_received`` ..., ``suspended``, ``closed``.
+"""
+
+from collections.abc import Coroutine
+from typing import Any
+from uuid import UUID
+
+from vhostvmbus.channel import Channel
+from vhostvmbus.packet import Packet
+from vhostvmbus.wire.errors import PacketError
+
+
+class Device:
+    """One VMBus device. Derive from it, set ``class_id``, write ``packet_received``.
+
+    Callbacks of one channel come one at a time: ``opened``, ``resumed``, ``started``, ``suspended``
+    and ``closed`` on the thread that serves the front end, packets on the channel's worker thread,
+    ``post_started`` on a thread of its own. Channels run at the same time as each other.
+    """
+
+    class_id: UUID
+    """The interface type: which guest driver binds."""
+    instance_id: UUID | None = None
+    """This instance; ``None`` leaves the choice to the front end."""
+    name: str = ""
+    """In logs, statistics and thread names; the class's name if empty."""
+    channel_flags: int = 0
+    """:class:`~vhostvmbus.wire.vmbus.ChannelFlag` bits of the offer."""
+    mmio_megabytes: int = 0
+    """MMIO space that the guest is to reserve, in MiB."""
+    user_defined: bytes = b""
+    """Up to 120 bytes in the offer; their meaning is the class's."""
+    channels: int = 1
+    """Channels offered at start."""
+    max_channels: int = 1
+    """Upper bound for subchannels offered later."""
+
+    max_packet_size: int = 0xFFFF * 8
+    """Longest payload in bytes; a longer one goes to :meth:`packet_rejected`."""
+    max_external_data: int = 16 << 20
+    """Most bytes that one packet may describe by GPA ranges."""
+    max_external_ranges: int = 4096
+    """Most GPA ranges in one packet."""
+    transaction_quota: int = 1024
+    """Most packets outstanding on a channel; further ones wait in the ring."""
+    gather_completions: bool = False
+    """Publish completions made inside ``packet_received`` together, some at a time. Cheaper; only
+    for devices whose ``packet_received`` never blocks for long."""
+
+    def opened(self, channel: Channel) -> None:
+        """The guest opens the channel. Raise :exc:`RefuseOpen` to refuse. No traffic yet."""
+
+    def resumed(self, channel: Channel) -> None:
+        """In the place of :meth:`opened`, when the guest has had the channel open all along and
+        only the connection to the front end is new."""
+
+    def started(self, channel: Channel) -> None:
+        """Packets may be sent from now on, but must not be waited for here."""
+
+    def post_started(self, channel: Channel) -> None:
+        """Like :meth:`started`, and may wait for packets: it has its own thread."""
+
+    def packet_received(self, channel: Channel, packet: Packet) -> Coroutine[Any, Any, None] | None:
+        """A packet came. Complete it here, or later from any thread, exactly once.
+
+        May be an ``async def``: then it runs on the device's event loop. An exception stops the
+        channel. The default completes with an empty payload.
+        """
+        packet.complete()
+        return None
+
+    def packet_rejected(self, channel: Channel, packet: Packet, error: PacketError) -> None:
+        """A packet came whose external data, size or type is wrong, as ``error`` says.
+
+        It has a payload (private, any length) but no external data. Complete it in the device's
+        own protocol, or fail it to stop the channel. The default completes with an empty payload.
+        """
+        packet.complete()
+
+    def processing_complete(self, channel: Channel, count: int) -> None:
+        """The ring ran empty after ``count`` packets."""
+
+    def suspended(self, channel: Channel) -> None:
+        """No packet is delivered any more. What is outstanding should be completed now; what is
+        not after a second is taken away."""
+
+    def closed(self, channel: Channel) -> None:
+        """The channel has ended. It may be opened again, as a new :class:`Channel`."""
+
+    def stats(self) -> dict[str, Any]:
+        """The device's own counters, ready for JSON."""
+        return {}

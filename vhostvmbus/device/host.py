@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Drives one device: its memory, GPADLs and channels, as the front end's requests ask for.
+
+Each method is one request of docs/vhost-user-vmbus.md; there is no socket in here. Methods are
+called by one thread at a time (the server's); :meth:`DeviceHost.stats` by any. Invariants: a
+request that is answered is done; a refused one changed nothing; one channel's failure leaves the
+others.
+"""
+
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vhostvmbus.channel import Channel, ChannelInfo, GpadlTable
+from vhostvmbus.device.device import Device
+from vhostvmbus.device.loop import DeviceLoop
+from vhostvmbus.device.offer import Offer
+from vhostvmbus.memory import CodeMap, GuestMemory, Region
+from vhostvmbus.packet import Packet
+from vhostvmbus.ring import Limits, Ring, is_eventfd
+from vhostvmbus.wire.errors import (
+    ChannelStateError,
+    ChannelUnknown,
+    FrontEndError,
+    GuestError,
+    PacketError,
+    RefuseOpen,
+    RegionBusy,
+)
+from vhostvmbus.wire.gpa import GpaRange
+from vhostvmbus.wire.ntstatus import NtStatus
+from vhostvmbus.wire.vmbus import PAGE_SIZE, USER_DEFINED_SIZE
+
+log = logging.getLogger(__name__)
+
+MAX_INVALIDATE = 200
+"""Ranges in one VMBUS_BACKEND_INVALIDATE_CODE."""
+Invalidate = Callable[[list[tuple[int, int]]], None]
+
+
+class DeviceHost:
+    """Owns a device's memory, GPADLs and channels.
+
+    ``invalidate`` (set by the server) sends ``(gpa, size)`` ranges, 200 at most, to the front end
+    and returns when they are acknowledged. ``channel_failed`` (optional) is told of each channel
+    that stopped because of the guest.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.name = device.name or type(device).__name__
+        self.memory = GuestMemory()
+        self.gpadls = GpadlTable(self.memory)
+        self.invalidate: Invalidate | None = None
+        self.channel_failed: Callable[[int, GuestError], None] | None = None
+        self._offer = self._make_offer(device)
+        self._channels: dict[int, Channel] = {}
+        self._code_map: CodeMap | None = None
+        self._handler = _Handler(self)
+        self._lock = threading.RLock()
+
+    @staticmethod
+    def _make_offer(device: Device) -> Offer:
+        for name in (
+            "transaction_quota",
+            "max_packet_size",
+            "max_external_data",
+            "max_external_ranges",
+        ):
+            if getattr(device, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        return Offer(
+            device.class_id,
+            device.instance_id,
+            device.channel_flags,
+            device.mmio_megabytes,
+            device.channels,
+            device.max_channels,
+            device.user_defined,
+        )
+
+    def offer(self) -> Offer:
+        """What the device offers; the same for as long as this object lives."""
+        return self._offer
+
+    @property
+    def channels(self) -> dict[int, Channel]:
+        """The open channels by index: a copy."""
+        return dict(self._channels)
+
+    # -- memory --------------------------------------------------------------------------------
+
+    def add_region(self, guest_phys_addr: int, size: int, fd: int, mmap_offset: int = 0) -> Region:
+        """ADD_MEM_REG. Raises what :meth:`GuestMemory.add_region` raises; ``fd`` is duplicated."""
+        return self.memory.add_region(guest_phys_addr, size, fd, mmap_offset)
+
+    def remove_region(self, guest_phys_addr: int, size: int) -> None:
+        """REM_MEM_REG. Returns when nothing refers to the region any more.
+
+        Channels whose ring lies in it are closed; GPADL mappings in it end; packets get four
+        seconds to complete before their external data is taken away from the device.
+        """
+        with self._lock:
+            for index, channel in list(self._channels.items()):
+                gpadl = channel.ring_gpadl
+                if gpadl is not None and gpadl.touches(guest_phys_addr, size):
+                    log.warning("%s: its ring's memory is removed", channel.name)
+                    self.close_channel(index)
+            for gpadl in self.gpadls:
+                if gpadl.mapping is not None and gpadl.touches(guest_phys_addr, size):
+                    gpadl.mapping.close(wait=True)
+            try:
+                self.memory.remove_region(guest_phys_addr, size, timeout=4.0)
+            except RegionBusy:
+                for channel in self._channels.values():
+                    channel.drop_packets_in(guest_phys_addr, size)
+                self.memory.settle(guest_phys_addr, size, timeout=3.0)
+
+    def set_code_map(
+        self, fd: int, map_bytes: int, regions: Sequence[tuple[int, int, int]]
+    ) -> None:
+        """VMBUS_SET_CODE_MAP; ``regions``: ``(gpa, size, first_bit)``. The caller keeps ``fd``."""
+        self._code_map = CodeMap(fd, map_bytes, regions)
+
+    # -- GPADLs --------------------------------------------------------------------------------
+
+    def _check_index(self, index: int) -> None:
+        if not 0 <= index < self._offer.max_channels:
+            raise ChannelUnknown(f"no channel {index}")
+
+    def gpadl_create(self, channel: int, gpadl_id: int, ranges: Sequence[GpaRange]) -> None:
+        """VMBUS_GPADL_CREATE. Raises :exc:`ChannelUnknown`, and what GpadlTable.create raises."""
+        self._check_index(channel)
+        self.gpadls.create(channel, gpadl_id, ranges)
+
+    def gpadl_teardown(self, channel: int, gpadl_id: int) -> None:
+        """VMBUS_GPADL_TEARDOWN. Closes the channel first whose ring it is."""
+        with self._lock:
+            gpadl = self.gpadls.get(gpadl_id)
+            for index, opened in list(self._channels.items()):
+                if opened.ring_gpadl is gpadl:
+                    self.close_channel(index)
+            self.gpadls.remove(gpadl_id)
+
+    # -- channels ------------------------------------------------------------------------------
+
+    def open_channel(
+        self,
+        index: int,
+        gpadl_id: int,
+        ring_offset: int,
+        target_vp: int,
+        version: int,
+        user_data: bytes,
+        kick_fd: int,
+        call_fd: int,
+        resume: bool = False,
+    ) -> NtStatus:
+        """VMBUS_OPEN. The status refuses, or is SUCCESS; both eventfds are duplicated."""
+        with self._lock:
+            try:
+                return self._open(
+                    ChannelInfo(
+                        index, target_vp, version, user_data.ljust(USER_DEFINED_SIZE, b"\0"), resume
+                    ),
+                    gpadl_id,
+                    ring_offset,
+                    kick_fd,
+                    call_fd,
+                )
+            except FrontEndError as error:
+                log.warning("%s/%d: open refused: %s", self.name, index, error)
+                return error.status
+            except RefuseOpen as error:
+                log.info("%s/%d: the device refused to open: %s", self.name, index, error)
+                return error.status
+            except Exception:
+                log.exception("%s/%d: open failed", self.name, index)
+                return NtStatus.UNSUCCESSFUL
+
+    def _open(
+        self, info: ChannelInfo, gpadl_id: int, ring_offset: int, kick_fd: int, call_fd: int
+    ) -> NtStatus:
+        index = info.index
+        self._check_index(index)
+        if index in self._channels:
+            raise ChannelStateError(f"channel {index} is open already")
+        if not self.memory.regions:
+            raise ChannelStateError("there is no guest memory yet", NtStatus.DEVICE_NOT_READY)
+        for fd in (kick_fd, call_fd):
+            if not is_eventfd(fd):
+                raise FrontEndError("kick and call must be eventfds")
+        gpadl = self.gpadls.get(gpadl_id)
+        if gpadl.channel != index:
+            raise FrontEndError(f"GPADL {gpadl_id:#x} belongs to channel {gpadl.channel}")
+        ring = Ring(self.memory, gpadl.ring_pfns(), ring_offset, limits=self._handler.limits)
+        try:
+            channel = Channel(self._handler, info, ring, kick_fd, call_fd, self.gpadls)
+        except BaseException:
+            ring.close()
+            raise
+        channel.ring_gpadl = gpadl
+        try:
+            if info.resumed:
+                self.device.resumed(channel)
+            else:
+                self.device.opened(channel)
+            # Known before it runs: what started() does may come back here at once.
+            self._channels[index] = channel
+            self.device.started(channel)
+        except BaseException:
+            self._channels.pop(index, None)
+            channel.close(grace=0)
+            raise
+        channel.start()
+        if type(self.device).post_started is not Device.post_started:
+            channel.run_beside(lambda: self.device.post_started(channel))
+        return NtStatus.SUCCESS
+
+    def close_channel(self, index: int) -> None:
+        """VMBUS_CLOSE. Returns when neither ring nor external data is touched any more."""
+        with self._lock:
+            self._check_index(index)
+            channel = self._channels.get(index)
+            if channel is None:
+                raise ChannelStateError(f"channel {index} is not open")
+            channel.close(lambda: self._handler.suspended(channel))
+            del self._channels[index]
+            self._handler.closed(channel)
+
+    def modify_channel(self, index: int, target_vp: int) -> None:
+        """VMBUS_MODIFY: information only."""
+        self._check_index(index)
+        channel = self._channels.get(index)
+        if channel is None:
+            raise ChannelStateError(f"channel {index} is not open")
+        channel.target_vp = target_vp
+
+    def reset(self) -> None:
+        """VMBUS_RESET: closes every channel, subchannels first, and forgets every GPADL."""
+        with self._lock:
+            for index in sorted(self._channels, reverse=True):
+                self.close_channel(index)
+            self.gpadls.clear()
+
+    def disconnect(self) -> None:
+        """The front end has gone: forgets all that came from it. The device lives on."""
+        with self._lock:
+            self.reset()
+            self._code_map = None
+            self.memory.close()
+
+    def close(self) -> None:
+        """Ends everything."""
+        self.disconnect()
+        self._handler.close()
+
+    # -- translated code, statistics -----------------------------------------------------------
+
+    def discard_translations(self, spans: Sequence[tuple[int, int]]) -> int:
+        """Guest memory was written at ``(gpa, length)``: steps 2 and 3 of *Translated code*.
+
+        Returns how many ranges the front end was asked to discard. Raises what ``invalidate``
+        raises; then nothing may be published.
+        """
+        code_map = self._code_map
+        if code_map is None:
+            return 0
+        hits = code_map.hits(spans)
+        if hits:
+            if self.invalidate is None:
+                raise ChannelStateError("a code map without a way to tell the front end")
+            for start in range(0, len(hits), MAX_INVALIDATE):
+                self.invalidate(hits[start : start + MAX_INVALIDATE])
+        return len(hits)
+
+    @property
+    def has_code_map(self) -> bool:
+        """Whether what devices write has to be looked up."""
+        return self._code_map is not None
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of the device and its open channels, ready for JSON."""
+        regions = self.memory.regions
+        return {
+            "name": self.name,
+            "class_id": str(self._offer.class_id),
+            "memory_regions": len(regions),
+            "memory_bytes": sum(region.size for region in regions),
+            "gpadls": len(self.gpadls),
+            "gpadl_bytes": self.gpadls.pages * PAGE_SIZE,
+            "code_map": self.has_code_map,
+            "channels": [channel.as_dict() for _, channel in sorted(self.channels.items())],
+            "device": self.device.stats(),
+        }
+
+
+class _Handler:
+    """Brings a channel's events to the device: the only place that knows both."""
+
+    def __init__(self, host: DeviceHost) -> None:
+        device = host.device
+        self._host = host
+        self._device = device
+        self._loop: DeviceLoop | None = None
+        self._loop_lock = threading.Lock()
+        self._async = inspect.iscoroutinefunction(device.packet_received)
+        self.name = host.name
+        self.limits = Limits(
+            device.max_packet_size, device.max_external_data, device.max_external_ranges
+        )
+        self.transaction_quota = device.transaction_quota
+        self.gather_completions = device.gather_completions
+        if not self._async:
+            # Not one call more than needed on the way of every packet.
+            self.packet_received = device.packet_received  # type: ignore[method-assign,assignment]
+
+    def packet_received(self, channel: Channel, packet: Packet) -> None:
+        coroutine = self._device.packet_received(channel, packet)
+        if coroutine is None:
+            return
+        with self._loop_lock:
+            if self._loop is None:
+                self._loop = DeviceLoop(f"{self.name} loop")
+
+        def failed(error: BaseException) -> None:
+            channel.packet_raised(packet, error)
+
+        self._loop.submit(channel, coroutine, failed)
+
+    def packet_rejected(self, channel: Channel, packet: Packet, error: PacketError) -> None:
+        self._device.packet_rejected(channel, packet, error)
+
+    def processing_complete(self, channel: Channel, count: int) -> None:
+        self._device.processing_complete(channel, count)
+
+    def tracks_writes(self) -> bool:
+        return self._host.has_code_map
+
+    def before_publish(self, spans: Sequence[tuple[int, int]]) -> int:
+        return self._host.discard_translations(spans)
+
+    def channel_failed(self, channel: Channel, error: GuestError) -> None:
+        if self._host.channel_failed is not None:
+            self._host.channel_failed(channel.index, error)
+
+    def suspended(self, channel: Channel) -> None:
+        try:
+            self._device.suspended(channel)
+        except Exception:
+            log.exception("%s: suspended() failed", channel.name)
+        if self._loop is not None:
+            self._loop.cancel(channel)
+
+    def closed(self, channel: Channel) -> None:
+        try:
+            self._device.closed(channel)
+        except Exception:
+            log.exception("%s: closed() failed", channel.name)
+
+    def close(self) -> None:
+        if self._loop is not None:
+            self._loop.close()
+            self._loop = None

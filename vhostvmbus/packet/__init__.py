@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Floor 3: one packet between its reception and its completion.
+
+KMCL's VMBPACKET at the server endpoint: docs/kmcl.md names the counterparts.
+"""
+
+from vhostvmbus.packet.packet import Packet, PacketOwner
+
+__all__ = ["Packet", "PacketOwner"]

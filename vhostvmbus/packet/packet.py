@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A packet that the guest sent: what is in it, and completing it exactly once.
+
+Invariants: the payload is a private copy; a packet is completed or failed once, by any thread;
+its external data ends with it; when the channel closes first, the completion is dropped silently.
+"""
+
+from typing import TYPE_CHECKING, Protocol
+
+from vhostvmbus.memory import ExternalData
+
+if TYPE_CHECKING:
+    from vhostvmbus.channel import Channel
+
+
+class PacketOwner(Protocol):
+    """What a packet needs from its channel."""
+
+    def packet_completed(self, packet: "Packet", payload: bytes | bytearray | memoryview) -> None:
+        """Publishes the completion, or drops it if the channel is closed."""
+
+    def packet_failed(self, packet: "Packet", reason: str) -> None:
+        """Stops the channel."""
+
+
+class Packet:
+    """One packet from the guest.
+
+    Devices may hang attributes of their own on it (KMCL's packet context).
+    """
+
+    def __init__(
+        self,
+        channel: "Channel",
+        serial: int,
+        transaction_id: int,
+        payload: bytes,
+        external_data: ExternalData | None,
+        completion_requested: bool,
+        ring_offset: int = -1,
+    ) -> None:
+        self.channel = channel
+        """The :class:`Channel` that it came on."""
+        self.serial = serial
+        """Number of the packet on its channel, from 1, never reused."""
+        self.transaction_id = transaction_id
+        """The guest's 64-bit id, returned with the completion. Not checked for uniqueness."""
+        self.payload = payload
+        """The in-band bytes, padded to a multiple of 8 by the sender."""
+        self.external_data = external_data
+        """The guest's pages that the packet describes, or ``None``."""
+        self.completion_requested = completion_requested
+        """Whether the guest waits for a completion packet."""
+        self.ring_offset = ring_offset
+        """Where the packet was in the ring's data, in bytes."""
+        self.completed = False
+        """Whether :meth:`complete` or :meth:`fail` was called, or the channel closed."""
+        self.dropped = False
+        """Whether the channel closed, or the guest's memory went, before it was completed."""
+
+    def complete(self, payload: bytes | bytearray | memoryview = b"") -> None:
+        """Ends the packet; sends ``payload`` as its completion if one was requested.
+
+        May be called from any thread, in any order. External data cannot be used any more. Before
+        the guest can see the completion, translated code in the pages that were written is
+        discarded. If the ring is full, the completion waits its turn. Raises
+        :exc:`AlreadyCompleted` the second time; nothing then goes to the guest. For a packet that
+        was dropped, does nothing.
+        """
+        owner: PacketOwner = self.channel
+        owner.packet_completed(self, payload)
+
+    def fail(self, reason: str) -> None:
+        """The packet is malformed beyond repair (VmbChannelPacketFail): the channel stops.
+
+        Nothing is sent to the guest. Raises :exc:`AlreadyCompleted` like :meth:`complete`.
+        """
+        owner: PacketOwner = self.channel
+        owner.packet_failed(self, reason)
+
+    def __repr__(self) -> str:
+        state = "completed" if self.completed else "open"
+        return (
+            f"<Packet transaction {self.transaction_id:#x}, {len(self.payload)} bytes"
+            f" + {self.external_data!r}, {state}>"
+        )
