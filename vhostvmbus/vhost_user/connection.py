@@ -29,7 +29,7 @@ from vhostvmbus.vhost_user.sockets import (
     require_stream_socket,
     send,
 )
-from vhostvmbus.wire.errors import FrontEndError, GuestError, VmbusError
+from vhostvmbus.wire.errors import FrontEndError, GuestError, RegionBusy, VmbusError
 from vhostvmbus.wire.ntstatus import NtStatus
 
 log = logging.getLogger(__name__)
@@ -194,8 +194,14 @@ class Connection:
         self._files[region.guest_phys_addr] = _identity(fd)
 
     def _remove(self, region: m.MemoryRegion) -> None:
-        self._back_end.remove_region(region.guest_phys_addr, region.size)
-        del self._files[region.guest_phys_addr]
+        try:
+            self._back_end.remove_region(region.guest_phys_addr, region.size)
+        except RegionBusy:
+            # It has left the map although somebody still uses it; it can be added anew.
+            self.session.books.enter(m.RemMemReg(region))
+            raise
+        finally:
+            del self._files[region.guest_phys_addr]
 
     def _set_table(self, regions: tuple[m.MemoryRegion, ...], fds: tuple[int, ...]) -> None:
         """Replace the table; what is in the old one and in the new one stays mapped.

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The software guest: the opposite endpoint of a device, so that one is driven without a VM.
+
+:class:`SoftwareGuest` is the front end and the guest in one; :class:`GuestChannel` its half of a
+channel; :class:`GuestRam` its memory; :class:`HostileChannel` for a guest that lies.
+"""
+
+from vhostvmbus.guest.channel import GuestChannel
+from vhostvmbus.guest.code_map import GuestCodeMap
+from vhostvmbus.guest.errors import (
+    ChannelNotOpen,
+    CompletionTimeout,
+    GuestSideError,
+    HostBrokeRing,
+    OutOfPages,
+    ReceiveTimeout,
+    RingFullTimeout,
+    SendRefused,
+)
+from vhostvmbus.guest.front_end import FrontEnd
+from vhostvmbus.guest.hostile import HostileChannel, RawRing
+from vhostvmbus.guest.ram import GuestRam, RamRegion
+from vhostvmbus.guest.software_guest import Gpadl, SoftwareGuest, connect_socket, serving
+from vhostvmbus.guest.transactions import HostPacket, Transaction
+
+__all__ = [
+    "ChannelNotOpen",
+    "CompletionTimeout",
+    "FrontEnd",
+    "Gpadl",
+    "GuestChannel",
+    "GuestCodeMap",
+    "GuestRam",
+    "GuestSideError",
+    "HostBrokeRing",
+    "HostPacket",
+    "HostileChannel",
+    "OutOfPages",
+    "RamRegion",
+    "RawRing",
+    "ReceiveTimeout",
+    "RingFullTimeout",
+    "SendRefused",
+    "SoftwareGuest",
+    "Transaction",
+    "connect_socket",
+    "serving",
+]

@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The guest's half of an open channel, with the semantics of KMCL's client endpoint.
+
+Nobody reads the in ring but callers that wait for something: one of them at a time
+looks after the ring for all (:meth:`GuestChannel._wait_until`), so there is no thread to hand
+over to and a round trip costs two eventfd wake-ups.  Methods may be called from any thread.
+
+Invariants: packets reach the ring in the order in which senders got the send lock; a
+transaction id of ours is in flight once; a completion goes to the transaction of its id or, if
+there is none, to :attr:`GuestChannel.stray_completions`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from vhostvmbus.guest.errors import (
+    ChannelNotOpen,
+    CompletionTimeout,
+    HostBrokeRing,
+    ReceiveTimeout,
+    RingFullTimeout,
+    SendRefused,
+)
+from vhostvmbus.guest.transactions import HostPacket, Transaction
+from vhostvmbus.ring import RawPacket, Ring, signal, wait
+from vhostvmbus.wire.errors import ChannelClosed, RingFull
+from vhostvmbus.wire.gpa import GpaRange, pfn_count
+from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED, PAGE_SIZE, PacketType
+
+T = TypeVar("T")
+
+#: Seconds that a caller waits unless it says otherwise.
+TIMEOUT = 10.0
+#: Seconds between two looks of a sender at a ring that stays full.
+_FULL_POLL = 0.05
+
+
+class GuestChannel:
+    """An open channel, seen from the guest.
+
+    Made by :meth:`SoftwareGuest.open_channel`.  `ring` is the engine in the guest's role.
+    """
+
+    def __init__(self, index: int, ring: Ring, kick_fd: int, call_fd: int) -> None:
+        self.index = index
+        self.ring = ring
+        self.kick_fd = kick_fd
+        self.call_fd = call_fd
+        #: completions that belong to no transaction of ours
+        self.stray_completions: list[RawPacket] = []
+        #: how often the host was signalled, and how often it signalled us
+        self.kicks = 0
+        self.calls = 0
+        self._ids = itertools.count(1)
+        self._in_flight: dict[int, Transaction] = {}
+        self._host_packets: deque[HostPacket] = deque()
+        self._failure: Exception | None = None
+        self._pumping = False
+        self._changed = threading.Condition()
+        self._send_lock = threading.Lock()
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    # ---- sending ----
+
+    def send(self, payload: bytes, *, wait: bool = True, timeout: float = TIMEOUT) -> bytes:
+        """``VmbPacketSend``: an in-band packet.
+
+        With `wait`, a completion is asked for and its payload returned; without, nothing is
+        returned and the packet is in the ring.  A full ring is waited for.
+        """
+        if not wait:
+            self._put(PacketType.DATA_INBAND, payload, 0, 0, None, timeout)
+            return b""
+        return self.submit(payload, timeout=timeout).wait(timeout)
+
+    def submit(self, payload: bytes, *, timeout: float = TIMEOUT) -> Transaction:
+        """Send an in-band packet and do not wait for its completion yet."""
+        return self._submit(PacketType.DATA_INBAND, payload, None, timeout)
+
+    def send_with_external_pfns(
+        self,
+        payload: bytes,
+        pfns: Sequence[int],
+        *,
+        pfn_offset: int = 0,
+        pfn_length: int | None = None,
+        byte_offset: int = 0,
+        byte_count: int | None = None,
+        wait_for_completion: bool = True,
+        timeout: float = TIMEOUT,
+    ) -> bytes:
+        """``VmbPacketSendWithExternalPfns``, and wait for the completion's payload.
+
+        The pages are ``pfns[pfn_offset : pfn_offset + pfn_length]`` (default: to the end), one
+        range that starts `byte_offset` bytes into the first and has `byte_count` bytes
+        (default: to the end of the last).  KMCL demands WAIT_FOR_COMPLETION here: without
+        it :class:`SendRefused` (INVALID_PARAMETER), as for no PFNs at all or a byte count that
+        does not go with them.
+        """
+        transaction = self.submit_with_external_pfns(
+            payload,
+            pfns,
+            pfn_offset=pfn_offset,
+            pfn_length=pfn_length,
+            byte_offset=byte_offset,
+            byte_count=byte_count,
+            wait_for_completion=wait_for_completion,
+            timeout=timeout,
+        )
+        return transaction.wait(timeout)
+
+    def submit_with_external_pfns(
+        self,
+        payload: bytes,
+        pfns: Sequence[int],
+        *,
+        pfn_offset: int = 0,
+        pfn_length: int | None = None,
+        byte_offset: int = 0,
+        byte_count: int | None = None,
+        wait_for_completion: bool = True,
+        timeout: float = TIMEOUT,
+    ) -> Transaction:
+        """:meth:`send_with_external_pfns` without waiting yet."""
+        if not wait_for_completion:
+            raise SendRefused("external PFNs cannot be sent without WAIT_FOR_COMPLETION")
+        end = len(pfns) if pfn_length is None else pfn_offset + pfn_length
+        if pfn_offset < 0 or pfn_offset >= end or end > len(pfns):
+            raise SendRefused(f"PFNs {pfn_offset} to {end} of {len(pfns)}")
+        chosen = pfns[pfn_offset:end]
+        if byte_count is None:
+            byte_count = len(chosen) * PAGE_SIZE - byte_offset
+        return self.submit_with_external_ranges(
+            payload, [GpaRange(byte_count, byte_offset, chosen)], timeout=timeout
+        )
+
+    def submit_with_external_ranges(
+        self, payload: bytes, ranges: Sequence[GpaRange], *, timeout: float = TIMEOUT
+    ) -> Transaction:
+        """A GPA-direct packet with several ranges.
+
+        Raises :class:`SendRefused` for a range whose PFN count does not go with its bytes.
+        """
+        if not ranges:
+            raise SendRefused("external data without a range")
+        for item in ranges:
+            if (
+                item.byte_count < 1
+                or item.byte_offset < 0
+                or pfn_count(item.byte_offset, item.byte_count) != len(item.pfns)
+            ):
+                raise SendRefused(
+                    f"{item.byte_count} bytes from {item.byte_offset} do not take "
+                    f"{len(item.pfns)} pages"
+                )
+        return self._submit(PacketType.DATA_USING_GPA_DIRECT, payload, ranges, timeout)
+
+    def _submit(
+        self,
+        kind: PacketType,
+        payload: bytes,
+        ranges: Sequence[GpaRange] | None,
+        timeout: float,
+    ) -> Transaction:
+        transaction = Transaction(next(self._ids), _wait=self._wait_for)
+        with self._changed:
+            self._check_usable()
+            self._in_flight[transaction.transaction_id] = transaction
+        try:
+            self._put(
+                kind, payload, transaction.transaction_id, COMPLETION_REQUESTED, ranges, timeout
+            )
+        except BaseException:
+            with self._changed:
+                self._in_flight.pop(transaction.transaction_id, None)
+            raise
+        return transaction
+
+    def _put(
+        self,
+        kind: PacketType,
+        payload: bytes,
+        transaction_id: int,
+        flags: int,
+        ranges: Sequence[GpaRange] | None,
+        timeout: float,
+    ) -> None:
+        """Into the ring, waiting while it is full; signals the host if it has to be."""
+        deadline = time.monotonic() + timeout
+        with self._send_lock:
+            while True:
+                with self._changed:
+                    self._check_usable()
+                try:
+                    if ranges is None:
+                        need_signal = self.ring.send(
+                            kind, payload, transaction_id=transaction_id, flags=flags
+                        )
+                    else:
+                        need_signal = self.ring.send_gpa_direct(
+                            payload, ranges, transaction_id=transaction_id, flags=flags
+                        )
+                except RingFull:
+                    if time.monotonic() >= deadline:
+                        raise RingFullTimeout(
+                            f"the host made no room for {len(payload)} bytes"
+                        ) from None
+                    # Our in ring may be what the host waits for: keep reading it.
+                    self._pump_once(min(deadline, time.monotonic() + _FULL_POLL))
+                    continue
+                if need_signal:
+                    self.kick()
+                return
+
+    def kick(self) -> None:
+        """Signal the host, whether it wants it or not."""
+        self.kicks += 1
+        signal(self.kick_fd)
+
+    # ---- receiving ----
+
+    def receive(self, timeout: float = TIMEOUT) -> HostPacket:
+        """The next packet that the host sent.  Raises :class:`ReceiveTimeout`."""
+        packets = self._host_packets
+        packet = self._wait_until(lambda: packets.popleft() if packets else None, timeout)
+        if packet is None:
+            raise ReceiveTimeout(f"the host sent nothing in {timeout:g} s")
+        return packet
+
+    @property
+    def in_flight(self) -> int:
+        """How many transactions wait for their completion."""
+        return len(self._in_flight)
+
+    def _wait_for(self, transaction: Transaction, timeout: float) -> bytes:
+        if not self._wait_until(lambda: transaction.done or None, timeout):
+            raise CompletionTimeout(
+                f"transaction {transaction.transaction_id:#x} was not completed in {timeout:g} s"
+            )
+        if transaction.failure is not None:
+            raise transaction.failure
+        assert transaction.completion is not None
+        return transaction.completion
+
+    def _wait_until(self, take: Callable[[], T | None], timeout: float) -> T | None:
+        """Look after the in ring until `take` has something; None after `timeout` seconds.
+
+        `take` is called with the lock held.  Whoever finds nobody at the ring takes it over;
+        the others sleep until something has changed.
+        """
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while (taken := take()) is None:
+                self._check_usable()
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    return None
+                if self._pumping:
+                    self._changed.wait(remaining)
+                else:
+                    self._pump_locked(deadline)
+            return taken
+
+    def _pump_once(self, deadline: float) -> None:
+        with self._changed:
+            if self._pumping:
+                self._changed.wait(max(0.0, deadline - time.monotonic()))
+            else:
+                self._pump_locked(deadline)
+
+    def _pump_locked(self, deadline: float) -> None:
+        """Take what is in the ring, or wait for a signal once; the lock is dropped meanwhile."""
+        self._pumping = True
+        self._changed.release()
+        packets: list[RawPacket] = []
+        failure: Exception | None = None
+        try:
+            packets, failure = self._read_ring(deadline)
+        finally:
+            self._changed.acquire()
+            self._pumping = False
+            for packet in packets:
+                self._dispatch(packet)
+            if failure is not None:
+                self._fail(failure)
+            self._changed.notify_all()
+
+    def _read_ring(self, deadline: float) -> tuple[list[RawPacket], Exception | None]:
+        try:
+            batch = self.ring.receive()
+            if not batch.packets and batch.error is None:
+                # The mask is never set: signals that come while we read cost less than two
+                # stores for each wait, and one that came is simply still there.
+                fired = wait([self.call_fd, self._wake_fd], max(0.0, deadline - time.monotonic()))
+                self.calls += fired & 1
+                batch = self.ring.receive()
+        except ChannelClosed:
+            return [], ChannelNotOpen(f"channel {self.index} was closed")
+        if batch.signal:
+            self.kick()
+        failure = None
+        if batch.error is not None:
+            failure = HostBrokeRing(f"the host's ring cannot be followed: {batch.error}")
+            failure.__cause__ = batch.error
+        return batch.packets, failure
+
+    def _dispatch(self, packet: RawPacket) -> None:
+        if packet.type != PacketType.COMP:
+            self._host_packets.append(HostPacket(packet, self._complete))
+            return
+        transaction = self._in_flight.pop(packet.transaction_id, None)
+        if transaction is None:
+            self.stray_completions.append(packet)
+        else:
+            transaction.completion = packet.payload
+
+    def _complete(self, transaction_id: int, payload: bytes) -> None:
+        self._put(PacketType.COMP, payload, transaction_id, 0, None, TIMEOUT)
+
+    # ---- end ----
+
+    def fail(self, error: Exception) -> None:
+        """Nothing of this channel will come any more: waiting callers get `error`."""
+        with self._changed:
+            self._fail(error)
+            self._changed.notify_all()
+        with contextlib.suppress(OSError):
+            signal(self._wake_fd)
+
+    def lose_transactions(self, error: Exception) -> None:
+        """The back end was lost with what it had taken: those packets end with `error`.
+
+        The channel itself goes on with the next back end.
+        """
+        with self._changed:
+            self._drop_in_flight(error)
+            self._changed.notify_all()
+
+    def detach(self) -> None:
+        """Let go of the ring and the eventfds; the host has closed its end."""
+        self.fail(ChannelNotOpen(f"channel {self.index} was closed"))
+        with self._changed:
+            while self._pumping:
+                self._changed.wait()
+        with self._send_lock:
+            self.ring.close()
+            for fd in (self.kick_fd, self.call_fd, self._wake_fd):
+                os.close(fd)
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
+        self._drop_in_flight(error)
+
+    def _drop_in_flight(self, error: Exception) -> None:
+        for transaction in self._in_flight.values():
+            transaction.failure = error
+        self._in_flight.clear()
+
+    def _check_usable(self) -> None:
+        if self._failure is not None:
+            raise self._failure

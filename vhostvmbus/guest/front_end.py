@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The front end's end of the socket: requests out, answers in, back-end requests served.
+
+The back-end channel has a thread of its own, so that ``INVALIDATE_CODE`` is served while a
+request of this end waits for its answer, as ``docs/vhost-user-vmbus.md`` demands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from vhostvmbus.vhost_user import messages as m
+from vhostvmbus.vhost_user.codec import REPLY, Decoder, Direction, encode
+from vhostvmbus.vhost_user.errors import Disconnected, ProtocolError, RequestRefused
+from vhostvmbus.vhost_user.messages import ProtocolFeature
+from vhostvmbus.vhost_user.session import QUERIES, FrontEndSession, Reply
+from vhostvmbus.vhost_user.sockets import close_all, receive, receive_before, send
+from vhostvmbus.wire.ntstatus import NtStatus
+
+log = logging.getLogger(__name__)
+
+#: Seconds that the back end has for an answer ("Negotiation").
+ANSWER_TIMEOUT = 10.0
+
+#: Serves a back-end request and says with which status it is answered.
+BackEndRequestHandler = Callable[[m.Message], int]
+
+
+class FrontEnd:
+    """One connection; owns `sock`.  :meth:`request` may be called from any thread.
+
+    `handler` serves back-end requests, in the thread of the back-end channel.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        features: ProtocolFeature,
+        handler: BackEndRequestHandler,
+        timeout: float = ANSWER_TIMEOUT,
+    ) -> None:
+        self._sock = sock
+        self._features = features
+        self._handler = handler
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self.session = FrontEndSession(features)
+        self._mine, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._thread = threading.Thread(
+            target=self._serve_back_end, name="front-end-back-channel", daemon=True
+        )
+        self._thread.start()
+
+    def negotiate(self) -> m.OfferReply:
+        """Everything from ``GET_FEATURES`` to the offer."""
+        self.request(m.GetFeatures())
+        self.request(m.GetProtocolFeatures())
+        self.request(m.SetProtocolFeatures(int(self.session.wanted_features)))
+        self.request(m.SetFeatures(m.F_PROTOCOL_FEATURES))
+        self.request(m.SetOwner())
+        self.request(m.SetBackendReqFd(), [self._theirs.fileno()])
+        self._theirs.close()
+        self.request(m.GetMaxMemSlots())
+        offer = self.request(m.GetOffer())
+        assert isinstance(offer, m.OfferReply)
+        return offer
+
+    @property
+    def features(self) -> ProtocolFeature:
+        """The protocol features that are set."""
+        return self.session.protocol_features
+
+    def request(self, message: m.Message, fds: Sequence[int] = ()) -> m.Message:
+        """Send a request and wait for its answer.
+
+        Raises :class:`RequestRefused` for a non-zero status, ``TimeoutError`` when there is
+        no answer in time, :class:`Disconnected` when the back end has gone.
+        """
+        with self._lock:
+            reply = self._exchange(message, fds)
+        answer = reply.message
+        if message.REQUEST not in QUERIES and isinstance(answer, m.Value) and answer.value:
+            raise RequestRefused(type(message).__name__, answer.value)
+        return answer
+
+    def send_raw(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Bytes that no session has looked at, for tests of the other end."""
+        send(self._sock, data, fds)
+
+    def receive_raw(self, size: int = 4096, timeout: float = ANSWER_TIMEOUT) -> bytes:
+        """Bytes from the back end, empty when it has closed the connection."""
+        data, fds = receive_before(self._sock, size, time.monotonic() + timeout)
+        close_all(fds)
+        return data
+
+    def close(self) -> None:
+        """Leave; the back end sees the end of the connection."""
+        for sock in (self._sock, self._mine):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        for sock in (self._sock, self._mine, self._theirs):
+            sock.close()
+
+    def _exchange(self, message: m.Message, fds: Sequence[int]) -> Reply:
+        name = type(message).__name__
+        self.session.send(message, len(fds))
+        deadline = time.monotonic() + self._timeout
+        try:
+            send(self._sock, self.session.data_to_send(), fds)
+            while (reply := self.session.next_event()) is None:
+                data, received = receive_before(self._sock, self.session.wanted, deadline)
+                if not data:
+                    raise Disconnected(f"the back end left before it answered {name}")
+                self.session.receive_data(data, received)
+        except TimeoutError:
+            raise TimeoutError(f"no answer to {name} in {self._timeout:g} s") from None
+        except OSError as error:
+            raise Disconnected(f"the connection broke during {name}: {error}") from error
+        finally:
+            close_all(self.session.release_fds())
+        return reply
+
+    def _serve_back_end(self) -> None:
+        decoder = Decoder(Direction.BACKEND_REQUESTS)
+        try:
+            while True:
+                frame = decoder.next_frame()
+                if frame is None:
+                    data, fds = receive(self._mine, decoder.wanted)
+                    if not data:
+                        return
+                    decoder.feed(data, fds)
+                    continue
+                close_all(frame.fds)
+                try:
+                    status = self._handler(frame.message)
+                except Exception:
+                    log.exception("a back-end request failed")
+                    status = NtStatus.UNSUCCESSFUL
+                if frame.need_reply:
+                    send(self._mine, encode(m.Value(status), request=frame.request, flags=REPLY))
+        except ProtocolError as error:
+            log.error("the back end broke the protocol: %s", error)
+        except OSError:
+            return
+        finally:
+            close_all(decoder.release_fds())
+            with contextlib.suppress(OSError):
+                self._mine.shutdown(socket.SHUT_RDWR)

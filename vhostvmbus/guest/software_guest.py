@@ -1,0 +1,461 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A guest and its hypervisor in software: the opposite endpoint of a device, without a VM.
+
+Speaks the front end's side of ``docs/vhost-user-vmbus.md`` over a real socket, with real shared
+memory and real eventfds.  :meth:`SoftwareGuest.for_device` runs a device behind such a socket
+and gives the guest that is connected to it::
+
+    with SoftwareGuest.for_device(Echo()) as guest, guest.open_channel() as channel:
+        assert channel.send(b"8 bytes!") == b"8 bytes!"
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vhostvmbus.device import Device, DeviceHost
+from vhostvmbus.guest.channel import GuestChannel
+from vhostvmbus.guest.code_map import GuestCodeMap
+from vhostvmbus.guest.errors import GuestSideError
+from vhostvmbus.guest.front_end import ANSWER_TIMEOUT, FrontEnd
+from vhostvmbus.guest.ram import GuestRam, RamRegion
+from vhostvmbus.ring import Ring, Role, signal
+from vhostvmbus.vhost_user import messages as m
+from vhostvmbus.vhost_user.backchannel import ANSWER_TIMEOUT as INVALIDATE_TIMEOUT
+from vhostvmbus.vhost_user.errors import Disconnected, OfferChanged
+from vhostvmbus.vhost_user.gpadl import write_list
+from vhostvmbus.vhost_user.messages import ProtocolFeature
+from vhostvmbus.vhost_user.server import Server
+from vhostvmbus.wire.gpa import GpaRange
+from vhostvmbus.wire.ntstatus import NtStatus
+from vhostvmbus.wire.vmbus import vmbus_version
+
+#: What a guest of VMBus 5.3 puts into its opening.
+VERSION = vmbus_version(5, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Gpadl:
+    """A GPADL that exists."""
+
+    gpadl_id: int
+    channel: int
+    ranges: tuple[GpaRange, ...]
+    #: pages that the guest allocated for it and gives back with it
+    owned_pfns: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """What is needed to open a channel again after a reconnection."""
+
+    message: m.Open
+    kick_fd: int
+    call_fd: int
+
+
+class SoftwareGuest:
+    """A guest connected to one device.
+
+    `ram` is the guest's memory (default: two regions of 32 MiB with a hole between them).
+    `code_map` True: the front end negotiates the code map; False: it does not; "unknown": it
+    does, but cannot tell which pages are translated.  `on_invalidate` is called with the ranges
+    of each ``INVALIDATE_CODE``, in another thread, before it is answered.
+    `ram_in_table` sends ``SET_MEM_TABLE`` instead of one ``ADD_MEM_REG`` for each region.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        ram: GuestRam | None = None,
+        code_map: bool | str = False,
+        on_invalidate: Callable[[Sequence[tuple[int, int]]], None] | None = None,
+        ram_in_table: bool = False,
+        timeout: float = ANSWER_TIMEOUT,
+    ) -> None:
+        self.ram = ram or GuestRam()
+        self._owns_ram = ram is None
+        self.code_map: GuestCodeMap | None = None
+        #: ranges of each ``INVALIDATE_CODE``, in the order in which they came
+        self.invalidations: list[tuple[tuple[int, int], ...]] = []
+        #: subchannels that the back end offered, or rescinded
+        self.channel_offers: list[m.Message] = []
+        self.gpadls: dict[int, Gpadl] = {}
+        self.channels: dict[int, GuestChannel] = {}
+        self.offer: m.OfferReply | None = None
+        #: the server, where :meth:`for_device` runs one
+        self.server: Server | None = None
+        self.host: DeviceHost | None = None
+        self._openings: dict[int, _Opening] = {}
+        self._gpadl_ids = itertools.count(0xE1E10)
+        self._want_code_map = code_map
+        self._on_invalidate = on_invalidate
+        self._ram_in_table = ram_in_table
+        self._timeout = timeout
+        self._front_end: FrontEnd | None = None
+        try:
+            self._connect(sock)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def connect(cls, path: str | os.PathLike[str], **options: object) -> SoftwareGuest:
+        """A guest connected to the back end that listens at `path`; options as for the class."""
+        return cls(connect_socket(path), **options)  # type: ignore[arg-type]
+
+    @classmethod
+    @contextlib.contextmanager
+    def for_device(
+        cls,
+        device: Device | DeviceHost,
+        *,
+        invalidate_timeout: float = INVALIDATE_TIMEOUT,
+        **options: object,
+    ) -> Iterator[SoftwareGuest]:
+        """Serve `device` in a thread, over a real socket, and connect a guest to it.
+
+        Options are those of the class.  A device given as such is closed in the end, a
+        :class:`DeviceHost` stays its owner's.
+        """
+        with serving(device, invalidate_timeout=invalidate_timeout) as (server, path, host):
+            guest = cls.connect(path, **options)
+            guest.server, guest.host = server, host
+            try:
+                yield guest
+            finally:
+                guest.close()
+
+    # ---- the connection ----
+
+    @property
+    def front_end(self) -> FrontEnd:
+        """The connection, for requests of one's own."""
+        if self._front_end is None:
+            raise Disconnected("the guest's front end is not connected")
+        return self._front_end
+
+    def _connect(self, sock: socket.socket) -> None:
+        features = m.REQUIRED_FEATURES
+        if self._want_code_map:
+            features |= ProtocolFeature.VMBUS_CODE_MAP
+        self._front_end = FrontEnd(sock, features, self._serve_back_end, self._timeout)
+        offer = self._front_end.negotiate()
+        if self.offer is not None and offer != self.offer:
+            raise OfferChanged("the back end came back another one", field="offer", value=offer)
+        self.offer = offer
+        self._share_ram()
+        if ProtocolFeature.VMBUS_CODE_MAP in self._front_end.features:
+            self.share_code_map()
+
+    def _share_ram(self) -> None:
+        if self._ram_in_table:
+            self.set_memory_table(self.ram.regions)
+            return
+        for region in self.ram.regions:
+            self.add_memory(region)
+
+    def set_memory_table(self, regions: Sequence[RamRegion]) -> None:
+        """``SET_MEM_TABLE``."""
+        message = m.SetMemTable(tuple(_described(region) for region in regions))
+        self.front_end.request(message, [region.fd for region in regions])
+
+    def add_memory(self, region: RamRegion) -> None:
+        """``ADD_MEM_REG``."""
+        self.front_end.request(m.AddMemReg(_described(region)), [region.fd])
+
+    def remove_memory(self, region: RamRegion) -> None:
+        """``REM_MEM_REG``."""
+        self.front_end.request(m.RemMemReg(_described(region)))
+
+    def share_code_map(self) -> None:
+        """``VMBUS_SET_CODE_MAP`` for the present regions; bits already set are kept by page."""
+        old, self.code_map = (
+            self.code_map,
+            GuestCodeMap(self.ram.regions, cannot_tell=self._want_code_map == "unknown"),
+        )
+        if old is not None:
+            self.code_map.take_over(old)
+            old.close()
+        self.front_end.request(self.code_map.message(), [self.code_map.fd])
+
+    def _serve_back_end(self, message: m.Message) -> int:
+        match message:
+            case m.InvalidateCode(ranges):
+                self.invalidations.append(ranges)
+                if self._on_invalidate is not None:
+                    self._on_invalidate(ranges)
+                return NtStatus.SUCCESS
+            case m.OfferChannel() | m.RescindChannel():
+                self.channel_offers.append(message)
+        return NtStatus.NOT_SUPPORTED
+
+    def disconnect(self) -> None:
+        """Lose the back end; the guest goes on and its packets wait in the rings.
+
+        What the back end had taken and not completed is lost.
+        """
+        if self._front_end is not None:
+            self._front_end.close()
+            self._front_end = None
+        for channel in self.channels.values():
+            channel.lose_transactions(Disconnected("the back end was lost"))
+
+    def reconnect(self, path: str | os.PathLike[str]) -> None:
+        """Connect to a back end again: GPADLs are repeated, channels opened with ``RESUME``."""
+        self.disconnect()
+        self._connect(connect_socket(path))
+        for gpadl in self.gpadls.values():
+            self._create_gpadl(gpadl)
+        for opening in self._openings.values():
+            self._open(opening, m.OPEN_RESUME)
+
+    def reset(self) -> None:
+        """``VMBUS_RESET``: the guest reboots, or unloads the bus."""
+        self.front_end.request(m.Reset())
+        self._forget_channels()
+        for gpadl in self.gpadls.values():
+            self.ram.free_pages(gpadl.owned_pfns)
+        self.gpadls.clear()
+
+    def close(self) -> None:
+        """Leave, and give everything back."""
+        self.disconnect()
+        self._forget_channels()
+        self.gpadls.clear()
+        if self.code_map is not None:
+            self.code_map.close()
+            self.code_map = None
+        if self._owns_ram:
+            self.ram.close()
+
+    def __enter__(self) -> SoftwareGuest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _forget_channels(self) -> None:
+        for index in list(self.channels):
+            self._openings.pop(index, None)
+            channel = self.channels.pop(index)
+            channel.detach()
+            self.ram.free_pages(channel.ring.pfns)
+
+    # ---- GPADLs ----
+
+    def create_gpadl(
+        self,
+        pages: Sequence[int] | int | Sequence[GpaRange],
+        *,
+        channel: int = 0,
+        gpadl_id: int | None = None,
+    ) -> Gpadl:
+        """``VMBUS_GPADL_CREATE`` of these PFNs, of that many pages allocated for it, or of ranges.
+
+        Raises :class:`RequestRefused`.
+        """
+        owned: tuple[int, ...] = ()
+        if isinstance(pages, int):
+            owned = tuple(self.ram.alloc_pages(pages))
+            ranges: tuple[GpaRange, ...] = (GpaRange.of_pages(owned),)
+        elif pages and isinstance(pages[0], GpaRange):
+            ranges = tuple(item for item in pages if isinstance(item, GpaRange))
+        else:
+            ranges = (GpaRange.of_pages([pfn for pfn in pages if isinstance(pfn, int)]),)
+        number = next(self._gpadl_ids) if gpadl_id is None else gpadl_id
+        gpadl = Gpadl(number, channel, ranges, owned)
+        try:
+            self._create_gpadl(gpadl)
+        except BaseException:
+            self.ram.free_pages(owned)
+            raise
+        self.gpadls[number] = gpadl
+        return gpadl
+
+    def _create_gpadl(self, gpadl: Gpadl) -> None:
+        fd, size = write_list(gpadl.ranges)
+        try:
+            self.front_end.request(
+                m.GpadlCreate(gpadl.channel, gpadl.gpadl_id, len(gpadl.ranges), size), [fd]
+            )
+        finally:
+            os.close(fd)
+
+    def delete_gpadl(self, gpadl: Gpadl) -> None:
+        """``VMBUS_GPADL_TEARDOWN``; pages allocated for it are free again."""
+        self.front_end.request(m.GpadlTeardown(gpadl.channel, gpadl.gpadl_id))
+        self.gpadls.pop(gpadl.gpadl_id, None)
+        self.ram.free_pages(gpadl.owned_pfns)
+
+    # ---- channels ----
+
+    @contextlib.contextmanager
+    def open_channel(
+        self,
+        index: int = 0,
+        *,
+        ring_pages: tuple[int, int] = (17, 17),
+        user_data: bytes = b"",
+        target_vp: int = 0,
+        version: int = VERSION,
+        scattered: bool = True,
+    ) -> Iterator[GuestChannel]:
+        """:meth:`enable` a channel for the length of a ``with`` block."""
+        channel = self.enable(
+            index,
+            ring_pages=ring_pages,
+            user_data=user_data,
+            target_vp=target_vp,
+            version=version,
+            scattered=scattered,
+        )
+        try:
+            yield channel
+        finally:
+            if self.channels.get(index) is channel:
+                self.disable(index)
+
+    def enable(
+        self,
+        index: int = 0,
+        *,
+        ring_pages: tuple[int, int] = (17, 17),
+        user_data: bytes = b"",
+        target_vp: int = 0,
+        version: int = VERSION,
+        scattered: bool = True,
+    ) -> GuestChannel:
+        """Open a channel.
+
+        `ring_pages` are the pages of the out and of the in ring, each with its header page;
+        `user_data` at most 120 bytes.  Raises :class:`RequestRefused` with the device's status.
+        """
+        if index in self.channels:
+            raise GuestSideError(f"channel {index} is open already")
+        pfns = self.ram.alloc_pages(sum(ring_pages), scattered=scattered)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.ram.free_pages, pfns)
+            ring = Ring(self.ram.memory, pfns, ring_pages[0], Role.GUEST, initialize=True)
+            undo.callback(ring.close)
+            gpadl = self.create_gpadl(pfns, channel=index)
+            undo.callback(self._delete_ring_gpadl, gpadl)
+            kick, call = (os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2))
+            undo.callback(os.close, kick)
+            undo.callback(os.close, call)
+            message = m.Open(
+                index,
+                gpadl.gpadl_id,
+                ring_pages[0],
+                target_vp,
+                version,
+                0,
+                user_data.ljust(m.USER_DATA_SIZE, b"\0"),
+            )
+            opening = _Opening(message, kick, call)
+            self._open(opening, 0)
+            undo.pop_all()
+        self._openings[index] = opening
+        self.channels[index] = GuestChannel(index, ring, kick, call)
+        return self.channels[index]
+
+    def _delete_ring_gpadl(self, gpadl: Gpadl) -> None:
+        with contextlib.suppress(Disconnected):
+            self.delete_gpadl(gpadl)
+
+    def _open(self, opening: _Opening, flags: int) -> None:
+        message = opening.message
+        self.front_end.request(
+            m.Open(
+                message.channel,
+                message.gpadl_id,
+                message.ring_offset,
+                message.target_vp,
+                message.vmbus_version,
+                flags,
+                message.user_data,
+            ),
+            [opening.kick_fd, opening.call_fd],
+        )
+        # "so that a packet put in the ring early is seen"
+        signal(opening.kick_fd)
+
+    def disable(self, index: int = 0) -> None:
+        """Close a channel and take its ring back.  Outstanding transactions end with an error."""
+        channel = self.channels.pop(index)
+        opening = self._openings.pop(index)
+        gpadl = self.gpadls[opening.message.gpadl_id]
+        try:
+            if self._front_end is not None:
+                self._front_end.request(m.Close(index))
+                self._front_end.request(m.GpadlTeardown(index, gpadl.gpadl_id))
+        finally:
+            self.gpadls.pop(gpadl.gpadl_id, None)
+            channel.detach()
+            self.ram.free_pages([pfn for item in gpadl.ranges for pfn in item.pfns])
+
+    def move_interrupt(self, index: int, target_vp: int) -> None:
+        """``VMBUS_MODIFY``."""
+        self.front_end.request(m.Modify(index, target_vp))
+
+
+def _described(region: RamRegion) -> m.MemoryRegion:
+    return m.MemoryRegion(region.guest_phys_addr, region.size, region.user_addr, region.mmap_offset)
+
+
+def connect_socket(path: str | os.PathLike[str]) -> socket.socket:
+    """A UNIX stream socket connected to `path`."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.connect(os.fspath(path))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+@contextlib.contextmanager
+def serving(
+    device: Device | DeviceHost, *, invalidate_timeout: float = INVALIDATE_TIMEOUT
+) -> Iterator[tuple[Server, Path, DeviceHost]]:
+    """Serve `device` in a thread at a socket in a folder of its own, for as long as the block runs.
+
+    An error of the server's thread is raised here in the end.
+    """
+    host = device if isinstance(device, DeviceHost) else DeviceHost(device)
+    failures: list[BaseException] = []
+    ready = threading.Event()
+    with tempfile.TemporaryDirectory(prefix="vhostvmbus-") as folder:
+        path = Path(folder, "device.sock")
+        server = Server(host, path, answer_timeout=invalidate_timeout)
+
+        def run() -> None:
+            try:
+                server.run(ready.set)
+            except BaseException as error:
+                failures.append(error)
+            finally:
+                ready.set()
+
+        thread = threading.Thread(target=run, name="vhost-user-server", daemon=True)
+        thread.start()
+        ready.wait()
+        try:
+            if not failures:
+                yield server, path, host
+        finally:
+            server.stop()
+            thread.join()
+            if host is not device:
+                host.close()
+    if failures:
+        raise failures[0]

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is under way on a guest's channel: its own packets, and those the host sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from vhostvmbus.ring import RawPacket
+
+
+@dataclass(eq=False, slots=True)
+class Transaction:
+    """A packet of ours whose completion is awaited.
+
+    ``completion`` is the payload of the completion packet, None until it has come.
+    :meth:`wait` returns it.
+    """
+
+    transaction_id: int
+    completion: bytes | None = None
+    #: why no completion will come any more
+    failure: Exception | None = None
+    _wait: Callable[[Transaction, float], bytes] | None = field(default=None, repr=False)
+
+    @property
+    def done(self) -> bool:
+        """Whether the completion has come, or will never come."""
+        return self.completion is not None or self.failure is not None
+
+    def wait(self, timeout: float = 10.0) -> bytes:
+        """The completion's payload.
+
+        Raises :class:`~.errors.CompletionTimeout` after `timeout` seconds; the packet is then
+        still in flight, and may be waited for again.
+        """
+        if self._wait is None:
+            raise RuntimeError("this transaction belongs to no channel")
+        return self._wait(self, timeout)
+
+
+@dataclass(eq=False, slots=True)
+class HostPacket:
+    """A packet that the host sent."""
+
+    raw: RawPacket
+    _complete: Callable[[int, bytes], None] = field(repr=False)
+    completed: bool = False
+
+    @property
+    def payload(self) -> bytes:
+        """The in-band bytes, a multiple of 8."""
+        return self.raw.payload
+
+    @property
+    def transaction_id(self) -> int:
+        """The host's number for it."""
+        return self.raw.transaction_id
+
+    @property
+    def completion_requested(self) -> bool:
+        """Whether the host waits for :meth:`complete`."""
+        return self.raw.completion_requested
+
+    def complete(self, payload: bytes = b"") -> None:
+        """Answer the host; once."""
+        if self.completed:
+            raise RuntimeError("this packet has been completed")
+        self.completed = True
+        self._complete(self.raw.transaction_id, payload)
