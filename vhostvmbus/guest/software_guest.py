@@ -202,11 +202,13 @@ class SoftwareGuest:
     def disconnect(self) -> None:
         """Lose the back end; the guest goes on and its packets wait in the rings.
 
-        What the back end had taken and not completed is lost.
+        What the back end had taken and not completed is lost; what is sent from now on waits for
+        the next one.
         """
-        if self._front_end is not None:
-            self._front_end.close()
-            self._front_end = None
+        if self._front_end is None:
+            return
+        self._front_end.close()
+        self._front_end = None
         for channel in self.channels.values():
             channel.lose_transactions(Disconnected("the back end was lost"))
 

@@ -138,10 +138,14 @@ class FileDisk:
 
     def read_into(self, data: DataBuffer, offset: int, length: int) -> None:
         """Reads straight into the guest's pages."""
-        got = data.preadv(self._fd, offset, 0, length)
-        if got < length:
-            self._after_end(offset + got)
-            data.write(bytes(length - got), got)
+        done = data.preadv(self._fd, offset, 0, length)
+        while done < length:  # end of file, or an error that asking again brings out
+            more = data.preadv(self._fd, offset + done, done, length - done)
+            if not more:
+                self._after_end(offset + done)
+                data.write(bytes(length - done), done)
+                return
+            done += more
 
     def _after_end(self, offset: int) -> None:
         """Allows for the padding of an odd-sized image; else the file has been truncated."""
@@ -150,9 +154,12 @@ class FileDisk:
 
     def write_from(self, data: DataBuffer, offset: int, length: int) -> None:
         """Writes straight from the guest's pages."""
-        put = data.pwritev(self._fd, offset, 0, length)
-        if put < length:
-            raise OSError(errno.EIO, f"{put} of {length} bytes written", self.path)
+        done = 0
+        while done < length:
+            more = data.pwritev(self._fd, offset + done, done, length - done)
+            if not more:
+                raise OSError(errno.EIO, f"{done} of {length} bytes written", self.path)
+            done += more
 
     def read(self, offset: int, length: int) -> bytes:
         """Reads bytes for the device's own use."""

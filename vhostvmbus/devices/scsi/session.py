@@ -94,6 +94,22 @@ class Session:
         self.state = State.READY if version is not None else State.CLOSED
         self._packet_size = version.packet_size if version is not None else 0
 
+    @classmethod
+    def resumed(cls, *, max_transfer_bytes: int) -> Session:
+        """The session of a guest that was initialized by an earlier back end.
+
+        Which version it chose is not known; the length of each packet tells its layout.
+        """
+        session = cls(max_transfer_bytes=max_transfer_bytes)
+        session.state = State.READY
+        session._packet_size = storvsp.SHORT_PACKET_SIZE
+        return session
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the guest has finished its initialization."""
+        return self.state is State.READY
+
     def receive(self, payload: bytes) -> Action:
         """What to do with one packet of the guest."""
         # The one common case first: everything below is start-up or error.

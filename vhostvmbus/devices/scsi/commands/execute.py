@@ -49,6 +49,11 @@ class Outcome:
     no_unit: bool = False
     """There is no such logical unit."""
 
+    @classmethod
+    def failed(cls, sense: Sense) -> Outcome:
+        """CHECK CONDITION with ``sense``."""
+        return cls(Status.CHECK_CONDITION, sense=sense)
+
 
 NO_UNIT = Outcome(Status.GOOD, no_unit=True)
 
@@ -117,11 +122,11 @@ def execute(
             return Outcome(Status.GOOD, report_luns(luns, request))
         return Outcome(Status.GOOD, report_supported_opcodes(request))
     except CheckCondition as error:
-        return Outcome(Status.CHECK_CONDITION, sense=error.sense)
+        return Outcome.failed(error.sense)
     except OSError as error:
         writing = command is not None and command.direction != table.IN
         _log.warning("%s: %s", command.name if command else "command", error)
-        return Outcome(Status.CHECK_CONDITION, sense=from_os_error(error, writing=writing))
+        return Outcome.failed(from_os_error(error, writing=writing))
 
 
 def _without_unit(request: Request, command: Command | None, luns: list[int]) -> Outcome:

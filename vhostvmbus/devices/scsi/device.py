@@ -1,0 +1,405 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The synthetic SCSI controller: logical units behind a VMBus channel.
+
+What happens to a packet: the channel's :class:`~vhostvmbus.devices.scsi.session.Session` says
+what it is; a SCSI request is carried out by
+:func:`~vhostvmbus.devices.scsi.commands.execute` on the unit it addresses and completed.
+
+Where: cached reads and plain writes on the channel's own thread, because handing them over costs
+more than they do; whatever may sleep (flushes, discards, verifications, reads that the host has
+to fetch) on a pool of threads, so that it does not hold up the queue behind it.
+
+Invariants: every packet is completed exactly once, whatever is in it; a malformed one costs
+itself only; a unit's file stays open until the last request that uses it is completed.
+
+This is also the only place where a *plan* for the ring engine can start: READ and WRITE of a
+started unit without pending attention, in range and without FUA, are ``preadv``/``pwritev`` of
+``unit.backing.fileno()`` at ``lba * 512``, and a completion that is the request with
+``srb_status`` and the transferred length filled in (:meth:`Srb.answer`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Protocol, runtime_checkable
+from uuid import UUID
+
+from vhostvmbus.channel import Channel
+from vhostvmbus.device import Device
+from vhostvmbus.devices.scsi import sense, storvsp
+from vhostvmbus.devices.scsi.commands import Outcome, execute, is_slow
+from vhostvmbus.devices.scsi.disk import DiskSpec, parse_disk
+from vhostvmbus.devices.scsi.session import Answer, CreateSubChannels, Execute, Reset, Session
+from vhostvmbus.devices.scsi.storvsp import Operation, Srb, SrbStatus
+from vhostvmbus.devices.scsi.unit import (
+    BLOCK_SIZE,
+    Backing,
+    DataBuffer,
+    Identity,
+    LogicalUnit,
+    NoData,
+    Request,
+)
+from vhostvmbus.packet import Packet
+from vhostvmbus.wire.errors import ChannelClosed, GuestError, VmbusError
+from vhostvmbus.wire.ntstatus import NtStatus
+
+_log = logging.getLogger(__name__)
+
+MAX_TRANSFER_BYTES = 2 << 20
+"""Announced to the guest: one ``preadv`` still takes it (513 pages, IOV_MAX is 1024)."""
+MAX_LUN = 254
+"""Linux scans LUNs 0 to 254 (``STORVSC_MAX_LUNS_PER_TARGET``)."""
+_NO_DATA = NoData()
+
+
+@runtime_checkable
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+class _Slot:
+    """An attached unit and the packets that are using it."""
+
+    __slots__ = ("removed", "unit", "users")
+
+    def __init__(self, unit: LogicalUnit) -> None:
+        self.unit = unit
+        self.users: set[Packet] = set()
+        self.removed = False
+
+
+class _Barrier:
+    """A reset that waits for the packets taken before it."""
+
+    __slots__ = ("packet", "pending", "reset")
+
+    def __init__(self, reset: Reset, packet: Packet) -> None:
+        self.reset = reset
+        self.packet = packet
+        self.pending: set[Packet] = set()
+
+
+class ScsiController(Device):
+    """One controller with up to 255 disks, all at path 0, target 0; the LUN tells them apart."""
+
+    class_id = UUID("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f")
+    name = "scsi"
+    max_packet_size = 256  # a vstor packet is 64 bytes; longer ones are answered, not dropped
+    max_external_data = 2 * MAX_TRANSFER_BYTES
+    max_external_ranges = 256
+    transaction_quota = 1024
+
+    def __init__(
+        self,
+        disks: Iterable[str | DiskSpec | Backing] = (),
+        *,
+        instance_id: UUID | None = None,
+        threads: int = 8,
+    ) -> None:
+        """A controller whose LUNs 0, 1, ... are ``disks``.
+
+        A string is read by :func:`~vhostvmbus.devices.scsi.disk.parse_disk`.  ``threads`` bounds
+        the requests that sleep in the host at a time.  Raises what
+        :meth:`~vhostvmbus.devices.scsi.disk.DiskSpec.open` raises.
+        """
+        super().__init__()
+        if instance_id is not None:
+            self.instance_id = instance_id
+        self._slots: dict[int, _Slot] = {}
+        self._sessions: dict[int, tuple[Channel, Session]] = {}
+        self._barriers: list[_Barrier] = []
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"{self.name}-io")
+        self._complaints = _Complaints()
+        self.requests = 0
+        """SCSI requests carried out, about: threads count without a lock."""
+        self.malformed = 0
+        """Packets that were refused as malformed."""
+        try:
+            for disk in disks:
+                self.attach(disk)
+        except BaseException:
+            self.close()
+            raise
+
+    # Units
+
+    @property
+    def luns(self) -> list[int]:
+        """The LUNs that have a disk, ascending."""
+        return sorted(self._slots)
+
+    def unit(self, lun: int) -> LogicalUnit:
+        """The unit at ``lun``; ``KeyError`` if there is none."""
+        return self._slots[lun].unit
+
+    def attach(self, disk: str | DiskSpec | Backing, lun: int | None = None) -> int:
+        """Adds a disk, at the lowest free LUN unless told; returns the LUN.
+
+        A guest that is running is told to look for it (ENUMERATE_BUS).  Raises ``ValueError``
+        if the LUN is taken or there is none left, and what opening the disk raises.
+        """
+        with self._lock:
+            if lun is None:
+                lun = next((n for n in range(MAX_LUN + 1) if n not in self._slots), MAX_LUN + 1)
+            if not 0 <= lun <= MAX_LUN:
+                raise ValueError(f"a LUN is 0 to {MAX_LUN}, not {lun}")
+            if lun in self._slots:
+                raise ValueError(f"LUN {lun} is taken")
+            backing, identity = self._open(disk, lun)
+            unit = LogicalUnit(backing, identity, MAX_TRANSFER_BYTES // BLOCK_SIZE)
+            self._slots[lun] = _Slot(unit)
+        self._announce()
+        return lun
+
+    def _open(self, disk: str | DiskSpec | Backing, lun: int) -> tuple[Backing, Identity]:
+        spec = parse_disk(disk) if isinstance(disk, str) else disk
+        if isinstance(spec, DiskSpec):
+            return spec.open(), spec.identity()
+        return spec, DiskSpec(f"{type(spec).__qualname__}/{lun}").identity()
+
+    def detach(self, lun: int, timeout: float = 30.0) -> None:
+        """Removes a disk and closes it once the requests that use it are completed.
+
+        New requests get INVALID LUN at once.  Raises ``KeyError`` if there is no such LUN, and
+        ``TimeoutError`` if requests are still running after ``timeout`` seconds; the disk is
+        gone for the guest then, and its file stays open.
+        """
+        with self._lock:
+            slot = self._slots.pop(lun)
+        slot.removed = True
+        self._announce()
+        deadline = time.monotonic() + timeout
+        while slot.users:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"LUN {lun} is still in use after {timeout} s")
+            time.sleep(0.001)
+        if isinstance(slot.unit.backing, _Closable):
+            slot.unit.backing.close()
+
+    def resized(self, lun: int) -> None:
+        """Tells the guest that the capacity of a disk has changed (unit attention 2Ah/09h)."""
+        self._slots[lun].unit.raise_attention(sense.CAPACITY_CHANGED)
+
+    def _announce(self) -> None:
+        """ENUMERATE_BUS to a guest that has finished its initialization."""
+        for index, (channel, session) in list(self._sessions.items()):
+            if index == 0 and session.is_ready:
+                # A channel that closes just now needs no telling.
+                with contextlib.suppress(ChannelClosed):
+                    channel.send(storvsp.notification(Operation.ENUMERATE_BUS), transaction_id=0)
+
+    def close(self) -> None:
+        """Closes every disk.  The controller must not be serving any more."""
+        self._pool.shutdown(wait=True)
+        for slot in self._slots.values():
+            if isinstance(slot.unit.backing, _Closable):
+                slot.unit.backing.close()
+        self._slots.clear()
+
+    def __enter__(self) -> ScsiController:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # Channels
+
+    def opened(self, channel: Channel) -> None:
+        """A channel was opened: its negotiation starts, a subchannel's is its primary's."""
+        version = None
+        if channel.index:
+            primary = self._sessions.get(0)
+            version = primary[1].version if primary is not None else None
+        session = Session(max_transfer_bytes=MAX_TRANSFER_BYTES, version=version)
+        self._sessions[channel.index] = (channel, session)
+
+    def resumed(self, channel: Channel) -> None:
+        """The guest went on while there was no back end: it believes itself initialized."""
+        session = Session.resumed(max_transfer_bytes=MAX_TRANSFER_BYTES)
+        self._sessions[channel.index] = (channel, session)
+
+    def stats(self) -> dict[str, Any]:
+        """Requests carried out, packets refused as malformed, and the disks."""
+        disks = {lun: repr(slot.unit.backing) for lun, slot in sorted(self._slots.items())}
+        return {"requests": self.requests, "malformed": self.malformed, "disks": disks}
+
+    def closed(self, channel: Channel) -> None:
+        """The channel is gone; with the primary, so is what the guest set in the mode pages."""
+        self._sessions.pop(channel.index, None)
+        if not channel.index:
+            for slot in list(self._slots.values()):
+                slot.unit.reset(None)
+
+    # Packets
+
+    def packet_received(self, channel: Channel, packet: Packet) -> None:
+        """Takes one packet; it is completed here or by the pool."""
+        action = self._sessions[channel.index][1].receive(packet.payload)
+        if isinstance(action, Execute):
+            self._execute(packet, action.srb)
+        elif isinstance(action, Answer):
+            if action.error is not None:
+                self._complain(channel, action.error)
+            packet.complete(action.payload)
+        elif isinstance(action, Reset):
+            self._reset(packet, action)
+        elif isinstance(action, CreateSubChannels):
+            # Not reached as long as no session announces subchannels.
+            packet.complete(storvsp.answer_control(packet.payload, NtStatus.NOT_SUPPORTED))
+
+    def packet_rejected(self, channel: Channel, packet: Packet, error: GuestError) -> None:
+        """External data that is malformed or too large: refused in the protocol's own words."""
+        self._complain(channel, error)
+        payload = packet.payload
+        action = self._sessions[channel.index][1].receive(payload)
+        if isinstance(action, Execute):
+            packet.complete(
+                action.srb.answer(
+                    status=NtStatus.INVALID_PARAMETER, srb_status=SrbStatus.INVALID_REQUEST
+                )
+            )
+        else:
+            packet.complete(storvsp.answer_control(payload, NtStatus.INVALID_PARAMETER))
+
+    def _complain(self, channel: Channel, error: GuestError) -> None:
+        self.malformed += 1
+        if self._complaints.allowed():
+            _log.warning("%s channel %d: %s", self.name, channel.index, error)
+
+    def _execute(self, packet: Packet, srb: Srb) -> None:
+        data: DataBuffer = packet.external_data or _NO_DATA
+        request = Request(srb.cdb, data, min(len(data), srb.transfer_length))
+        here = not (srb.path or srb.target)
+        slot = self._slots.get(srb.lun) if here else None
+        if slot is not None:
+            slot.users.add(packet)
+            if slot.removed:
+                slot.users.discard(packet)
+                slot = None
+        if slot is None:
+            self._finish(packet, srb, None, request, here)
+        elif is_slow(slot.unit, srb.cdb):
+            self._pool.submit(self._finish_later, packet, srb, slot, request)
+        else:
+            self._finish(packet, srb, slot, request, here)
+
+    def _finish_later(self, packet: Packet, srb: Srb, slot: _Slot, request: Request) -> None:
+        """In the pool.  A request whose channel was closed meanwhile must not have an effect."""
+        if packet.completed:
+            slot.users.discard(packet)
+            self._passed(packet)
+        else:
+            self._finish(packet, srb, slot, request, True)
+
+    def _finish(
+        self, packet: Packet, srb: Srb, slot: _Slot | None, request: Request, here: bool
+    ) -> None:
+        """Carries a request out and completes its packet, on whatever thread."""
+        unit = slot.unit if slot is not None else None
+        self.requests += 1
+        try:
+            luns = self.luns if here and srb.cdb[0] == 0xA0 else []
+            payload = _answer(srb, execute(unit, request, srb.cdb_length, luns))
+        except VmbusError as error:
+            # The guest's pages are gone, or the channel is.
+            if isinstance(error, GuestError):
+                self._complain(packet.channel, error)
+            payload = srb.answer(
+                status=NtStatus.INVALID_PARAMETER, srb_status=SrbStatus.INVALID_REQUEST
+            )
+        except Exception:
+            _log.exception("a defect: CDB %s", srb.cdb.hex(" "))
+            payload = _answer(srb, Outcome.failed(sense.INTERNAL_FAILURE))
+        try:
+            packet.complete(payload)
+        except VmbusError as error:
+            _log.debug("completion not delivered: %s", error)
+        finally:
+            if slot is not None:
+                slot.users.discard(packet)
+                if self._barriers:
+                    self._passed(packet)
+
+    # Resets
+
+    def _reset(self, packet: Packet, reset: Reset) -> None:
+        barrier = _Barrier(reset, packet)
+        with self._lock:
+            self._barriers.append(barrier)
+            for lun, slot in self._slots.items():
+                if reset.operation is not Operation.RESET_LUN or lun == reset.lun:
+                    barrier.pending |= slot.users.copy()
+            done = not barrier.pending
+            if done:
+                self._barriers.remove(barrier)
+        if done:
+            self._reset_now(barrier)
+
+    def _passed(self, packet: Packet) -> None:
+        """A packet was completed: resets that waited for it may be due."""
+        due = []
+        with self._lock:
+            for barrier in list(self._barriers):
+                barrier.pending.discard(packet)
+                if not barrier.pending:
+                    self._barriers.remove(barrier)
+                    due.append(barrier)
+        for barrier in due:
+            self._reset_now(barrier)
+
+    def _reset_now(self, barrier: _Barrier) -> None:
+        reset = barrier.reset
+        if reset.operation is Operation.RESET_LUN:
+            slot = self._slots.get(reset.lun) if not (reset.path or reset.target) else None
+            if slot is not None:
+                slot.unit.reset(sense.DEVICE_RESET)
+        else:
+            for slot in list(self._slots.values()):
+                slot.unit.reset(sense.BUS_RESET)
+        try:
+            barrier.packet.complete(reset.payload)
+        except VmbusError as error:
+            _log.debug("completion not delivered: %s", error)
+
+
+def _answer(srb: Srb, outcome: Outcome) -> bytes:
+    """The SRB and NT status for what became of a command, as Linux's storvsc expects them."""
+    if outcome.no_unit:
+        return srb.answer(status=NtStatus.NO_SUCH_DEVICE, srb_status=SrbStatus.INVALID_LUN)
+    if outcome.sense is None:
+        return srb.answer(transferred=outcome.transferred)
+    return srb.answer(
+        status=NtStatus.IO_DEVICE_ERROR,
+        srb_status=SrbStatus.ERROR,
+        scsi_status=outcome.status,
+        sense=outcome.sense.fixed(),
+    )
+
+
+class _Complaints:
+    """Lets through at most ten messages in ten seconds: a guest must not fill the host's log."""
+
+    def __init__(self) -> None:
+        self._since = 0.0
+        self._count = 0
+
+    def allowed(self) -> bool:
+        """Whether one more message may be written now."""
+        now = time.monotonic()
+        if now - self._since > 10:
+            self._since, self._count = now, 0
+        self._count += 1
+        return self._count <= 10

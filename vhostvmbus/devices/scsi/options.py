@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line of ``vhostvmbus serve scsi``."""
+
+from __future__ import annotations
+
+import argparse
+from uuid import UUID
+
+from vhostvmbus.devices.scsi.device import ScsiController
+from vhostvmbus.devices.scsi.disk import DiskError, DiskSpec, parse_disk
+
+HELP = "a SCSI controller with disks from image files and block devices"
+
+
+def _disk(text: str) -> DiskSpec:
+    try:
+        return parse_disk(text)
+    except DiskError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the device's own arguments."""
+    parser.add_argument(
+        "disks",
+        nargs="+",
+        type=_disk,
+        metavar="DISK",
+        help="PATH[:SIZE][,ro][,serial=TEXT], LUN 0 first; with SIZE (2G) a sparse image is made "
+        "if there is none",
+    )
+    parser.add_argument("--instance-id", type=UUID, metavar="UUID", help="of the VMBus device")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=8,
+        metavar="N",
+        help="requests that may wait for the host's disk at a time (default 8)",
+    )
+
+
+def make_device(options: argparse.Namespace) -> ScsiController:
+    """The controller; raises what opening a disk raises."""
+    return ScsiController(options.disks, instance_id=options.instance_id, threads=options.threads)
