@@ -1,0 +1,540 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What the bare-metal guest does to QEMU's Hyper-V emulation, one scenario per run, named by the
+ * last word of the command line. Each reports what it sees; the test knows what is right.
+ */
+#include <stddef.h>
+
+#include "guest.h"
+
+#define SIMP_GPA 0x00a00000u
+#define NOWHERE 0x40000000u /* no memory there: the machine has less than 1 GiB */
+#define MILLISECOND 10000u  /* in ticks of partition time */
+#define PATIENCE (2000 * MILLISECOND)
+
+#define VMBUS_CONNECTION 1u
+#define VMBUS_SINT 2u
+#define VMBUS_VECTOR 0x40u
+#define TIMER_SINT 3u
+#define TIMER_VECTOR 0x50u
+#define DIRECT_VECTOR 0x60u
+
+/* Message types of the VMBus protocol */
+#define OFFER_CHANNEL 1u
+#define REQUEST_OFFERS 3u
+#define ALL_OFFERS_DELIVERED 4u
+#define INITIATE_CONTACT 14u
+#define VERSION_RESPONSE 15u
+#define VERSION_4_0 0x40000u
+
+#define TIMER_EXPIRED 0x80000010u
+#define NO_MESSAGE 0xffffffffu
+
+static volatile struct message *const slots = (void *)SIMP_GPA;
+static struct post_input input __attribute__((aligned(4096)));
+
+static uint64_t post(void)
+{
+	return hypercall(CALL_POST_MESSAGE, (uint32_t)&input);
+}
+
+static void prepare(uint32_t message_type, uint32_t size)
+{
+	input.connection = VMBUS_CONNECTION;
+	input.reserved = 0;
+	input.type = 1;
+	input.size = size;
+	for (unsigned i = 0; i < 60; i++)
+		input.payload[i] = 0;
+	input.payload[0] = message_type;
+}
+
+static uint64_t contact(uint32_t vp)
+{
+	prepare(INITIATE_CONTACT, 40);
+	input.payload[2] = VERSION_4_0;
+	input.payload[3] = vp;
+	return post();
+}
+
+static uint64_t request_offers(void)
+{
+	prepare(REQUEST_OFFERS, 8);
+	return post();
+}
+
+static bool message_in(unsigned sint, uint64_t ticks)
+{
+	uint64_t end = now() + ticks;
+
+	while (now() < end)
+		if (slots[sint].type)
+			return true;
+	return false;
+}
+
+/* Wait until the message in the slot says that another one waits. */
+static bool pending_in(unsigned sint, uint64_t ticks)
+{
+	uint64_t end = now() + ticks;
+
+	while (now() < end)
+		if (slots[sint].flags & 1)
+			return true;
+	return false;
+}
+
+/* The VMBus message in the slot, without taking it; NO_MESSAGE if none comes. */
+static uint32_t peek(uint64_t ticks)
+{
+	if (!message_in(VMBUS_SINT, ticks))
+		return NO_MESSAGE;
+	return (uint32_t)slots[VMBUS_SINT].payload[0];
+}
+
+/* Free the slot as TLFS 11.10 wants it. */
+static void release(unsigned sint)
+{
+	slots[sint].type = 0;
+	__sync_synchronize();
+	if (slots[sint].flags & 1)
+		set_msr(MSR_EOM, 0);
+}
+
+static uint32_t take(void)
+{
+	uint32_t type = peek(PATIENCE);
+
+	if (type != NO_MESSAGE)
+		release(VMBUS_SINT);
+	return type;
+}
+
+static void enable_all(void)
+{
+	setup_interrupts();
+	enable_hypercalls();
+	enable_synic();
+}
+
+static void scenario_cpuid(void)
+{
+	static const char *const names[6] = { "vendor", "interface", "version", "features",
+					      "hints", "limits" };
+	uint32_t regs[4];
+
+	cpuid(1, regs);
+	report("hypervisor", regs[2] >> 31);
+	for (unsigned i = 0; i < 6; i++) {
+		cpuid(0x40000000u + i, regs);
+		report(names[i], (uint64_t)regs[1] << 32 | regs[0]);
+		report(names[i], (uint64_t)regs[3] << 32 | regs[2]);
+	}
+}
+
+static void scenario_hypercalls(void)
+{
+	setup_interrupts();
+	report("vmcall_before_id", vmcall(CALL_POST_MESSAGE, 0));
+	set_msr(MSR_HYPERCALL, (uint32_t)hypercall_page | 1);
+	report("page_before_id", get_msr(MSR_HYPERCALL) & 1);
+	enable_hypercalls();
+	report("page_after_id", get_msr(MSR_HYPERCALL) & 1);
+	report("vmcall", vmcall(0x7777, 0));
+	report("vmmcall", vmmcall(0x7777, 0));
+	report("unknown_code", hypercall(0x7777, 0));
+	report("long_spin_wait", hypercall(8, 100));
+
+	prepare(REQUEST_OFFERS, 8);
+	report("post_fast", hypercall(CALL_POST_MESSAGE | CALL_FAST, 0));
+	report("post_misaligned", hypercall(CALL_POST_MESSAGE, (uint32_t)&input + 2));
+	report("post_nowhere", hypercall(CALL_POST_MESSAGE, NOWHERE));
+	report("post_far_away", hypercall(CALL_POST_MESSAGE, 0xfffffffffffffff8ull));
+	report("post_reserved", hypercall(CALL_POST_MESSAGE | 1u << 28, (uint32_t)&input));
+	report("post_reps", hypercall(CALL_POST_MESSAGE | 1ull << 32, (uint32_t)&input));
+	report("post_header", hypercall(CALL_POST_MESSAGE | 1u << 17, (uint32_t)&input));
+	input.size = 241;
+	report("post_too_long", post());
+	input.size = 0xffffffff;
+	report("post_huge", post());
+	input.size = 4;
+	report("post_too_short", post());
+	prepare(REQUEST_OFFERS, 8);
+	input.type = 2;
+	report("post_wrong_type", post());
+	prepare(0x1000, 8);
+	report("post_unknown_vmbus_message", post());
+	prepare(REQUEST_OFFERS, 8);
+	input.connection = 0x123456;
+	report("post_no_connection", post());
+	input.connection = 0xff000000 | VMBUS_CONNECTION;
+	report("post_connection_high_bits", post());
+
+	report("signal_no_connection", hypercall(CALL_SIGNAL_EVENT | CALL_FAST, 0x123456));
+	report("signal_reserved", hypercall(CALL_SIGNAL_EVENT | CALL_FAST, 0x1000001));
+	report("signal_flag_1", hypercall(CALL_SIGNAL_EVENT | CALL_FAST, 1ull << 32 | 0x10001));
+	report("signal_flag_limit",
+	       hypercall(CALL_SIGNAL_EVENT | CALL_FAST, 0x800ull << 32 | 0x10001));
+	report("signal_flag_max",
+	       hypercall(CALL_SIGNAL_EVENT | CALL_FAST, 0xffffull << 32 | 0x10001));
+	report("signal_misaligned", hypercall(CALL_SIGNAL_EVENT, (uint32_t)&input + 1));
+	*(uint64_t *)&input = 0x123456;
+	report("signal_slow_no_connection", hypercall(CALL_SIGNAL_EVENT, (uint32_t)&input));
+	report("signal_nowhere", hypercall(CALL_SIGNAL_EVENT, NOWHERE));
+
+	set_msr(MSR_GUEST_OS_ID, 0);
+	report("page_without_id", get_msr(MSR_HYPERCALL) & 1);
+	report("call_without_id", hypercall(0x7777, 0));
+}
+
+static void report_fault(const char *name, int vector)
+{
+	report(name, vector < 0 ? 0x100 : (unsigned)vector);
+}
+
+static void scenario_msrs(void)
+{
+	uint64_t value, earlier;
+
+	setup_interrupts();
+	report_fault("read_frequency", read_msr(MSR_TSC_FREQUENCY, &value));
+	report_fault("read_unknown", read_msr(0x400001ff, &value));
+	report_fault("write_unknown", write_msr(0x400001ff, 0));
+	report_fault("write_vp_index", write_msr(MSR_VP_INDEX, 0));
+	report_fault("write_time", write_msr(MSR_TIME_REF_COUNT, 0));
+	report_fault("write_version", write_msr(MSR_SVERSION, 1));
+	report_fault("read_eoi", read_msr(MSR_EOI, &value));
+	report_fault("assist_page", write_msr(MSR_VP_ASSIST_PAGE, 0));
+	report_fault("assist_nowhere", write_msr(MSR_VP_ASSIST_PAGE, NOWHERE | 1));
+	report_fault("hypercall_nowhere_without_id", write_msr(MSR_HYPERCALL, NOWHERE | 1));
+	set_msr(MSR_GUEST_OS_ID, 1);
+	report_fault("hypercall_nowhere", write_msr(MSR_HYPERCALL, NOWHERE | 1));
+	report_fault("simp_far_away", write_msr(MSR_SIMP, 0xfffffffffffff001ull));
+	report_fault("siefp_far_away", write_msr(MSR_SIEFP, 0xfffffffffffff001ull));
+	report_fault("sint_vector_15", write_msr(MSR_SINT0, 15));
+	report_fault("sint_vector_16", write_msr(MSR_SINT0, 16));
+	report_fault("sint_masked_0", write_msr(MSR_SINT0, SINT_MASKED));
+
+	report("vp_index", get_msr(MSR_VP_INDEX));
+	report("sversion", get_msr(MSR_SVERSION));
+	report("sint2_at_reset", get_msr(MSR_SINT0 + 2));
+	report("crash_control", get_msr(MSR_CRASH_CTL));
+
+	set_msr(MSR_TPR, 0x20);
+	report("tpr", get_msr(MSR_TPR));
+	report("apic_tpr", *(volatile uint32_t *)0xfee00080);
+	set_msr(MSR_TPR, 0);
+
+	/* a fixed interrupt to itself: shorthand 1 in the low half */
+	set_msr(MSR_ICR, 0x40000ull | VMBUS_VECTOR);
+	idle(MILLISECOND);
+	report("self_ipi", interrupts[VMBUS_VECTOR]);
+
+	*(uint32_t *)&input = 0xaaaaaaaa;
+	set_msr(MSR_REFERENCE_TSC, (uint32_t)&input | 1);
+	report("tsc_sequence", *(volatile uint32_t *)&input);
+	earlier = now();
+	idle(MILLISECOND);
+	report("time_runs", now() - earlier >= MILLISECOND);
+	report("runtime_runs", get_msr(MSR_VP_RUNTIME) > 0);
+}
+
+/* A machine without hv-* properties. */
+static void scenario_absent(void)
+{
+	uint32_t regs[4];
+	uint64_t value = 1;
+
+	setup_interrupts();
+	cpuid(0x40000000u, regs);
+	report("leaf", (uint64_t)regs[1] << 32 | regs[0]);
+	report("leaf", (uint64_t)regs[3] << 32 | regs[2]);
+	report_fault("write_id", write_msr(MSR_GUEST_OS_ID, 1));
+	report_fault("read_id", read_msr(MSR_GUEST_OS_ID, &value));
+	report("id", value);
+	report_fault("read_frequency", read_msr(MSR_TSC_FREQUENCY, &value));
+	report("frequency", value);
+	report("vmcall", vmcall(0x7777, 0));
+	report("vmmcall", vmmcall(0x7777, 0));
+}
+
+static void scenario_contact(void)
+{
+	enable_all();
+	report("bad_vp", contact(0x1234));
+	report("bad_vp_answer", peek(50 * MILLISECOND));
+	report("negative_vp", contact(0xffffffff));
+	report("negative_vp_answer", peek(50 * MILLISECOND));
+	report("good_vp", contact(0));
+	report("good_vp_answer", take());
+}
+
+static void scenario_eom(void)
+{
+	enable_all();
+	set_msr(MSR_EOM, 0); /* nothing waits */
+	contact(0);
+	report("answer", peek(PATIENCE));
+	/* the offer cannot get into the slot */
+	request_offers();
+	report("pending", pending_in(VMBUS_SINT, PATIENCE));
+	set_msr(MSR_EOM, 0); /* a lie: the slot is not free */
+	set_msr(MSR_EOM, 0);
+	report("still", peek(PATIENCE));
+	report("still_pending", pending_in(VMBUS_SINT, PATIENCE));
+	release(VMBUS_SINT);
+	report("offer", take());
+	report("end_of_offers", take());
+	report("nothing_more", peek(20 * MILLISECOND));
+}
+
+/* The page goes away while a message waits for its slot. */
+static void scenario_page_off(void)
+{
+	enable_all();
+	contact(0);
+	report("answer", peek(PATIENCE));
+	request_offers();
+	report("pending", pending_in(VMBUS_SINT, PATIENCE));
+	set_msr(MSR_SIMP, 0);
+	idle(20 * MILLISECOND);
+	set_msr(MSR_SIMP, SIMP_GPA | 1);
+	slots[VMBUS_SINT].type = 0;
+	report("contact_again", contact(0));
+	report("answer_again", take());
+}
+
+/* Reset while a message waits for EOM. The real-time clock's memory survives and counts boots. */
+static void scenario_reset(bool by_msr)
+{
+	uint8_t boots;
+
+	out8(0x70, 0x72);
+	boots = in8(0x71);
+	out8(0x70, 0x72);
+	out8(0x71, (uint8_t)(boots + 1));
+	report("boot", boots);
+
+	setup_interrupts();
+	report("os_id_at_boot", get_msr(MSR_GUEST_OS_ID));
+	report("scontrol_at_boot", get_msr(MSR_SCONTROL));
+	report("simp_at_boot", get_msr(MSR_SIMP));
+	report("sint_at_boot", get_msr(MSR_SINT0 + VMBUS_SINT));
+	enable_hypercalls();
+	enable_synic();
+	report("slot_at_boot", slots[VMBUS_SINT].type);
+	set_msr(MSR_SINT0 + VMBUS_SINT, VMBUS_VECTOR | SINT_AUTO_EOI);
+	contact(0);
+	report("answer", peek(PATIENCE));
+	request_offers();
+	report("pending", pending_in(VMBUS_SINT, PATIENCE));
+	if (boots < 3) {
+		if (by_msr)
+			set_msr(MSR_RESET, 1);
+		else
+			out8(0x64, 0xfe); /* the keyboard controller pulls the reset line */
+		for (;;)
+			;
+	}
+	release(VMBUS_SINT);
+	report("offer", take());
+}
+
+static void scenario_reset_msr(void)
+{
+	scenario_reset(true);
+}
+
+static void scenario_reset_line(void)
+{
+	scenario_reset(false);
+}
+
+static uint32_t in_service(unsigned vector)
+{
+	return *(volatile uint32_t *)(0xfee00100 + vector / 32 * 16) >> vector % 32 & 1;
+}
+
+static void scenario_auto_eoi(void)
+{
+	eoi_in_handler = false;
+	enable_all();
+	set_msr(MSR_SINT0 + VMBUS_SINT, VMBUS_VECTOR | SINT_MASKED);
+	contact(0);
+	report("masked_answer", peek(PATIENCE));
+	idle(MILLISECOND);
+	report("masked_interrupts", interrupts[VMBUS_VECTOR]);
+	release(VMBUS_SINT);
+
+	set_msr(MSR_SINT0 + VMBUS_SINT, VMBUS_VECTOR | SINT_AUTO_EOI);
+	for (unsigned i = 1; i <= 3; i++) {
+		contact(0);
+		peek(PATIENCE);
+		idle(MILLISECOND);
+		report("auto", interrupts[VMBUS_VECTOR]);
+		report("auto_isr", in_service(VMBUS_VECTOR));
+		release(VMBUS_SINT);
+	}
+
+	set_msr(MSR_SINT0 + VMBUS_SINT, VMBUS_VECTOR);
+	for (unsigned i = 1; i <= 2; i++) {
+		contact(0);
+		peek(PATIENCE);
+		idle(MILLISECOND);
+		report("manual", interrupts[VMBUS_VECTOR]);
+		report("manual_isr", in_service(VMBUS_VECTOR));
+		release(VMBUS_SINT);
+	}
+	set_msr(MSR_EOI, 0);
+	idle(MILLISECOND);
+	report("after_eoi", interrupts[VMBUS_VECTOR]);
+
+	set_msr(MSR_EOI, 0);
+	set_msr(MSR_SCONTROL, 0);
+	contact(0);
+	report("disabled_answer", peek(PATIENCE));
+	idle(MILLISECOND);
+	report("disabled_interrupts", interrupts[VMBUS_VECTOR]);
+}
+
+static void scenario_timers(void)
+{
+	volatile struct message *slot = &slots[TIMER_SINT];
+	uint64_t when;
+	unsigned before;
+
+	enable_all();
+	set_msr(MSR_SINT0 + TIMER_SINT, TIMER_VECTOR);
+
+	/* one-shot, started by its count */
+	set_msr(MSR_STIMER0_CONFIG, TIMER_SINT << 16 | 8);
+	when = now() + 5 * MILLISECOND;
+	set_msr(MSR_STIMER0_COUNT, when);
+	report("enabled", get_msr(MSR_STIMER0_CONFIG) & 1);
+	report("early", slot->type);
+	idle(10 * MILLISECOND);
+	report("type", slot->type);
+	report("size", slot->size);
+	report("index", (uint32_t)slot->payload[0]);
+	report("expired_on_time", slot->payload[1] == when);
+	report("delivered_after", slot->payload[2] >= when);
+	report("enabled_after", get_msr(MSR_STIMER0_CONFIG) & 1);
+	report("interrupts", interrupts[TIMER_VECTOR]);
+
+	/* its slot is occupied */
+	set_msr(MSR_STIMER0_COUNT, now() + MILLISECOND);
+	idle(5 * MILLISECOND);
+	report("pending", slot->flags & 1);
+	report("enabled_pending", get_msr(MSR_STIMER0_CONFIG) & 1);
+	report("interrupts_pending", interrupts[TIMER_VECTOR]);
+	release(TIMER_SINT);
+	idle(MILLISECOND);
+	report("interrupts_released", interrupts[TIMER_VECTOR]);
+
+	/* stopped while it waits */
+	set_msr(MSR_STIMER0_COUNT, now() + MILLISECOND);
+	idle(5 * MILLISECOND);
+	report("pending_again", slot->flags & 1);
+	set_msr(MSR_STIMER0_COUNT, 0);
+	release(TIMER_SINT);
+	idle(MILLISECOND);
+	report("type_stopped", slot->type);
+	report("enabled_stopped", get_msr(MSR_STIMER0_CONFIG) & 1);
+
+	/* a time that is past */
+	set_msr(MSR_STIMER0_COUNT, 1);
+	idle(5 * MILLISECOND);
+	report("type_past", slot->type);
+	release(TIMER_SINT);
+
+	/* periodic, timer 3 */
+	set_msr(MSR_STIMER0_COUNT + 6, MILLISECOND);
+	set_msr(MSR_STIMER0_CONFIG + 6, TIMER_SINT << 16 | 3);
+	before = interrupts[TIMER_VECTOR];
+	for (unsigned i = 0; i < 5; i++) {
+		report("period", message_in(TIMER_SINT, PATIENCE));
+		report("period_index", (uint32_t)slot->payload[0]);
+		idle(MILLISECOND / 10);
+		release(TIMER_SINT);
+	}
+	set_msr(MSR_STIMER0_CONFIG + 6, 0);
+	release(TIMER_SINT);
+	report("periods", interrupts[TIMER_VECTOR] - before >= 5);
+	before = interrupts[TIMER_VECTOR];
+	idle(5 * MILLISECOND);
+	report("periods_after", interrupts[TIMER_VECTOR] - before);
+
+	/* direct, as short a period as can be written */
+	set_msr(MSR_STIMER0_CONFIG, 0);
+	set_msr(MSR_STIMER0_COUNT, 1);
+	set_msr(MSR_STIMER0_CONFIG, 1u << 12 | DIRECT_VECTOR << 4 | 3);
+	idle(10 * MILLISECOND);
+	set_msr(MSR_STIMER0_CONFIG, 0);
+	report("direct", interrupts[DIRECT_VECTOR] > 10);
+	report("direct_flood", interrupts[DIRECT_VECTOR] > 1000);
+
+	report_fault("direct_vector_15", write_msr(MSR_STIMER0_CONFIG, 1u << 12 | 15u << 4 | 1));
+	report_fault("reserved_bits", write_msr(MSR_STIMER0_CONFIG, 1ull << 40));
+	set_msr(MSR_STIMER0_CONFIG, 1);
+	report("enabled_without_sint", get_msr(MSR_STIMER0_CONFIG) & 1);
+	set_msr(MSR_STIMER0_CONFIG, 8);
+	set_msr(MSR_STIMER0_COUNT, 1);
+	report("auto_enabled_without_sint", get_msr(MSR_STIMER0_CONFIG) & 1);
+	idle(MILLISECOND);
+	report("slot_0", slots[0].type);
+
+	/* the farthest time there is, and one that overflows nanoseconds */
+	set_msr(MSR_STIMER0_CONFIG, TIMER_SINT << 16 | 8);
+	set_msr(MSR_STIMER0_COUNT, ~0ull);
+	set_msr(MSR_STIMER0_COUNT, 1ull << 62);
+	idle(MILLISECOND);
+	report("type_far", slot->type);
+	set_msr(MSR_STIMER0_CONFIG, TIMER_SINT << 16 | 3);
+	set_msr(MSR_STIMER0_COUNT, ~0ull);
+	set_msr(MSR_STIMER0_CONFIG, TIMER_SINT << 16 | 3);
+	idle(MILLISECOND);
+	report("type_far_period", slot->type);
+}
+
+static const struct {
+	const char *name;
+	void (*run)(void);
+} scenarios[] = {
+	{ "cpuid", scenario_cpuid },
+	{ "hypercalls", scenario_hypercalls },
+	{ "msrs", scenario_msrs },
+	{ "absent", scenario_absent },
+	{ "contact", scenario_contact },
+	{ "eom", scenario_eom },
+	{ "page-off", scenario_page_off },
+	{ "reset-msr", scenario_reset_msr },
+	{ "reset-line", scenario_reset_line },
+	{ "auto-eoi", scenario_auto_eoi },
+	{ "timers", scenario_timers },
+};
+
+static bool same(const char *a, const char *b)
+{
+	for (; *a && *a == *b; a++, b++)
+		;
+	return *a == *b;
+}
+
+/* @info: multiboot information; the command line is "kernel scenario". */
+void guest_main(const uint32_t *info);
+void guest_main(const uint32_t *info)
+{
+	const char *word = (const char *)info[4];
+
+	for (const char *c = word; *c; c++)
+		if (*c == ' ' && c[1])
+			word = c + 1;
+	for (size_t i = 0; i < sizeof(scenarios) / sizeof(scenarios[0]); i++) {
+		if (same(word, scenarios[i].name)) {
+			scenarios[i].run();
+			finish();
+		}
+	}
+	print("no such scenario\n");
+	finish();
+}
