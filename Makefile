@@ -15,7 +15,11 @@ QEMU ?=
 TIMEOUT ?= 300
 ARGS ?=
 
-export CMD APPEND DISKS DEVICE
+# As the user wrote them: without $(value), make would expand the dollars of a shell command.
+export RUN_VM_CMD = $(value CMD)
+export RUN_VM_APPEND = $(value APPEND)
+export RUN_VM_DISKS = $(value DISKS)
+export RUN_VM_DEVICE = $(value DEVICE)
 bin := $(VENV)/bin
 # Results of make are made again only by asking; nothing here is a file.
 .PHONY: help setup run-vm test test-fast soak bench qemu images lint format clean distclean

@@ -48,7 +48,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     add("--smp", type=_processors, default=2, metavar="N", help="processors (default: 2)")
     add("--mem", default="1G", metavar="SIZE", help="guest memory (default: 1G)")
     add("--accel", choices=("auto", "tcg", "kvm", "nested"), default="auto",
-        help="auto: KVM if it can do Hyper-V here, else tcg; nested: KVM in a TCG machine")  # fmt: skip
+        help="auto: KVM if it can do Hyper-V, else tcg; nested: KVM in a TCG machine")  # fmt: skip
     add("--disk", action="append", default=[], metavar="FILE[:SIZE]", dest="disks",
         help="a further disk, made with SIZE if absent; repeatable")  # fmt: skip
     add("--device", action="append", default=[], metavar="PATH.py:CLASS", dest="devices",

@@ -14,6 +14,7 @@ from pathlib import Path
 from vhostvmbus.vm.errors import SetupError
 from vhostvmbus.vm.process import Child
 
+SERVE = (sys.executable, "-m", "vhostvmbus", "serve")
 START_PATIENCE = 30.0
 """Seconds that a back end has from its start until it listens."""
 
@@ -21,10 +22,12 @@ START_PATIENCE = 30.0
 class BackEndProcess:
     """Serves one device; *words* are what follows ``vhostvmbus serve``."""
 
-    def __init__(self, name: str, words: Sequence[str], folder: Path) -> None:
+    def __init__(
+        self, name: str, words: Sequence[str], folder: Path, serve: Sequence[str] = SERVE
+    ) -> None:
         self.name = name
         self.socket = folder / f"{name}.sock"
-        self._words = list(words)
+        self._words = [*serve, *words]
         self._log = folder / f"{name}.log"
         self._child: Child | None = None
         self.start()
@@ -33,8 +36,7 @@ class BackEndProcess:
         """Start it and wait until it listens. Raises SetupError with what it said if not."""
         reader, writer = os.pipe()
         try:
-            argv = [sys.executable, "-m", "vhostvmbus", "serve", *self._words]
-            argv += ["--socket", str(self.socket), "--ready-fd", str(writer)]
+            argv = [*self._words, "--socket", str(self.socket), "--ready-fd", str(writer)]
             self._child = Child(self.name, argv, self._log, pass_fds=(writer,))
             os.close(writer)
             writer = -1

@@ -11,12 +11,12 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from vhostvmbus.vm import images
-from vhostvmbus.vm.backend import BackEndProcess
+from vhostvmbus.vm.backend import SERVE, BackEndProcess
 from vhostvmbus.vm.errors import GuestFailure, GuestTimeout, SetupError, VmError
 from vhostvmbus.vm.ports import Control
 from vhostvmbus.vm.process import Child, RunFolder
@@ -58,7 +58,8 @@ class Plan:
     files: Sequence[bytes] = ()
     """Further cpio archives to be unpacked over the initramfs."""
     console_log: Path | None = None
-    environment: dict[str, str] = field(default_factory=dict)
+    serve: Sequence[str] = SERVE
+    """The program that serves a device; tests put one of their own here."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class Machine:
             extra=plan.extra,
         )
         fds = [*hardware.port_fds.values(), theirs.fileno()]
-        env = dict(os.environ, QEMU_MODULE_DIR="/nonexistent", **plan.environment)
+        env = dict(os.environ, QEMU_MODULE_DIR="/nonexistent")
         log = self.folder / "qemu.log"
         self._qemu = Child("QEMU", command_line(hardware), log, pass_fds=fds, env=env)
         theirs.close()
@@ -185,7 +186,7 @@ class Machine:
             raise SetupError(f"QEMU did not start: {error}\n{words}") from error
 
     def _add_backend(self, name: str, words: Sequence[str]) -> None:
-        self.backends.append(BackEndProcess(name, words, self.folder))
+        self.backends.append(BackEndProcess(name, words, self.folder, self.plan.serve))
 
     def _initramfs(self) -> Path:
         if not self.plan.files:

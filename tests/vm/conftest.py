@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Machines for the tests. Nothing is skipped: what is missing is built, or the test fails.
+
+``VHOSTVMBUS_QEMU`` names another QEMU; ``VHOSTVMBUS_SOAK=1`` makes the repeating tests repeat
+more often.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from vm_support import DATA_SIZE, MEBIBYTE, SCRATCH_SIZE, SOAK, Guest, MakePlan, write_random
+
+from vhostvmbus.vm import images
+from vhostvmbus.vm.accel import choose
+from vhostvmbus.vm.machine import Machine, Plan
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(3600 if SOAK else 900))
+
+
+@pytest.fixture(scope="session")
+def qemu() -> Path:
+    """QEMU with our device, built if there is none."""
+    return images.qemu_binary()
+
+
+@pytest.fixture(scope="session")
+def plan_for(qemu: Path) -> MakePlan:
+    """Makes a plan for the kernel of a series; keywords as in Plan."""
+
+    def make(series: str = "6.1", **keywords: object) -> Plan:
+        kernel = images.find_kernel(series)
+        plan = Plan(
+            qemu=qemu,
+            kernel=kernel.image,
+            initramfs=images.find_initramfs(kernel),
+            accel=choose("auto").name,
+            append="oops=panic",
+        )
+        return replace(plan, **keywords)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def root_template() -> Path:
+    """The root file system's image."""
+    return images.root_template()
+
+
+@pytest.fixture(scope="session", params=images.KERNEL_SERIES)
+def guest(
+    request: pytest.FixtureRequest,
+    plan_for: MakePlan,
+    root_template: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Guest]:
+    """A guest that tests share, one for each kernel. A test leaves it as it found it."""
+    folder = tmp_path_factory.mktemp(f"guest-{request.param}")
+    data, scratch = folder / "data.raw", folder / "scratch.raw"
+    digest = write_random(data, DATA_SIZE)
+    disks = [data, f"{scratch}:{SCRATCH_SIZE // MEBIBYTE}M"]
+    plan = plan_for(request.param, root=root_template, disks=disks)
+    with Machine(plan) as machine:
+        machine.wait_ready()
+        yield Guest(request.param, machine, data, digest, scratch)
+        machine.poweroff()
+    data.unlink()
+    scratch.unlink()
