@@ -1,0 +1,489 @@
+/*
+ * VMBus device whose back end is another process: guest memory
+ *
+ * Copyright (c) 2026 The vhostvmbus maintainers
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * The back end gets every range of guest RAM that lies in a shared file.  It
+ * doesn't get ROM, device memory and private RAM (firmware, option ROMs, video
+ * memory): no driver puts rings or buffers there.
+ *
+ * The pages of the SynIC need care.  Each is a private page laid over main
+ * RAM, and the guest turns them on and off while channels are open, when it
+ * unplugs a CPU for instance.  To take main RAM away from the back end and to
+ * give it back in two parts would cost every channel its ring.  So a private
+ * single page amid RAM is passed over: the range includes the RAM beneath, of
+ * which the guest is the only user anyway.
+ *
+ * For the same reason RAM is divided at 1 MiB: firmware hides and shows what's
+ * below, also in a reset before the channels are closed.
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qemu/bswap.h"
+#include "qemu/error-report.h"
+#include "qemu/lockable.h"
+#include "qemu/rcu.h"
+#include "exec/address-spaces.h"
+#include "exec/exec-all.h"
+#include "exec/ramblock.h"
+#include "exec/tb-code-map.h"
+#include "hw/boards.h"
+#include "hw/hyperv/vhost-user-vmbus.h"
+#include "system/hostmem.h"
+#include "system/numa.h"
+#include "system/tcg.h"
+#include "cpu.h"
+#include "trace.h"
+
+#define OVERLAY_SIZE        4096
+#define LOW_END             0x100000
+
+typedef struct WireRegion {
+    uint64_t padding;
+    uint64_t gpa;
+    uint64_t size;
+    uint64_t user_addr;
+    uint64_t mmap_offset;
+} QEMU_PACKED WireRegion;
+
+typedef struct WireCodeMap {
+    uint64_t map_bytes;
+    uint32_t region_count;
+    uint32_t reserved;
+    struct {
+        uint64_t gpa;
+        uint64_t size;
+        uint64_t first_bit;
+    } QEMU_PACKED region[VUV_MAX_REGIONS];
+} QEMU_PACKED WireCodeMap;
+
+QEMU_BUILD_BUG_ON(sizeof(WireCodeMap) > VUV_MAX_PAYLOAD);
+
+static bool mr_is_shared(MemoryRegion *mr)
+{
+    return memory_region_is_ram(mr) && !memory_region_is_ram_device(mr) &&
+           memory_region_get_fd(mr) >= 0 && qemu_ram_is_shared(mr->ram_block);
+}
+
+static bool check_ram(MemoryRegion *mr, Error **errp)
+{
+    if (mr_is_shared(mr)) {
+        return true;
+    }
+    error_setg(errp, "guest RAM '%s' can't be shared with the back end",
+               memory_region_name(mr));
+    error_append_hint(errp, "Use -object memory-backend-memfd,id=mem,size=SIZE,"
+                      "share=on -machine memory-backend=mem (or the same with "
+                      "-numa node,memdev=mem).\n");
+    return false;
+}
+
+bool vuv_mem_check(Error **errp)
+{
+    MachineState *ms = current_machine;
+    bool by_node = false;
+
+    for (int i = 0; ms->numa_state && i < ms->numa_state->num_nodes; i++) {
+        HostMemoryBackend *be = ms->numa_state->nodes[i].node_memdev;
+
+        if (be) {
+            by_node = true;
+            if (!check_ram(host_memory_backend_get_memory(be), errp)) {
+                return false;
+            }
+        }
+    }
+    return by_node || !ms->ram || check_ram(ms->ram, errp);
+}
+
+static VuvRegion *region_at(GArray *a, guint i)
+{
+    return &g_array_index(a, VuvRegion, i);
+}
+
+static bool region_equal(const VuvRegion *a, const VuvRegion *b)
+{
+    return a->gpa == b->gpa && a->size == b->size && a->mr == b->mr &&
+           a->offset == b->offset;
+}
+
+static bool region_in(GArray *a, const VuvRegion *r)
+{
+    for (guint i = 0; i < a->len; i++) {
+        if (region_equal(region_at(a, i), r)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* whether both are parts of one mapping of one block */
+static bool same_mapping(const VuvRegion *a, const VuvRegion *b)
+{
+    return a->mr == b->mr && a->offset - a->gpa == b->offset - b->gpa;
+}
+
+static void regions_clear(GArray *a)
+{
+    for (guint i = 0; i < a->len; i++) {
+        memory_region_unref(region_at(a, i)->mr);
+    }
+    g_array_set_size(a, 0);
+}
+
+/* ------------------ what the back end should know ------------------ */
+
+static void listener_begin(MemoryListener *listener)
+{
+    VuvMem *m = container_of(listener, VuvMem, listener);
+
+    g_array_set_size(m->incoming, 0);
+}
+
+/* called for all sections in ascending order, be they new or not */
+static void listener_section(MemoryListener *listener,
+                             MemoryRegionSection *section)
+{
+    VuvMem *m = container_of(listener, VuvMem, listener);
+    VuvRegion r = {
+        .gpa = section->offset_within_address_space,
+        .size = int128_get64(section->size),
+        .mr = section->mr,
+        .offset = section->offset_within_region,
+    };
+
+    if (section->readonly || !memory_region_is_ram(r.mr) ||
+        !QEMU_IS_ALIGNED(r.gpa | r.size | r.offset, TARGET_PAGE_SIZE)) {
+        return;
+    }
+    if (!mr_is_shared(r.mr)) {
+        if (memory_region_size(r.mr) != OVERLAY_SIZE) {
+            return;
+        }
+        r.mr = NULL;
+    }
+    if (r.gpa < LOW_END && r.gpa + r.size > LOW_END) {
+        VuvRegion low = r;
+
+        low.size = LOW_END - low.gpa;
+        g_array_append_val(m->incoming, low);
+        r.gpa += low.size;
+        r.offset += r.mr ? low.size : 0;
+        r.size -= low.size;
+    }
+    g_array_append_val(m->incoming, r);
+}
+
+/*
+ * Whether @r, which ends or begins where a hidden page does, went on across
+ * that page before it was hidden.
+ */
+static bool known_across(VuvMem *m, const VuvRegion *r, const VuvRegion *hidden)
+{
+    for (guint i = 0; i < m->wanted->len; i++) {
+        const VuvRegion *old = region_at(m->wanted, i);
+
+        if (same_mapping(old, r) && old->gpa <= hidden->gpa &&
+            old->gpa + old->size >= hidden->gpa + hidden->size) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Join what is only kept apart by hidden pages. */
+static GArray *join_regions(VuvMem *m)
+{
+    GArray *in = m->incoming;
+    GArray *out = g_array_new(false, false, sizeof(VuvRegion));
+
+    for (guint i = 0; i < in->len; i++) {
+        VuvRegion r = *region_at(in, i);
+        guint first, last;
+
+        if (!r.mr) {
+            continue;
+        }
+
+        /* hidden pages just before it: only if they were part of it */
+        for (first = i; first > 0; first--) {
+            VuvRegion *h = region_at(in, first - 1);
+
+            if (h->mr || h->gpa + h->size != r.gpa ||
+                !known_across(m, &r, h)) {
+                break;
+            }
+            r.gpa -= h->size;
+            r.offset -= h->size;
+            r.size += h->size;
+        }
+
+        while (true) {
+            VuvRegion *next = NULL;
+            uint64_t hidden = 0;
+
+            for (last = i + 1; last < in->len; last++) {
+                next = region_at(in, last);
+                if (next->mr || next->gpa != r.gpa + r.size + hidden) {
+                    break;
+                }
+                hidden += next->size;
+            }
+            if (hidden && last < in->len && next->mr &&
+                same_mapping(next, &r) &&
+                next->gpa == r.gpa + r.size + hidden) {
+                /* the same RAM goes on behind the hidden pages */
+                r.size += hidden + next->size;
+                i = last;
+                continue;
+            }
+            break;
+        }
+
+        /* hidden pages just behind it */
+        while (i + 1 < in->len) {
+            VuvRegion *h = region_at(in, i + 1);
+
+            if (h->mr || h->gpa != r.gpa + r.size || !known_across(m, &r, h)) {
+                break;
+            }
+            r.size += h->size;
+            i++;
+        }
+
+        memory_region_ref(r.mr);
+        g_array_append_val(out, r);
+    }
+    return out;
+}
+
+static void listener_commit(MemoryListener *listener)
+{
+    VuvMem *m = container_of(listener, VuvMem, listener);
+    GArray *old = m->wanted;
+    Error *err = NULL;
+
+    m->wanted = join_regions(m);
+    regions_clear(old);
+    g_array_free(old, true);
+
+    if (m->conn->up && !vuv_mem_sync(m, &err)) {
+        error_reportf_err(err, "vhost-user-vmbus: ");
+    }
+}
+
+/* ---------------------- what the back end knows ---------------------- */
+
+static void region_to_wire(const VuvRegion *r, WireRegion *w)
+{
+    RAMBlock *rb = r->mr->ram_block;
+
+    *w = (WireRegion) {
+        .gpa = cpu_to_le64(r->gpa),
+        .size = cpu_to_le64(r->size),
+        .user_addr = cpu_to_le64((uintptr_t)memory_region_get_ram_ptr(r->mr) +
+                                 r->offset),
+        .mmap_offset = cpu_to_le64(rb->fd_offset + r->offset),
+    };
+}
+
+static bool region_request(VuvMem *m, uint32_t request, const VuvRegion *r,
+                           Error **errp)
+{
+    WireRegion w;
+    int fd = memory_region_get_fd(r->mr);
+    uint32_t status;
+
+    region_to_wire(r, &w);
+    trace_vhost_user_vmbus_region(request, r->gpa, r->size,
+                                  memory_region_name(r->mr));
+    if (!vuv_conn_ack(m->conn, request, &w, sizeof(w), &fd,
+                      request == VUV_ADD_MEM_REG ? 1 : 0, &status, errp)) {
+        return false;
+    }
+    if (status) {
+        error_setg(errp, "the back end refuses to %s guest memory at 0x%"
+                   HWADDR_PRIx ", size 0x%" PRIx64 ": status 0x%x",
+                   request == VUV_ADD_MEM_REG ? "take" : "let go of",
+                   r->gpa, r->size, status);
+        vuv_conn_drop(m->conn);
+        return false;
+    }
+    return true;
+}
+
+static bool send_code_map(VuvMem *m, Error **errp)
+{
+    g_autofree WireCodeMap *w = g_new0(WireCodeMap, 1);
+    uint32_t status;
+
+    w->map_bytes = cpu_to_le64(TB_CODE_MAP_BYTES);
+    w->region_count = cpu_to_le32(m->sent->len);
+    for (guint i = 0; i < m->sent->len; i++) {
+        const VuvRegion *r = region_at(m->sent, i);
+        uint64_t bit = (memory_region_get_ram_addr(r->mr) + r->offset) >>
+                       TARGET_PAGE_BITS;
+
+        if (bit + (r->size >> TARGET_PAGE_BITS) > TB_CODE_MAP_BITS) {
+            bit = UINT64_MAX;
+        }
+        w->region[i].gpa = cpu_to_le64(r->gpa);
+        w->region[i].size = cpu_to_le64(r->size);
+        w->region[i].first_bit = cpu_to_le64(bit);
+    }
+
+    if (!vuv_conn_ack(m->conn, VUV_SET_CODE_MAP, w,
+                      offsetof(WireCodeMap, region[m->sent->len]),
+                      &m->code_map_fd, 1, &status, errp)) {
+        return false;
+    }
+    if (status) {
+        error_setg(errp, "the back end refuses the code map: status 0x%x",
+                   status);
+        vuv_conn_drop(m->conn);
+        return false;
+    }
+    return true;
+}
+
+bool vuv_mem_sync(VuvMem *m, Error **errp)
+{
+    bool changed = false;
+
+    if (m->wanted->len > MIN(m->conn->max_mem_slots, VUV_MAX_REGIONS)) {
+        error_setg(errp, "guest memory has %u ranges, more than the back end "
+                   "can take (%" PRIu64 ")", m->wanted->len,
+                   MIN(m->conn->max_mem_slots, VUV_MAX_REGIONS));
+        vuv_conn_drop(m->conn);
+        return false;
+    }
+
+    /* first make room, as ranges must not overlap */
+    for (guint i = 0; i < m->sent->len; ) {
+        VuvRegion r = *region_at(m->sent, i);
+
+        if (region_in(m->wanted, &r)) {
+            i++;
+            continue;
+        }
+        /* until it's acknowledged, the back end may invalidate code in it */
+        if (!region_request(m, VUV_REM_MEM_REG, &r, errp)) {
+            return false;
+        }
+        WITH_QEMU_LOCK_GUARD(&m->lock) {
+            g_array_remove_index(m->sent, i);
+        }
+        memory_region_unref(r.mr);
+        changed = true;
+    }
+
+    for (guint i = 0; i < m->wanted->len; i++) {
+        VuvRegion r = *region_at(m->wanted, i);
+
+        if (region_in(m->sent, &r)) {
+            continue;
+        }
+        memory_region_ref(r.mr);
+        WITH_QEMU_LOCK_GUARD(&m->lock) {
+            g_array_append_val(m->sent, r);
+        }
+        if (!region_request(m, VUV_ADD_MEM_REG, &r, errp)) {
+            return false;
+        }
+        changed = true;
+    }
+
+    return !changed || m->code_map_fd < 0 || send_code_map(m, errp);
+}
+
+void vuv_mem_forget(VuvMem *m)
+{
+    QEMU_LOCK_GUARD(&m->lock);
+    regions_clear(m->sent);
+}
+
+/*
+ * Discard the translations of code that the back end has overwritten.
+ *
+ * This needs no vCPU to stop and no BQL.  tb_invalidate_phys_range() takes the
+ * locks of the pages, so it waits for a translation in progress, and then
+ * finds it; a vCPU that is executing a discarded block finishes that block, as
+ * it would have had the data come a moment later, but can't enter it again.
+ * In-process devices rely on the same, from address_space_unmap().
+ */
+uint32_t vuv_mem_invalidate(VuvMem *m, const uint8_t *payload, uint32_t size)
+{
+    uint32_t count, i;
+
+    if (size < 8) {
+        return VUV_STATUS_INVALID_PARAMETER;
+    }
+    count = ldl_le_p(payload);
+    if (count > VUV_MAX_INVALIDATIONS || size != 8 + count * 16) {
+        return VUV_STATUS_INVALID_PARAMETER;
+    }
+    if (!tcg_enabled()) {
+        return VUV_STATUS_SUCCESS;
+    }
+
+    /* blocks may go away with their regions, but not before we're done */
+    RCU_READ_LOCK_GUARD();
+    QEMU_LOCK_GUARD(&m->lock);
+
+    for (i = 0; i < count; i++) {
+        uint64_t start = ldq_le_p(payload + 8 + i * 16);
+        uint64_t len = ldq_le_p(payload + 16 + i * 16);
+
+        if (!len || start + len - 1 < start) {
+            return VUV_STATUS_INVALID_PARAMETER;
+        }
+        for (guint j = 0; j < m->sent->len; j++) {
+            const VuvRegion *r = region_at(m->sent, j);
+            uint64_t from = MAX(start, r->gpa);
+            uint64_t to = MIN(start + len - 1, r->gpa + r->size - 1);
+
+            if (from <= to) {
+                ram_addr_t base = memory_region_get_ram_addr(r->mr) +
+                                  r->offset - r->gpa;
+
+                tb_invalidate_phys_range(base + from, base + to);
+            }
+        }
+    }
+    return VUV_STATUS_SUCCESS;
+}
+
+/* ---------------------------- life cycle ---------------------------- */
+
+void vuv_mem_init(VuvMem *m, VuvConn *c, int code_map_fd)
+{
+    m->conn = c;
+    m->code_map_fd = code_map_fd;
+    m->incoming = g_array_new(false, false, sizeof(VuvRegion));
+    m->wanted = g_array_new(false, false, sizeof(VuvRegion));
+    m->sent = g_array_new(false, false, sizeof(VuvRegion));
+    qemu_mutex_init(&m->lock);
+    m->listener = (MemoryListener) {
+        .name = "vhost-user-vmbus",
+        .begin = listener_begin,
+        .region_add = listener_section,
+        .region_nop = listener_section,
+        .commit = listener_commit,
+        .priority = MEMORY_LISTENER_PRIORITY_DEV_BACKEND,
+    };
+    memory_listener_register(&m->listener, &address_space_memory);
+}
+
+void vuv_mem_destroy(VuvMem *m)
+{
+    memory_listener_unregister(&m->listener);
+    regions_clear(m->wanted);
+    regions_clear(m->sent);
+    g_array_free(m->incoming, true);
+    g_array_free(m->wanted, true);
+    g_array_free(m->sent, true);
+    qemu_mutex_destroy(&m->lock);
+}

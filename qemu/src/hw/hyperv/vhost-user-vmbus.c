@@ -1,0 +1,638 @@
+/*
+ * VMBus device whose back end is another process (vhost-user)
+ *
+ * Copyright (c) 2026 The vhostvmbus maintainers
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * QEMU keeps the bus: SynIC, offers, GPADLs, opening and closing of channels.
+ * The back end gets the rings.  A guest's signal goes to the back end's
+ * eventfd without QEMU's main loop; the back end's signal becomes an event flag
+ * and an interrupt.
+ *
+ * While there's no back end the guest goes on.  Its channels stay open, and
+ * when a back end is there again it's told of the live GPADLs and the open
+ * channels.  Only a new channel can't be opened meanwhile.
+ */
+
+#include "qemu/osdep.h"
+#include <sys/mman.h>
+#include "qapi/error.h"
+#include "qemu/bswap.h"
+#include "qemu/error-report.h"
+#include "qemu/main-loop.h"
+#include "qemu/memfd.h"
+#include "chardev/char-socket.h"
+#include "exec/tb-code-map.h"
+#include "hw/hyperv/vhost-user-vmbus.h"
+#include "hw/qdev-properties.h"
+#include "hw/qdev-properties-system.h"
+#include "migration/blocker.h"
+#include "system/tcg.h"
+#include "trace.h"
+
+/* more than any VMBus device has: one per vCPU at most */
+#define MAX_CHANNELS    1024
+
+#define TYPE_VHOST_USER_VMBUS "vhost-user-vmbus"
+OBJECT_DECLARE_SIMPLE_TYPE(VHostUserVMBus, VHOST_USER_VMBUS)
+
+typedef struct VuvChannel {
+    VMBusChannel *chan;
+    /* set by the back end to signal the guest; valid while open */
+    EventNotifier call;
+    bool open;
+} VuvChannel;
+
+struct VHostUserVMBus {
+    VMBusDevice parent_obj;
+
+    VuvConn conn;
+    VuvMem mem;
+    VuvOffer offer;             /* as on the wire */
+    bool have_offer;
+    bool have_mem;
+    /* the back end has been told something that a reset undoes */
+    bool used;
+
+    uint16_t num_chans;
+    VuvChannel *chans;
+    GPtrArray *gpadls;          /* VuvGpadl: all that the guest has created */
+
+    QEMUBH *cleanup_bh;
+    Error *migration_blocker;
+};
+
+typedef struct VuvGpadl {
+    uint32_t channel;
+    VMBusGpadl *gpadl;
+} VuvGpadl;
+
+typedef struct WireGpadl {
+    uint32_t channel;
+    uint32_t gpadl_id;
+    uint32_t range_count;
+    uint32_t range_bytes;
+} QEMU_PACKED WireGpadl;
+
+typedef struct WireOpen {
+    uint32_t channel;
+    uint32_t gpadl_id;
+    uint32_t ring_offset;
+    uint32_t target_vp;
+    uint32_t vmbus_version;
+    uint32_t flags;
+    uint8_t user_data[VMBUS_CHANNEL_USER_DATA_SIZE];
+} QEMU_PACKED WireOpen;
+
+QEMU_BUILD_BUG_ON(sizeof(WireOpen) != 144);
+
+static void vuv_report(VHostUserVMBus *s, Error *err)
+{
+    error_reportf_err(err, "vhost-user-vmbus (chardev %s): ",
+                      qemu_chr_fe_get_driver(&s->conn.chr)->label);
+}
+
+/*
+ * Request without an interesting payload, for which there's nothing to be done
+ * if it fails.
+ */
+static void vuv_tell(VHostUserVMBus *s, uint32_t request, const void *payload,
+                     uint32_t size)
+{
+    Error *err = NULL;
+    uint32_t status;
+
+    if (!s->conn.up) {
+        return;
+    }
+    if (!vuv_conn_ack(&s->conn, request, payload, size, NULL, 0, &status,
+                      &err)) {
+        vuv_report(s, err);
+    } else if (status) {
+        error_setg(&err, "the back end answered request %u with status 0x%x",
+                   request, status);
+        vuv_report(s, err);
+    }
+}
+
+/* ---------------------------- GPADLs ---------------------------- */
+
+/* A sealed file with the page list, as one GPA range; -1 on failure */
+static int gpadl_to_memfd(VMBusGpadl *gpadl, uint32_t *bytes, Error **errp)
+{
+    uint32_t n;
+    const uint64_t *gfns = vmbus_gpadl_gfns(gpadl, &n);
+    size_t size = 8 + n * sizeof(uint64_t);
+    g_autofree uint8_t *buf = g_malloc(size);
+    int fd;
+
+    stl_le_p(buf, vmbus_gpadl_len(gpadl));
+    stl_le_p(buf + 4, 0);
+    for (uint32_t i = 0; i < n; i++) {
+        stq_le_p(buf + 8 + i * sizeof(uint64_t), gfns[i]);
+    }
+
+    fd = qemu_memfd_create("vmbus-gpadl", size, false, 0,
+                           F_SEAL_SHRINK | F_SEAL_GROW, errp);
+    if (fd < 0) {
+        return -1;
+    }
+    /* sealed against writing only now that it's written */
+    if (RETRY_ON_EINTR(pwrite(fd, buf, size, 0)) != size ||
+        fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE) < 0) {
+        error_setg_errno(errp, errno, "cannot write a page list");
+        close(fd);
+        return -1;
+    }
+    *bytes = size;
+    return fd;
+}
+
+/* Returns the status for the guest; @errp is for failures without one. */
+static uint32_t send_gpadl(VHostUserVMBus *s, uint32_t channel,
+                           VMBusGpadl *gpadl, Error **errp)
+{
+    uint32_t bytes, status;
+    int fd = gpadl_to_memfd(gpadl, &bytes, errp);
+    WireGpadl w;
+
+    if (fd < 0) {
+        return VUV_STATUS_INSUFFICIENT_RESOURCES;
+    }
+    w = (WireGpadl) {
+        .channel = cpu_to_le32(channel),
+        .gpadl_id = cpu_to_le32(vmbus_gpadl_id(gpadl)),
+        .range_count = cpu_to_le32(1),
+        .range_bytes = cpu_to_le32(bytes),
+    };
+    s->used = true;
+    if (!vuv_conn_ack(&s->conn, VUV_GPADL_CREATE, &w, sizeof(w), &fd, 1,
+                      &status, errp)) {
+        status = VUV_STATUS_DEVICE_NOT_CONNECTED;
+    }
+    close(fd);
+    return status;
+}
+
+static uint32_t vuv_gpadl_create(VMBusChannel *chan, VMBusGpadl *gpadl)
+{
+    VHostUserVMBus *s = VHOST_USER_VMBUS(vmbus_channel_device(chan));
+    VuvGpadl *g;
+
+    /* if there's no back end now, the next one learns of it */
+    if (s->conn.up) {
+        Error *err = NULL;
+        uint32_t status = send_gpadl(s, vmbus_channel_idx(chan), gpadl, &err);
+
+        if (err) {
+            vuv_report(s, err);
+        }
+        if (status && s->conn.up) {
+            return status;
+        }
+    }
+
+    g = g_new(VuvGpadl, 1);
+    g->channel = vmbus_channel_idx(chan);
+    g->gpadl = gpadl;
+    g_ptr_array_add(s->gpadls, g);
+    return VUV_STATUS_SUCCESS;
+}
+
+static void vuv_gpadl_teardown(VMBusChannel *chan, VMBusGpadl *gpadl)
+{
+    VHostUserVMBus *s = VHOST_USER_VMBUS(vmbus_channel_device(chan));
+    uint32_t w[2];
+
+    for (guint i = 0; i < s->gpadls->len; i++) {
+        VuvGpadl *g = g_ptr_array_index(s->gpadls, i);
+
+        if (g->gpadl == gpadl) {
+            w[0] = cpu_to_le32(g->channel);
+            w[1] = cpu_to_le32(vmbus_gpadl_id(gpadl));
+            g_ptr_array_remove_index_fast(s->gpadls, i);
+            vuv_tell(s, VUV_GPADL_TEARDOWN, w, sizeof(w));
+            return;
+        }
+    }
+}
+
+/* ---------------------------- channels ---------------------------- */
+
+static void vuv_call(EventNotifier *e)
+{
+    VuvChannel *c = container_of(e, VuvChannel, call);
+
+    if (event_notifier_test_and_clear(e)) {
+        vmbus_channel_notify_guest(c->chan);
+    }
+}
+
+static uint32_t send_open(VHostUserVMBus *s, VuvChannel *c, uint32_t flags,
+                          Error **errp)
+{
+    VMBusChannelOpenParams p;
+    WireOpen w;
+    uint32_t status;
+    int fds[2] = {
+        event_notifier_get_wfd(vmbus_channel_host_notifier(c->chan)),
+        event_notifier_get_wfd(&c->call),
+    };
+
+    vmbus_channel_get_open_params(c->chan, &p);
+    w = (WireOpen) {
+        .channel = cpu_to_le32(vmbus_channel_idx(c->chan)),
+        .gpadl_id = cpu_to_le32(p.gpadl_id),
+        .ring_offset = cpu_to_le32(p.ring_offset),
+        .target_vp = cpu_to_le32(p.target_vp),
+        .vmbus_version = cpu_to_le32(p.version),
+        .flags = cpu_to_le32(flags),
+    };
+    memcpy(w.user_data, p.user_data, sizeof(w.user_data));
+
+    s->used = true;
+    if (!vuv_conn_ack(&s->conn, VUV_OPEN, &w, sizeof(w), fds, 2, &status,
+                      errp)) {
+        return VUV_STATUS_DEVICE_NOT_CONNECTED;
+    }
+    return status;
+}
+
+static int vuv_open_channel(VMBusChannel *chan)
+{
+    VHostUserVMBus *s = VHOST_USER_VMBUS(vmbus_channel_device(chan));
+    VuvChannel *c = &s->chans[vmbus_channel_idx(chan)];
+    uint32_t status = VUV_STATUS_DEVICE_NOT_CONNECTED;
+    Error *err = NULL;
+
+    c->chan = chan;
+    if (s->conn.up) {
+        if (event_notifier_init(&c->call, 0) < 0) {
+            status = VUV_STATUS_INSUFFICIENT_RESOURCES;
+            goto fail;
+        }
+        status = send_open(s, c, 0, &err);
+        if (!status) {
+            event_notifier_set_handler(&c->call, vuv_call);
+            c->open = true;
+            /* vmbus sets the kick notifier once the guest has its answer */
+            return 0;
+        }
+        event_notifier_cleanup(&c->call);
+        if (err) {
+            vuv_report(s, err);
+        }
+    }
+fail:
+    vmbus_channel_set_open_status(chan, status);
+    return -ENODEV;
+}
+
+static void vuv_close_channel(VMBusChannel *chan)
+{
+    VHostUserVMBus *s = VHOST_USER_VMBUS(vmbus_channel_device(chan));
+    VuvChannel *c = &s->chans[vmbus_channel_idx(chan)];
+    uint32_t w[2] = { cpu_to_le32(vmbus_channel_idx(chan)), 0 };
+
+    if (!c->open) {
+        return;
+    }
+    vuv_tell(s, VUV_CLOSE, w, sizeof(w));
+    event_notifier_set_handler(&c->call, NULL);
+    event_notifier_cleanup(&c->call);
+    c->open = false;
+}
+
+static void vuv_bus_reset(VMBusDevice *vdev)
+{
+    VHostUserVMBus *s = VHOST_USER_VMBUS(vdev);
+
+    g_ptr_array_set_size(s->gpadls, 0);
+    if (s->used) {
+        s->used = false;
+        vuv_tell(s, VUV_RESET, NULL, 0);
+    }
+}
+
+static void vuv_fill_offer(VMBusChannel *chan,
+                           struct vmbus_message_offer_channel *msg)
+{
+    VHostUserVMBus *s = VHOST_USER_VMBUS(vmbus_channel_device(chan));
+
+    memcpy(msg->type_uuid, s->offer.class_id, sizeof(msg->type_uuid));
+    msg->channel_flags = s->offer.channel_flags;
+    msg->mmio_size_mb = s->offer.mmio_megabytes;
+    memcpy(msg->user_data, s->offer.user_defined, sizeof(msg->user_data));
+}
+
+static uint16_t vuv_num_channels(VMBusDevice *vdev)
+{
+    return VHOST_USER_VMBUS(vdev)->num_chans;
+}
+
+/* ---------------------------- connection ---------------------------- */
+
+static uint32_t vuv_backend_request(void *opaque, uint32_t request,
+                                    const uint8_t *payload, uint32_t size)
+{
+    VHostUserVMBus *s = opaque;
+
+    switch (request) {
+    case VUV_BACKEND_INVALIDATE_CODE:
+        return s->have_mem ? vuv_mem_invalidate(&s->mem, payload, size) :
+                             VUV_STATUS_INVALID_PARAMETER;
+    default:
+        return VUV_STATUS_NOT_SUPPORTED;
+    }
+}
+
+static bool get_offer(VHostUserVMBus *s, Error **errp)
+{
+    VuvOffer offer;
+    uint16_t channels;
+
+    if (!vuv_conn_get(&s->conn, VUV_GET_OFFER, &offer, sizeof(offer), errp)) {
+        return false;
+    }
+    if (s->have_offer) {
+        if (memcmp(&offer, &s->offer, sizeof(offer))) {
+            error_setg(errp, "the back end came back with another offer");
+            vuv_conn_drop(&s->conn);
+            return false;
+        }
+        return true;
+    }
+
+    channels = le16_to_cpu(offer.channels);
+    if (!channels || channels > MAX_CHANNELS ||
+        le16_to_cpu(offer.max_channels) < channels) {
+        error_setg(errp, "the back end offers %u channels of at most %u",
+                   channels, le16_to_cpu(offer.max_channels));
+        vuv_conn_drop(&s->conn);
+        return false;
+    }
+    s->offer = offer;
+    s->have_offer = true;
+    return true;
+}
+
+/* Bring a new back end to where the last one was. */
+static bool resume(VHostUserVMBus *s, Error **errp)
+{
+    for (guint i = 0; i < s->gpadls->len; i++) {
+        VuvGpadl *g = g_ptr_array_index(s->gpadls, i);
+        uint32_t status = send_gpadl(s, g->channel, g->gpadl, errp);
+
+        if (status) {
+            if (s->conn.up && !*errp) {
+                error_setg(errp, "the back end refuses GPADL %u: status 0x%x",
+                           vmbus_gpadl_id(g->gpadl), status);
+            }
+            return false;
+        }
+    }
+    for (uint16_t i = 0; i < s->num_chans; i++) {
+        VuvChannel *c = &s->chans[i];
+        uint32_t status;
+
+        if (!c->open) {
+            continue;
+        }
+        status = send_open(s, c, VUV_OPEN_RESUME, errp);
+        if (status) {
+            if (s->conn.up && !*errp) {
+                error_setg(errp, "the back end refuses to resume channel %u: "
+                           "status 0x%x", i, status);
+            }
+            return false;
+        }
+        /* either side may have missed a signal */
+        vmbus_channel_notify_host(c->chan);
+        vmbus_channel_notify_guest(c->chan);
+    }
+    return true;
+}
+
+static bool vuv_connect(VHostUserVMBus *s, Error **errp)
+{
+    ERRP_GUARD();
+
+    if (!vuv_conn_start(&s->conn, s->mem.code_map_fd >= 0, errp) ||
+        !get_offer(s, errp)) {
+        return false;
+    }
+    if (s->have_mem) {
+        vuv_mem_forget(&s->mem);
+        if (!vuv_mem_sync(&s->mem, errp)) {
+            return false;
+        }
+    }
+    if (!resume(s, errp)) {
+        if (s->conn.up) {
+            vuv_conn_drop(&s->conn);
+        }
+        return false;
+    }
+    return true;
+}
+
+static void vuv_cleanup_bh(void *opaque)
+{
+    VHostUserVMBus *s = opaque;
+
+    if (!s->conn.up) {
+        vuv_conn_cleanup(&s->conn);
+    }
+}
+
+static void vuv_event(void *opaque, QEMUChrEvent event)
+{
+    VHostUserVMBus *s = opaque;
+    Error *err = NULL;
+
+    switch (event) {
+    case CHR_EVENT_OPENED:
+        if (!s->conn.up && !vuv_connect(s, &err)) {
+            vuv_report(s, err);
+        }
+        break;
+    case CHR_EVENT_CLOSED:
+        /* may come amid a request, so only note it */
+        s->conn.up = false;
+        qemu_bh_schedule(s->cleanup_bh);
+        break;
+    case CHR_EVENT_BREAK:
+    case CHR_EVENT_MUX_IN:
+    case CHR_EVENT_MUX_OUT:
+        break;
+    }
+}
+
+/* ---------------------------- life cycle ---------------------------- */
+
+static bool check_chardev(VHostUserVMBus *s, Error **errp)
+{
+    Chardev *chr = qemu_chr_fe_get_driver(&s->conn.chr);
+
+    if (!chr) {
+        error_setg(errp, "'chardev' is missing");
+        return false;
+    }
+    if (!object_dynamic_cast(OBJECT(chr), TYPE_CHARDEV_SOCKET) ||
+        !qemu_chr_has_feature(chr, QEMU_CHAR_FEATURE_FD_PASS)) {
+        error_setg(errp, "chardev '%s' isn't a UNIX socket", chr->label);
+        return false;
+    }
+    return true;
+}
+
+static void choose_instance(VHostUserVMBus *s)
+{
+    VMBusDevice *vdev = VMBUS_DEVICE(s);
+
+    if (qemu_uuid_is_null(&vdev->instanceid)) {
+        memcpy(&vdev->instanceid, s->offer.instance_id,
+               sizeof(vdev->instanceid));
+        /* wire order has the first three fields little-endian */
+        vdev->instanceid = qemu_uuid_bswap(vdev->instanceid);
+    }
+    if (qemu_uuid_is_null(&vdev->instanceid)) {
+        qemu_uuid_generate(&vdev->instanceid);
+    }
+}
+
+static void vuv_release(VHostUserVMBus *s)
+{
+    qemu_chr_fe_set_handlers(&s->conn.chr, NULL, NULL, NULL, NULL, NULL, NULL,
+                             false);
+    if (s->conn.up) {
+        vuv_conn_drop(&s->conn);
+    }
+    vuv_conn_cleanup(&s->conn);
+    if (s->have_mem) {
+        vuv_mem_destroy(&s->mem);
+        s->have_mem = false;
+    }
+    qemu_bh_delete(s->cleanup_bh);
+    g_ptr_array_free(s->gpadls, true);
+    g_free(s->chans);
+    migrate_del_blocker(&s->migration_blocker);
+}
+
+/*
+ * Runs before the bus's part, since that wants to know the instance id and the
+ * number of channels.
+ */
+static void vuv_realize(DeviceState *dev, Error **errp)
+{
+    ERRP_GUARD();
+    VHostUserVMBus *s = VHOST_USER_VMBUS(dev);
+    void (*bus_realize)(DeviceState *, Error **) =
+        DEVICE_CLASS(object_class_by_name(TYPE_VMBUS_DEVICE))->realize;
+
+    if (!check_chardev(s, errp) || !vuv_mem_check(errp)) {
+        return;
+    }
+
+    s->mem.code_map_fd = -1;
+    if (tcg_enabled()) {
+        s->mem.code_map_fd = tb_code_map_enable(errp);
+        if (s->mem.code_map_fd < 0) {
+            return;
+        }
+    }
+
+    error_setg(&s->migration_blocker,
+               "vhost-user-vmbus can't migrate the state of its back end");
+    if (migrate_add_blocker(&s->migration_blocker, errp) < 0) {
+        return;
+    }
+
+    s->conn.backend_request = vuv_backend_request;
+    s->conn.opaque = s;
+    s->gpadls = g_ptr_array_new_with_free_func(g_free);
+    s->cleanup_bh = qemu_bh_new(vuv_cleanup_bh, s);
+
+    if (qemu_chr_fe_wait_connected(&s->conn.chr, errp) < 0 ||
+        !vuv_connect(s, errp)) {
+        goto fail;
+    }
+    s->num_chans = le16_to_cpu(s->offer.channels);
+    s->chans = g_new0(VuvChannel, s->num_chans);
+    choose_instance(s);
+
+    bus_realize(dev, errp);
+    if (*errp) {
+        goto fail;
+    }
+
+    /* the listener reports all memory at once, and it's sent */
+    vuv_mem_init(&s->mem, &s->conn, s->mem.code_map_fd);
+    s->have_mem = true;
+    if (!s->conn.up) {
+        error_setg(errp, "the back end did not take the guest's memory");
+        DEVICE_GET_CLASS(dev)->unrealize(dev);
+        return;
+    }
+
+    qemu_chr_fe_set_handlers(&s->conn.chr, NULL, NULL, vuv_event, NULL, s,
+                             NULL, true);
+    return;
+
+fail:
+    vuv_release(s);
+}
+
+static void vuv_vmdev_unrealize(VMBusDevice *vdev)
+{
+    vuv_release(VHOST_USER_VMBUS(vdev));
+}
+
+static void vuv_instance_init(Object *obj)
+{
+    /* the base class has made one up, but the back end may have a say */
+    memset(&VMBUS_DEVICE(obj)->instanceid, 0, sizeof(QemuUUID));
+}
+
+static const Property vuv_properties[] = {
+    DEFINE_PROP_CHR("chardev", VHostUserVMBus, conn.chr),
+};
+
+static void vuv_class_init(ObjectClass *klass, void *data)
+{
+    DeviceClass *dc = DEVICE_CLASS(klass);
+    VMBusDeviceClass *vdc = VMBUS_DEVICE_CLASS(klass);
+
+    device_class_set_props(dc, vuv_properties);
+    dc->realize = vuv_realize;
+    dc->desc = "VMBus device in another process";
+    set_bit(DEVICE_CATEGORY_MISC, dc->categories);
+    /* the bus has no rescind yet */
+    dc->hotpluggable = false;
+
+    vdc->vmdev_unrealize = vuv_vmdev_unrealize;
+    vdc->num_channels = vuv_num_channels;
+    vdc->open_channel = vuv_open_channel;
+    vdc->close_channel = vuv_close_channel;
+    vdc->gpadl_create = vuv_gpadl_create;
+    vdc->gpadl_teardown = vuv_gpadl_teardown;
+    vdc->fill_offer = vuv_fill_offer;
+    vdc->bus_reset = vuv_bus_reset;
+    /* no chan_notify_cb: the back end handles the rings */
+}
+
+static const TypeInfo vuv_type_info = {
+    .name = TYPE_VHOST_USER_VMBUS,
+    .parent = TYPE_VMBUS_DEVICE,
+    .instance_size = sizeof(VHostUserVMBus),
+    .instance_init = vuv_instance_init,
+    .class_init = vuv_class_init,
+};
+
+static void vuv_register_types(void)
+{
+    type_register_static(&vuv_type_info);
+}
+
+type_init(vuv_register_types)

@@ -1,0 +1,172 @@
+/*
+ * VMBus device whose back end is another process (vhost-user)
+ *
+ * Copyright (c) 2026 The vhostvmbus maintainers
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * The protocol is in vhost-user-vmbus.md of the vhostvmbus project.  The
+ * device is made of three parts:
+ *
+ *   vhost-user-vmbus.c       the device: what VMBus asks for becomes requests
+ *   vhost-user-vmbus-conn.c  the connection: messages, time limit, negotiation,
+ *                            thread that serves the back end's requests
+ *   vhost-user-vmbus-mem.c   guest memory: which parts of it the back end gets
+ */
+
+#ifndef HW_HYPERV_VHOST_USER_VMBUS_H
+#define HW_HYPERV_VHOST_USER_VMBUS_H
+
+#include "chardev/char-fe.h"
+#include "exec/memory.h"
+#include "qemu/thread.h"
+#include "hw/hyperv/vmbus.h"
+
+/* vhost-user requests that are used here with their usual meaning */
+enum {
+    VUV_GET_FEATURES = 1,
+    VUV_SET_FEATURES = 2,
+    VUV_SET_OWNER = 3,
+    VUV_GET_PROTOCOL_FEATURES = 15,
+    VUV_SET_PROTOCOL_FEATURES = 16,
+    VUV_SET_BACKEND_REQ_FD = 21,
+    VUV_GET_MAX_MEM_SLOTS = 36,
+    VUV_ADD_MEM_REG = 37,
+    VUV_REM_MEM_REG = 38,
+};
+
+/* requests specific to VMBus */
+enum {
+    VUV_GET_OFFER = 1024,
+    VUV_GPADL_CREATE = 1025,
+    VUV_GPADL_TEARDOWN = 1026,
+    VUV_OPEN = 1027,
+    VUV_CLOSE = 1028,
+    VUV_MODIFY = 1029,
+    VUV_RESET = 1030,
+    VUV_SET_CODE_MAP = 1031,
+};
+
+/* the back end's requests */
+enum {
+    VUV_BACKEND_INVALIDATE_CODE = 1024,
+    VUV_BACKEND_OFFER_CHANNEL = 1025,
+    VUV_BACKEND_RESCIND_CHANNEL = 1026,
+};
+
+#define VUV_MAX_PAYLOAD         4096
+#define VUV_MAX_REGIONS         100
+#define VUV_MAX_INVALIDATIONS   200
+#define VUV_OPEN_RESUME         1
+
+enum {
+    VUV_STATUS_SUCCESS = 0,
+    VUV_STATUS_UNSUCCESSFUL = 0xc0000001,
+    VUV_STATUS_INVALID_PARAMETER = 0xc000000d,
+    VUV_STATUS_INSUFFICIENT_RESOURCES = 0xc000009a,
+    VUV_STATUS_DEVICE_NOT_CONNECTED = 0xc000009d,
+    VUV_STATUS_NOT_SUPPORTED = 0xc00000bb,
+};
+
+typedef struct VuvOffer {
+    uint8_t class_id[16];
+    uint8_t instance_id[16];
+    uint16_t channel_flags;
+    uint16_t mmio_megabytes;
+    uint16_t channels;
+    uint16_t max_channels;
+    uint8_t user_defined[VMBUS_CHANNEL_USER_DATA_SIZE];
+} QEMU_PACKED VuvOffer;
+
+QEMU_BUILD_BUG_ON(sizeof(VuvOffer) != 160);
+
+/* ---------------------------- connection ---------------------------- */
+
+/*
+ * Handler of one request from the back end; returns an NTSTATUS.  Runs in a
+ * thread of its own, without the BQL, possibly while the main loop waits for
+ * an answer from the same back end: it must not wait for the BQL.
+ */
+typedef uint32_t VuvBackendRequest(void *opaque, uint32_t request,
+                                   const uint8_t *payload, uint32_t size);
+
+typedef struct VuvConn {
+    CharBackend chr;
+    VuvBackendRequest *backend_request;
+    void *opaque;
+
+    /* negotiated, and not given up since */
+    bool up;
+    uint64_t max_mem_slots;
+
+    bool thread_running;
+    QemuThread thread;
+    int backend_fd;
+} VuvConn;
+
+/*
+ * All functions below are called with the BQL held.  A request blocks until it
+ * is answered; after 10 seconds without an answer, and after any other
+ * violation of the protocol, the connection is given up (@up becomes false).
+ */
+
+/* Take a fresh connection of the chardev through the negotiation. */
+bool vuv_conn_start(VuvConn *c, bool code_map, Error **errp);
+
+/* Give up the connection; the chardev may make another one later. */
+void vuv_conn_drop(VuvConn *c);
+
+/* Release what belongs to a connection that was given up. */
+void vuv_conn_cleanup(VuvConn *c);
+
+/* Request with a reply of exactly @reply_size bytes. */
+bool vuv_conn_get(VuvConn *c, uint32_t request, void *reply,
+                  uint32_t reply_size, Error **errp);
+
+/*
+ * Request that is acknowledged with a status.  Returns false, with @errp set,
+ * if there's no answer; a status other than success isn't an error here.
+ */
+bool vuv_conn_ack(VuvConn *c, uint32_t request, const void *payload,
+                  uint32_t size, const int *fds, int nfds,
+                  uint32_t *status, Error **errp);
+
+/* ---------------------------- memory ---------------------------- */
+
+typedef struct VuvRegion {
+    hwaddr gpa;
+    uint64_t size;
+    MemoryRegion *mr;           /* NULL for a page that hides RAM */
+    hwaddr offset;              /* in @mr */
+} VuvRegion;
+
+typedef struct VuvMem {
+    MemoryListener listener;
+    VuvConn *conn;
+    GArray *incoming;           /* VuvRegion: being collected */
+    GArray *wanted;             /* VuvRegion: what the back end should know */
+    /*
+     * VuvRegion: what it knows.  Changed with the BQL and the lock held, so
+     * readers need one of them.
+     */
+    GArray *sent;
+    QemuMutex lock;
+    int code_map_fd;            /* -1 if the guest isn't translated */
+} VuvMem;
+
+/* Find out whether main memory can be shared at all, before anything else. */
+bool vuv_mem_check(Error **errp);
+
+void vuv_mem_init(VuvMem *m, VuvConn *c, int code_map_fd);
+void vuv_mem_destroy(VuvMem *m);
+
+/* Forget what was sent, for a new connection. */
+void vuv_mem_forget(VuvMem *m);
+
+/* Make the back end's idea of guest memory equal to ours. */
+bool vuv_mem_sync(VuvMem *m, Error **errp);
+
+/* Serve VUV_BACKEND_INVALIDATE_CODE; called in the connection's thread. */
+uint32_t vuv_mem_invalidate(VuvMem *m, const uint8_t *payload, uint32_t size);
+
+#endif
