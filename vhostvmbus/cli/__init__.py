@@ -19,13 +19,21 @@ def _on_signal(number: int, frame: object) -> None:
     raise Terminated
 
 
+class _Version(argparse.Action):
+    """``--version``; looked up only when asked for, as a copied package has no metadata."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
+        print(f"vhostvmbus {version('vhostvmbus')}")
+        parser.exit()
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="vhostvmbus",
         description="VMBus devices in Python, outside the hypervisor, for QEMU.",
     )
-    parser.add_argument("--version", action="version", version=version("vhostvmbus"))
+    parser.add_argument("--version", action=_Version, nargs=0, help="say the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     serve.add_command(commands)
     vm.add_command(commands)
