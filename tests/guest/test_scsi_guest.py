@@ -307,6 +307,29 @@ def test_reset_waits_for_slow_requests(rig: Rig, monkeypatch: pytest.MonkeyPatch
     assert reset.wait()[8:12] == bytes(4)
 
 
+def test_a_read_that_the_host_has_to_fetch_holds_up_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backing = rig.controller.unit(0).backing
+    content = rig.image.read_bytes()
+    go, running = threading.Event(), threading.Event()
+    read_into = backing.read_into
+
+    def slow_read(data: object, offset: int, length: int) -> None:
+        if offset == MIB:
+            running.set()
+            assert go.wait(10)
+        read_into(data, offset, length)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(backing, "would_wait", lambda offset, length: offset == MIB)
+    monkeypatch.setattr(backing, "read_into", slow_read)
+    cold = rig.driver.read(2048, 8)
+    assert running.wait(5)
+    assert rig.driver.read(0, 8).wait().good
+    go.set()
+    assert cold.wait().data == content[MIB : MIB + 4096]
+
+
 def test_detach_waits_for_slow_requests(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     backing = rig.controller.unit(0).backing
     go, running = threading.Event(), threading.Event()

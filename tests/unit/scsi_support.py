@@ -49,6 +49,8 @@ class MemoryDisk:
     read_only: bool = False
     can_discard: bool = True
     discard_zeroes: bool = True
+    cold: bool = False
+    """What :meth:`would_wait` says."""
     error: int = 0
     """errno that every access fails with."""
     calls: list[tuple[str, int, int]] = field(default_factory=list)
@@ -62,6 +64,10 @@ class MemoryDisk:
         self.calls.append((name, offset, length))
         if self.error:
             raise OSError(self.error, os.strerror(self.error))
+
+    def would_wait(self, offset: int, length: int) -> bool:
+        assert 0 <= offset < offset + length <= len(self.content)
+        return self.cold
 
     def read_into(self, data: DataBuffer, offset: int, length: int) -> None:
         self._note("read", offset, length)

@@ -266,3 +266,39 @@ def test_identity_is_stable_and_distinct(tmp_path: Path) -> None:
     named = DiskSpec("x", serial="DISK-7").identity()
     assert named.serial == "DISK-7"
     assert named == DiskSpec("elsewhere", serial="DISK-7").identity()
+
+
+def test_asks_the_page_cache_without_waiting(
+    disk: FileDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    cold = {65536}
+
+    def preadv(fd: int, buffers: object, offset: int, flags: int) -> int:
+        asked.append((offset, flags))
+        if offset in cold:
+            raise BlockingIOError(errno.EAGAIN, "not now")
+        return 1
+
+    disk.read(0, MIB)
+    assert not disk.would_wait(0, 4096), "it has just been read"
+    monkeypatch.setattr(os, "preadv", preadv)
+    assert disk.would_wait(65536, 512)
+    assert not disk.would_wait(0, 4096)
+    assert disk.would_wait(65537 - 8192, 8192), "the last page counts too"
+    assert {flags for _, flags in asked} == {os.RWF_NOWAIT}
+
+
+def test_a_file_system_that_does_not_know_the_question(
+    disk: FileDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def preadv(fd: int, buffers: object, offset: int, flags: int) -> int:
+        asked.append(offset)
+        raise OSError(errno.EOPNOTSUPP, "no")
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    assert not disk.would_wait(0, 512)
+    assert not disk.would_wait(0, 512)
+    assert asked == [0], "asked once, never again"

@@ -95,6 +95,7 @@ class ScsiController(Device):
     max_external_data = 2 * MAX_TRANSFER_BYTES
     max_external_ranges = 256
     transaction_quota = 1024
+    gather_completions = True  # what may sleep is not done on the channel's thread
 
     def __init__(
         self,

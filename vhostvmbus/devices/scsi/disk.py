@@ -36,6 +36,7 @@ _BLKGETSIZE64: Final = 0x80081272
 
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EINVAL)
 _CHUNK: Final = 1 << 20
+_HOST_PAGE: Final = 4096
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -90,6 +91,7 @@ class FileDisk:
             self._fd = -1
             raise
         self.discard_zeroes = not self._is_block
+        self._can_ask = True
 
     def _find_size(self) -> int:
         if not self._is_block:
@@ -135,6 +137,25 @@ class FileDisk:
 
     def __repr__(self) -> str:
         return f"FileDisk({self.path!r}, size={self.size}, read_only={self.read_only})"
+
+    def would_wait(self, offset: int, length: int) -> bool:
+        """Whether the first or the last page is missing from the page cache.
+
+        Asked with a read of one byte that must not wait (0.6 µs); a file system that does not
+        know the question (tmpfs) has its files in memory.
+        """
+        if not self._can_ask:
+            return False
+        try:
+            os.preadv(self._fd, (bytearray(1),), offset, os.RWF_NOWAIT)
+            if length > _HOST_PAGE:
+                os.preadv(self._fd, (bytearray(1),), offset + length - 1, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            # Anything else the read itself will report.
+            self._can_ask = error.errno != errno.EOPNOTSUPP
+        return False
 
     def read_into(self, data: DataBuffer, offset: int, length: int) -> None:
         """Reads straight into the guest's pages."""

@@ -118,21 +118,25 @@ class Session:
                 srb = storvsp.decode_srb(payload, self._packet_size)
             except MalformedPacket as error:
                 return Answer(storvsp.answer_control(payload, error.status), error)
-            return self._judge(srb)
+            if (
+                srb.length >= storvsp.MIN_SRB_LENGTH
+                and 0 < srb.cdb_length <= storvsp.MAX_CDB_LENGTH
+                and srb.direction <= storvsp.DataDirection.UNKNOWN
+            ):
+                return Execute(srb)
+            return self._bad_envelope(srb)
         try:
             return self._control(payload)
         except MalformedPacket as error:
             return Answer(storvsp.answer_control(payload, error.status), error)
 
-    def _judge(self, srb: Srb) -> Action:
-        """Refuses a request whose envelope is wrong, which no SCSI command can be blamed for."""
+    def _bad_envelope(self, srb: Srb) -> Answer:
+        """Refuses what no SCSI command can be blamed for."""
         if srb.length < storvsp.MIN_SRB_LENGTH:
             return self._bad_srb(srb, "length", srb.length, 12, SrbStatus.BAD_SRB_BLOCK_LENGTH)
-        if not 0 < srb.cdb_length <= storvsp.MAX_CDB_LENGTH:
-            return self._bad_srb(srb, "cdb_length", srb.cdb_length, 20, SrbStatus.INVALID_REQUEST)
         if srb.direction > storvsp.DataDirection.UNKNOWN:
             return self._bad_srb(srb, "data_in", srb.direction, 22, SrbStatus.INVALID_REQUEST)
-        return Execute(srb)
+        return self._bad_srb(srb, "cdb_length", srb.cdb_length, 20, SrbStatus.INVALID_REQUEST)
 
     @staticmethod
     def _bad_srb(srb: Srb, field: str, value: int, offset: int, code: SrbStatus) -> Answer:

@@ -92,6 +92,10 @@ class Backing(Protocol):
         """Whether discarded bytes read as zero from then on."""
         ...
 
+    def would_wait(self, offset: int, length: int) -> bool:
+        """Whether a read has to fetch something first.  A guess, made at once, never an error."""
+        ...
+
     def read_into(self, data: DataBuffer, offset: int, length: int) -> None:
         """Reads ``length`` bytes at ``offset`` to the start of ``data``."""
         ...

@@ -38,7 +38,7 @@ class Status(IntEnum):
     CHECK_CONDITION = 0x02
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outcome:
     """What became of a command."""
 
@@ -71,11 +71,14 @@ def find(cdb: bytes) -> Command | None:
 def is_slow(unit: LogicalUnit, cdb: bytes) -> bool:
     """Whether a command may sleep for long: flushes, space allocation, large verifications.
 
-    A WRITE is slow when it has to be durable (FUA, or no write cache).
+    A WRITE is slow when it has to be durable (FUA, or no write cache), a READ when the host has
+    to fetch the data first.
     """
     command = find(cdb)
     if command is None or command.slow:
         return command is not None
+    if command.handler is transfer.read:
+        return transfer.read_would_wait(unit, cdb)
     if command.handler is transfer.write:
         return not unit.write_cache or (cdb[0] >= 0x20 and bool(cdb[1] & 0x08))
     return False

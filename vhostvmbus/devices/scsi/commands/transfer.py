@@ -78,6 +78,14 @@ def _refuse_read_only(unit: LogicalUnit) -> None:
         raise CheckCondition(WRITE_PROTECTED)
 
 
+def read_would_wait(unit: LogicalUnit, cdb: bytes) -> bool:
+    """Whether a READ that is in range needs data that the host has to fetch."""
+    lba, blocks, _ = extent(cdb)
+    if not blocks or blocks > unit.max_transfer_blocks or lba + blocks > unit.blocks:
+        return False
+    return unit.backing.would_wait(lba * BLOCK_SIZE, blocks * BLOCK_SIZE)
+
+
 def read(unit: LogicalUnit, request: Request) -> int:
     """READ(6), (10), (12), (16) (SBC-3 sections 5.10 to 5.13)."""
     _refuse_protection(request)
