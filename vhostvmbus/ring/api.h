@@ -191,7 +191,7 @@ void vvb_batch_free(struct vvb_batch *batch);
 int vvb_ring_receive(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t max,
                      struct vvb_memory *memory, const struct vvb_limits *limits);
 void vvb_ring_mask(struct vvb_ring *ring);
-/* Bytes to read after unmasking, or -VVB_E_INDEX. */
+/* Bytes to read after unmasking, or -VVB_E_INDEX or -VVB_E_LOST: receive says more. */
 int64_t vvb_ring_unmask(struct vvb_ring *ring);
 
 /*

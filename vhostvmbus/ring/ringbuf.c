@@ -317,11 +317,13 @@ static int64_t rx_available(struct vvb_ring *ring, struct vvb_fault *fault)
 int64_t vvb_ring_unmask(struct vvb_ring *ring)
 {
     struct vvb_fault fault;
+    int64_t available;
 
     vvb_store(&ring->rx.header->interrupt_mask, 0u);
     /* [M] full: mask, then write_index; pairs with the producer's write_index, then mask */
     vvb_full_fence();
-    return rx_available(ring, &fault);
+    available = rx_available(ring, &fault);
+    return vvb_guard_lost(ring->rx.slot) ? -VVB_E_LOST : available;
 }
 
 static bool type_known(int role, uint16_t type)
@@ -486,6 +488,10 @@ int vvb_ring_receive(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t ma
         max = batch->packets_cap;
     }
     available = rx_available(ring, &batch->fault);
+    if (vvb_guard_lost(ring->rx.slot)) {
+        /* An index of 0 may come from the zeros that stand in for a lost header page. */
+        return vvb_fault_set(&batch->fault, VVB_E_LOST, VVB_F_MEMORY, 0, ring->read_index);
+    }
     if (available <= 0 || !max) {
         return available < 0 ? (int)batch->fault.error : VVB_OK;
     }

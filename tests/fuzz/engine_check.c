@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The engine under sanitizers, without Python: both roles on the same pages, at every wrap offset;
+ * two threads that keep the rings full; a peer that changes packets while they are read; memory that
+ * is truncated under us. Prints "ok" at the end; aborts otherwise.
+ */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "engine.h"
+
+#define REQUIRE(condition)                                                              \
+    do {                                                                                \
+        if (!(condition)) {                                                             \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);             \
+            abort();                                                                    \
+        }                                                                               \
+    } while (0)
+
+#define PAGES 64u
+#define BASE_PFN 0x100u
+
+static struct vvb_memory *memory;
+static struct vvb_region *region;
+static int memory_fd;
+static const struct vvb_limits limits = {
+    .max_payload = 1 << 19, .max_ranges = 1 << 16, .max_external = 1 << 30};
+
+static void set_up(void)
+{
+    int err = 0;
+
+    memory_fd = memfd_create("check", MFD_CLOEXEC);
+    REQUIRE(memory_fd >= 0 && !ftruncate(memory_fd, PAGES * 4096));
+    memory = vvb_memory_new();
+    region = vvb_region_new(BASE_PFN * 4096, PAGES * 4096, memory_fd, 0, &err);
+    REQUIRE(memory && region && !vvb_memory_set(memory, &region, 1));
+}
+
+static void tear_down(void)
+{
+    REQUIRE(!vvb_memory_set(memory, NULL, 0));
+    REQUIRE(!vvb_region_wait_unused(region, 0));
+    vvb_memory_free(memory);
+    vvb_region_free(region);
+    close(memory_fd);
+}
+
+static struct vvb_ring *attach(int role, int initialize, uint32_t each)
+{
+    uint64_t pfns[PAGES];
+    struct vvb_fault fault;
+    struct vvb_ring *ring;
+    int err;
+
+    for (uint32_t i = 0; i < 2 * each; i++) {
+        pfns[i] = BASE_PFN + (i % 2 ? 2 * each - i : i); /* forwards and backwards, mixed */
+    }
+    ring = vvb_ring_attach(memory, pfns, 2 * each, each, role, initialize, &fault, &err);
+    REQUIRE(ring);
+    return ring;
+}
+
+static void every_wrap_offset(void)
+{
+    for (uint32_t start = 0; start < 4096; start += 8) {
+        struct vvb_ring *guest = attach(VVB_ROLE_GUEST, 1, 2);
+        uint32_t *out = (uint32_t *)vvb_ring_pages(guest, 1);
+        struct vvb_ring *host;
+        struct vvb_batch *batch;
+        struct vvb_fault fault;
+        char payload[200];
+        int signal = 0;
+
+        out[0] = out[1] = start;
+        vvb_ring_free(guest);
+        guest = attach(VVB_ROLE_GUEST, 0, 2);
+        host = attach(VVB_ROLE_HOST, 0, 2);
+        batch = vvb_batch_new(host, 64);
+        for (size_t i = 0; i < sizeof(payload); i++) {
+            payload[i] = (char)(start / 8 + i);
+        }
+        REQUIRE(!vvb_ring_send(guest, 6, 1, start, NULL, 0, payload, sizeof(payload), 1, &signal,
+                               &fault));
+        REQUIRE(signal == 1);
+        REQUIRE(!vvb_ring_receive(host, batch, 64, memory, &limits));
+        REQUIRE(batch->count == 1 && batch->packets[0].transaction_id == start);
+        REQUIRE(batch->packets[0].length == 16 + sizeof(payload));
+        REQUIRE(!memcmp(batch->data + 16, payload, sizeof(payload)));
+        vvb_batch_free(batch);
+        vvb_ring_free(host);
+        vvb_ring_free(guest);
+    }
+}
+
+struct end {
+    struct vvb_ring *ring;
+    int wake, peer;
+    uint32_t packets;
+};
+
+static void *produce(void *opaque)
+{
+    struct end *end = opaque;
+
+    for (uint32_t i = 0; i < end->packets;) {
+        char payload[512];
+        uint32_t len = i * 37 % sizeof(payload);
+        struct vvb_fault fault;
+        int signal = 0, ret;
+
+        memset(payload, (int)i, sizeof(payload));
+        ret = vvb_ring_send(end->ring, 6, 0, i, NULL, 0, payload, len, 1, &signal, &fault);
+        if (signal) {
+            vvb_signal(end->peer);
+        }
+        if (ret == VVB_E_FULL) {
+            /* A lost wake-up shows as this time-out. */
+            REQUIRE(vvb_wait(&end->wake, 1, 20000) == 1);
+            continue;
+        }
+        REQUIRE(!ret);
+        i++;
+    }
+    return NULL;
+}
+
+static void *consume(void *opaque)
+{
+    struct end *end = opaque;
+    struct vvb_batch *batch = vvb_batch_new(end->ring, 7);
+    uint32_t got = 0;
+
+    vvb_ring_mask(end->ring);
+    while (got < end->packets) {
+        REQUIRE(!vvb_ring_receive(end->ring, batch, 7, memory, &limits));
+        if (batch->signal) {
+            vvb_signal(end->peer);
+        }
+        for (uint32_t i = 0; i < batch->count; i++, got++) {
+            const struct vvb_packet *packet = &batch->packets[i];
+            uint32_t len = (got * 37 % 512 + 7) & ~7u;
+
+            REQUIRE(packet->transaction_id == got);
+            REQUIRE(packet->length == 16 + len);
+            for (uint32_t j = 0; j < got * 37 % 512; j++) {
+                REQUIRE(batch->data[packet->data_offset + 16 + j] == (uint8_t)got);
+            }
+        }
+        if (!batch->count) {
+            if (!vvb_ring_unmask(end->ring)) {
+                REQUIRE(vvb_wait(&end->wake, 1, 20000) == 1);
+            }
+            vvb_ring_mask(end->ring);
+        }
+    }
+    vvb_batch_free(batch);
+    return NULL;
+}
+
+static void two_threads(uint32_t packets)
+{
+    struct end guest = {.packets = packets}, host = {.packets = packets};
+    pthread_t threads[2];
+
+    guest.ring = attach(VVB_ROLE_GUEST, 1, 2);
+    host.ring = attach(VVB_ROLE_HOST, 0, 2);
+    guest.wake = host.peer = eventfd(0, EFD_NONBLOCK);
+    host.wake = guest.peer = eventfd(0, EFD_NONBLOCK);
+    pthread_create(&threads[0], NULL, produce, &guest);
+    pthread_create(&threads[1], NULL, consume, &host);
+    pthread_join(threads[0], NULL);
+    pthread_join(threads[1], NULL);
+    vvb_ring_free(guest.ring);
+    vvb_ring_free(host.ring);
+    close(guest.wake);
+    close(host.wake);
+}
+
+/* Scribbles over descriptors and ranges while the other side reads them. */
+static int scribbling;
+
+static void *scribble(void *opaque)
+{
+    uint16_t *words = opaque;
+    uint32_t seed = 1;
+
+    while (__atomic_load_n(&scribbling, __ATOMIC_RELAXED)) {
+        seed = seed * 1664525 + 1013904223;
+        __atomic_store_n(&words[(seed >> 8) % 64], (uint16_t)(seed >> 16 & 0x1f),
+                         __ATOMIC_RELAXED);
+    }
+    return NULL;
+}
+
+static void changing_packets(void)
+{
+    pthread_t thread;
+    uint32_t seen = 0;
+
+    scribbling = 1;
+    for (int round = 0; round < 2000; round++) {
+        struct vvb_ring *guest = attach(VVB_ROLE_GUEST, 1, 2);
+        struct vvb_ring *host = attach(VVB_ROLE_HOST, 0, 2);
+        struct vvb_batch *batch = vvb_batch_new(host, 64);
+        uint32_t *out = (uint32_t *)vvb_ring_pages(guest, 1);
+        int result;
+
+        if (round == 0) {
+            REQUIRE(!pthread_create(&thread, NULL, scribble, (char *)region->host + 3 * 4096));
+        }
+        out[0] = 1024;
+        do {
+            result = vvb_ring_receive(host, batch, 64, memory, &limits);
+            for (uint32_t i = 0; i < batch->count; i++) {
+                const struct vvb_packet *packet = &batch->packets[i];
+
+                REQUIRE(packet->length <= 1024 && packet->payload_offset <= packet->length);
+                if (packet->seg_count) {
+                    vvb_segs_put(batch->segs.v + packet->first_seg, packet->seg_count);
+                }
+                seen++;
+            }
+        } while (!result && batch->count);
+        vvb_batch_free(batch);
+        vvb_ring_free(host);
+        vvb_ring_free(guest);
+    }
+    __atomic_store_n(&scribbling, 0, __ATOMIC_RELAXED);
+    pthread_join(thread, NULL);
+    REQUIRE(seen);
+}
+
+static void truncated_memory(void)
+{
+    struct vvb_ring *guest = attach(VVB_ROLE_GUEST, 1, 2);
+    struct vvb_ring *host = attach(VVB_ROLE_HOST, 0, 2);
+    struct vvb_batch *batch = vvb_batch_new(host, 4);
+    struct vvb_segs segs = {0};
+    struct vvb_fault fault;
+    char copy[8192];
+    int signal = 0;
+
+    REQUIRE(!vvb_translate_span(memory, BASE_PFN * 4096 + 100, 8000, &segs));
+    REQUIRE(!ftruncate(memory_fd, 0));
+    REQUIRE(vvb_ext_read(segs.v, segs.count, 0, copy, 8000) < 0);
+    REQUIRE(vvb_region_lost(region));
+    vvb_segs_put(segs.v, segs.count);
+    vvb_segs_free(&segs);
+    REQUIRE(vvb_ring_receive(host, batch, 4, memory, &limits) == VVB_E_LOST);
+    REQUIRE(vvb_ring_send(guest, 6, 0, 1, NULL, 0, copy, 8, 1, &signal, &fault) == VVB_E_LOST);
+    vvb_batch_free(batch);
+    vvb_ring_free(host);
+    vvb_ring_free(guest);
+}
+
+int main(int argc, char **argv)
+{
+    uint32_t packets = argc > 1 ? (uint32_t)atoi(argv[1]) : 20000;
+
+    set_up();
+    every_wrap_offset();
+    two_threads(packets);
+    changing_packets();
+    truncated_memory();
+    tear_down();
+    printf("ok\n");
+    return 0;
+}

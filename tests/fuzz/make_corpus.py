@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Writes the seed inputs of ``engine_fuzz.c``: valid packets, and one for each kind of mistake.
+
+Usage: ``python tests/fuzz/make_corpus.py FOLDER``. What a fuzzing run found beyond them is kept in
+``corpus/engine`` beside them.
+"""
+
+import struct
+import sys
+from pathlib import Path
+
+from vhostvmbus.wire.gpa import GpaRange, build_ranges
+from vhostvmbus.wire.vmbus import Descriptor, PacketType, align8, pack_descriptor
+
+DATA = 3 * 4096
+GUEST_ROLE, FEATURES = 1, 2
+
+
+def packet(kind: int, payload: bytes = b"", header: bytes = b"", tid: int = 1) -> bytes:
+    """A well-formed packet with its trailer."""
+    offset = 16 + align8(len(header))
+    length = offset + align8(len(payload))
+    body = pack_descriptor(Descriptor(kind, offset // 8, length // 8, 1, tid))
+    return (body + header).ljust(offset, b"\0") + payload.ljust(length - offset, b"\0") + bytes(8)
+
+
+def gpa(ranges: list[GpaRange], count: int | None = None) -> bytes:
+    """The header of a GPA-direct packet."""
+    return struct.pack("<II", 0, len(ranges) if count is None else count) + build_ranges(ranges)
+
+
+def case(data: bytes, *, write: int | None = None, read: int = 0, control: int = FEATURES) -> bytes:
+    """An input of the fuzz target."""
+    write = len(data) % DATA if write is None else write
+    return struct.pack("<III", write, read, control) + data
+
+
+def seeds() -> dict[str, bytes]:
+    """All seed inputs by name."""
+    inband, direct = PacketType.DATA_INBAND, PacketType.DATA_USING_GPA_DIRECT
+    whole = gpa([GpaRange.of_pages([0x20, 0x21, 0x28, 0x50])])
+    wrapped = bytearray(DATA)
+    long = packet(inband, bytes(range(256)))
+    wrapped[DATA - 64 :] = long[:64]
+    wrapped[: len(long) - 64] = long[64:]
+    return {
+        "empty": case(b""),
+        "inband": case(packet(inband, b"hello") + packet(inband, bytes(100))),
+        "gpa-direct": case(packet(direct, bytes(64), whole)),
+        "gpa-slack": case(packet(direct, bytes(64), whole + bytes(200))),
+        "gpa-offset": case(packet(direct, b"", gpa([GpaRange(5000, 4000, [0x20, 0x22, 0x24])]))),
+        "gpa-two-ranges": case(
+            packet(direct, b"", gpa([GpaRange(1, 0, [0x20]), GpaRange(4096, 1, [0x5F, 0x10])]))
+        ),
+        "gpa-far-offset": case(packet(direct, b"", gpa([GpaRange(8, 8200, [0x20, 0x21, 0x22])]))),
+        "gpa-none": case(packet(direct, b"", gpa([]))),
+        "gpa-empty": case(packet(direct, b"", gpa([GpaRange(0, 0, [])]))),
+        "gpa-count": case(packet(direct, b"", gpa([GpaRange(1, 0, [0x20])], 0xFFFFFFFF))),
+        "gpa-short": case(packet(direct, b"", gpa([GpaRange(0xFFFFFFFF, 0xFFFFFFFF, [0x20])]))),
+        "gpa-outside": case(packet(direct, b"", gpa([GpaRange.of_pages([0x40])]))),
+        "gpa-wraps": case(packet(direct, b"", gpa([GpaRange.of_pages([1 << 52 | 0x20])]))),
+        "completion": case(packet(PacketType.COMP, b"done")),
+        "guest-role": case(
+            packet(PacketType.DATA_USING_XFER_PAGES, bytes(8), bytes(16)), control=GUEST_ROLE
+        ),
+        "wrapped": case(bytes(wrapped), write=len(long) - 64, read=DATA - 64),
+        "write-index": case(b"", write=DATA),
+        "odd-index": case(b"", write=12),
+        "read-index": case(b"", read=0xFFFFFFF8),
+        "short": case(bytes(16), write=16),
+        "length": case(pack_descriptor(Descriptor(6, 2, 0xFFFF, 0, 0)) + bytes(64)),
+        "offset": case(pack_descriptor(Descriptor(6, 9, 3, 0, 0)) + bytes(64)),
+        "type": case(packet(0x77)),
+        "waits-for-space": case(packet(inband, bytes(2000)), control=FEATURES | 0x800 << 4),
+        "full-peer": case(packet(inband, bytes(48)) * 100, control=FEATURES | 4088 << 16),
+    }
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in seeds().items():
+        (folder / name).write_bytes(data)
