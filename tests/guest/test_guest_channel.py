@@ -133,9 +133,12 @@ def test_order_of_packets_is_kept_when_the_ring_is_full() -> None:
         for _ in range(count):
             assert device.arrived.acquire(timeout=10)
         assert [struct.unpack("<Q", p.payload[:8])[0] for p in device.packets] == list(range(count))
-        completer = threading.Thread(
-            target=lambda: [packet.complete(packet.payload[:8]) for packet in device.packets]
-        )
+
+        def complete_all() -> None:
+            for packet in device.packets:
+                packet.complete(packet.payload[:8])
+
+        completer = threading.Thread(target=complete_all)
         completer.start()
         for number, transaction in enumerate(transactions):
             assert transaction.wait() == struct.pack("<Q", number)

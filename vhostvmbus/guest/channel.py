@@ -36,6 +36,8 @@ from vhostvmbus.wire.gpa import GpaRange, pfn_count
 from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED, PAGE_SIZE, PacketType
 
 T = TypeVar("T")
+#: What can be sent; it is copied before the call returns.
+Payload = bytes | bytearray | memoryview
 
 #: Seconds that a caller waits unless it says otherwise.
 TIMEOUT = 10.0
@@ -70,7 +72,7 @@ class GuestChannel:
 
     # ---- sending ----
 
-    def send(self, payload: bytes, *, wait: bool = True, timeout: float = TIMEOUT) -> bytes:
+    def send(self, payload: Payload, *, wait: bool = True, timeout: float = TIMEOUT) -> bytes:
         """``VmbPacketSend``: an in-band packet.
 
         With `wait`, a completion is asked for and its payload returned; without, nothing is
@@ -81,13 +83,13 @@ class GuestChannel:
             return b""
         return self.submit(payload, timeout=timeout).wait(timeout)
 
-    def submit(self, payload: bytes, *, timeout: float = TIMEOUT) -> Transaction:
+    def submit(self, payload: Payload, *, timeout: float = TIMEOUT) -> Transaction:
         """Send an in-band packet and do not wait for its completion yet."""
         return self._submit(PacketType.DATA_INBAND, payload, None, timeout)
 
     def send_with_external_pfns(
         self,
-        payload: bytes,
+        payload: Payload,
         pfns: Sequence[int],
         *,
         pfn_offset: int = 0,
@@ -119,7 +121,7 @@ class GuestChannel:
 
     def submit_with_external_pfns(
         self,
-        payload: bytes,
+        payload: Payload,
         pfns: Sequence[int],
         *,
         pfn_offset: int = 0,
@@ -143,7 +145,7 @@ class GuestChannel:
         )
 
     def submit_with_external_ranges(
-        self, payload: bytes, ranges: Sequence[GpaRange], *, timeout: float = TIMEOUT
+        self, payload: Payload, ranges: Sequence[GpaRange], *, timeout: float = TIMEOUT
     ) -> Transaction:
         """A GPA-direct packet with several ranges.
 
@@ -166,7 +168,7 @@ class GuestChannel:
     def _submit(
         self,
         kind: PacketType,
-        payload: bytes,
+        payload: Payload,
         ranges: Sequence[GpaRange] | None,
         timeout: float,
     ) -> Transaction:
@@ -187,7 +189,7 @@ class GuestChannel:
     def _put(
         self,
         kind: PacketType,
-        payload: bytes,
+        payload: Payload,
         transaction_id: int,
         flags: int,
         ranges: Sequence[GpaRange] | None,
