@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Runs the benchmarks that are named, or all: ``python -m benchmarks [--seconds S] [NAME ...]``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+
+import benchmarks
+from benchmarks.table import machine
+
+
+def names() -> list[str]:
+    """The modules in here that measure something."""
+    found = [module.name for module in pkgutil.iter_modules(benchmarks.__path__)]
+    return sorted(
+        name
+        for name in found
+        if not name.startswith("_")
+        and hasattr(importlib.import_module(f"benchmarks.{name}"), "tables")
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    known = names()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("name", nargs="*", help=f"which ones, of: {', '.join(known)}")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each figure")
+    arguments = parser.parse_args()
+    unknown = set(arguments.name) - set(known)
+    if unknown:
+        parser.error(f"no benchmark called {', '.join(sorted(unknown))}")
+    print(f"Machine: {machine()}", flush=True)
+    for name in arguments.name or known:
+        for table in importlib.import_module(f"benchmarks.{name}").tables(arguments.seconds):
+            print(f"\n{table}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
