@@ -4,11 +4,10 @@
 from pathlib import Path
 
 import pytest
-from vm_support import Guest, MakePlan, SOAK
+from vm_support import SOAK, Guest, MakePlan
 
 from vhostvmbus.vm import images
 from vhostvmbus.vm.machine import Machine
-
 
 REBOOTS = 30 if SOAK else 3
 BOOTS = 100 if SOAK else 10

@@ -4,11 +4,10 @@
 from pathlib import Path
 
 import pytest
-from vm_support import DISK_SCRIPT, MEBIBYTE, MakePlan, SOAK, write_random
+from vm_support import DISK_SCRIPT, MEBIBYTE, SOAK, MakePlan, write_random
 
 from vhostvmbus.vm import images
 from vhostvmbus.vm.machine import Machine
-
 
 RELOADS = 300 if SOAK else 20
 RESTARTS = 20 if SOAK else 3
