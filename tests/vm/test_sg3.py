@@ -77,7 +77,7 @@ def test_unmap_and_write_same(guest: Guest) -> None:
     zero = guest.check("head -c 4096 /dev/zero | sha256sum")
     guest.check(fill)
     assert guest.check(digest) != zero
-    guest.check(f"sg_unmap {at} --num=8 {disk}")
+    guest.check(f"sg_unmap --force {at} --num=8 {disk}")
     assert guest.check(digest) == zero
     for how in ("--16", "--10", "--16 --unmap"):
         guest.check(fill)

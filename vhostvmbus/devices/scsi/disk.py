@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from vhostvmbus.devices.scsi.locking import lock_image
+from vhostvmbus.devices.scsi.locking import DiskLocked, lock_image
 from vhostvmbus.devices.scsi.unit import BLOCK_SIZE, DataBuffer, Identity
 
 _KEEP_SIZE: Final = 0x01
@@ -79,7 +79,7 @@ class FileDisk:
         # O_EXCL on a block device is refused while the host has it mounted or in a RAID set.
         if self._is_block and not read_only:
             flags |= os.O_EXCL
-        self._fd = os.open(self.path, flags)
+        self._fd = self._open(flags)
         try:
             lock_image(self._fd, self.path, read_only=read_only)
             self._bytes = self._find_size()
@@ -92,6 +92,16 @@ class FileDisk:
             raise
         self.discard_zeroes = not self._is_block
         self._can_ask = True
+
+    def _open(self, flags: int) -> int:
+        try:
+            return os.open(self.path, flags)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            raise DiskLocked(
+                errno.EBUSY, "the block device is in use on the host, mounted perhaps", self.path
+            ) from None
 
     def _find_size(self) -> int:
         if not self._is_block:
