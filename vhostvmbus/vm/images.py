@@ -20,6 +20,7 @@ from vhostvmbus.vm.initramfs import build_initramfs
 
 TREE = Path(__file__).resolve().parents[2]
 KERNEL_SERIES = ("6.1", "6.12")
+INTERRUPTED = 130
 FIRMWARE = (Path("/usr/share/seabios"), Path("/usr/share/qemu"))
 
 
@@ -36,12 +37,19 @@ def recipe(program: str, *words: str) -> Path:
     path = TREE / program
     if not path.is_file():
         raise SetupError(f"no {program} here: outside the project's tree, name the file to use")
-    done = subprocess.run([path, *words], stdout=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        if done.returncode == 130:
+    with subprocess.Popen([path, *words], stdout=subprocess.PIPE, text=True) as child:
+        try:
+            output, _ = child.communicate()
+        except BaseException:
+            # It cleans up after itself; subprocess.run() would not let it.
+            child.terminate()
+            child.wait()
+            raise
+    if child.returncode != 0:
+        if child.returncode == INTERRUPTED:
             raise KeyboardInterrupt
         raise SetupError(f"{program} {' '.join(words)} failed")
-    return Path(done.stdout.strip())
+    return Path(output.strip())
 
 
 def qemu_binary(given: str | None = None) -> Path:
