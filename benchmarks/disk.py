@@ -12,7 +12,6 @@ figure: on two processors, the larger of the two at depth, their sum and the wak
 
 from __future__ import annotations
 
-import argparse
 import mmap
 import os
 import random
@@ -26,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.table import Table
 from vhostvmbus.guest import GuestChannel, SoftwareGuest
 from vhostvmbus.guest.storvsc import Storvsc
 from vhostvmbus.ring import wait
@@ -41,6 +41,8 @@ class Figure:
     """One line of the table."""
 
     name: str
+    size: int
+    """Bytes of a read."""
     depth: int
     per_second: float
     """Requests a second through the back end."""
@@ -203,24 +205,37 @@ def measure(folder: Path, seconds: float) -> Iterator[Figure]:
                 device = processor_time(pid) - device
                 mine = processor_time(os.getpid()) - mine
                 yield Figure(
-                    name, depth, count / taken, plain, device / count * 1e6, mine / count * 1e6
+                    name,
+                    size,
+                    depth,
+                    count / taken,
+                    plain,
+                    device / count * 1e6,
+                    mine / count * 1e6,
                 )
 
 
-def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=2.0, help="per figure (default 2)")
-    options = parser.parse_args()
-    print(f"{'':24}{'depth':>6}{'/s':>9}{'preadv/s':>10}{'ratio':>7}{'µs device':>11}{'guest':>7}")
+def tables(seconds: float) -> list[Table]:
+    """The table of this benchmark."""
+    table = Table(
+        "Disk: reads through the back end, software guest <-> back end in another process",
+        ("read", "depth", "reads/s", "MB/s", "preadv/s", "ratio", "device CPU us", "guest CPU us"),
+        notes=[
+            "preadv: the same file, sizes and offsets from one Python thread, in the same run",
+            "limit: the processor time per read of the slower of the two processes; at depth 1 "
+            "their sum and two wake-ups",
+        ],
+    )
     with tempfile.TemporaryDirectory(prefix="vhostvmbus-") as folder:
-        for one in measure(Path(folder), options.seconds):
-            print(
-                f"{one.name:24}{one.depth:6}{one.per_second:9.0f}{one.plain:10.0f}"
-                f"{one.ratio:7.2f}{one.device_cpu:11.1f}{one.guest_cpu:7.1f}",
-                flush=True,
+        for one in measure(Path(folder), seconds):
+            table.add(
+                one.name,
+                one.depth,
+                one.per_second,
+                one.per_second * one.size / 1e6,
+                one.plain,
+                one.ratio,
+                one.device_cpu,
+                one.guest_cpu,
             )
-
-
-if __name__ == "__main__":
-    main()
+    return [table]

@@ -423,6 +423,9 @@ def test_malformed_external_data_is_answered(rig: Rig) -> None:
         pending = rig.channel.submit_with_external_ranges(packet, [GpaRange(4096, 0, [pfn])])
         done = rig.driver.decode(pending.wait())
         assert (done.srb_status, done.status) == (0x06, 0xC000000D)
+    begin = struct.pack("<III", 7, 1, 0).ljust(64, b"\0")
+    refused = rig.channel.submit_with_external_ranges(begin, [GpaRange(4096, 0, [1 << 51])]).wait()
+    assert struct.unpack_from("<III", refused) == (1, 1, 0xC000000D)
     assert rig.driver.read(0, 8).wait().good
 
 

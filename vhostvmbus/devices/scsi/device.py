@@ -36,7 +36,7 @@ from vhostvmbus.devices.scsi import sense, storvsp
 from vhostvmbus.devices.scsi.commands import Outcome, execute, is_slow
 from vhostvmbus.devices.scsi.disk import DiskSpec, parse_disk
 from vhostvmbus.devices.scsi.session import Answer, CreateSubChannels, Execute, Reset, Session
-from vhostvmbus.devices.scsi.storvsp import Operation, Srb, SrbStatus
+from vhostvmbus.devices.scsi.storvsp import EXECUTE_SRB, Operation, Srb, SrbStatus
 from vhostvmbus.devices.scsi.unit import (
     BLOCK_SIZE,
     Backing,
@@ -265,15 +265,14 @@ class ScsiController(Device):
         """External data that is malformed or too large: refused in the protocol's own words."""
         self._complain(channel, error)
         payload = packet.payload
-        action = self._sessions[channel.index][1].receive(payload)
-        if isinstance(action, Execute):
-            packet.complete(
-                action.srb.answer(
+        answer = storvsp.answer_control(payload, NtStatus.INVALID_PARAMETER)
+        if payload[:4] == EXECUTE_SRB:  # the only operation that changes no state of the session
+            action = self._sessions[channel.index][1].receive(payload)
+            if isinstance(action, Execute):
+                answer = action.srb.answer(
                     status=NtStatus.INVALID_PARAMETER, srb_status=SrbStatus.INVALID_REQUEST
                 )
-            )
-        else:
-            packet.complete(storvsp.answer_control(payload, NtStatus.INVALID_PARAMETER))
+        packet.complete(answer)
 
     def _complain(self, channel: Channel, error: GuestError) -> None:
         self.malformed += 1

@@ -113,7 +113,7 @@ class Session:
     def receive(self, payload: bytes) -> Action:
         """What to do with one packet of the guest."""
         # The one common case first: everything below is start-up or error.
-        if payload[:4] == b"\x03\0\0\0" and self.state is State.READY:
+        if payload[:4] == storvsp.EXECUTE_SRB and self.state is State.READY:
             try:
                 srb = storvsp.decode_srb(payload, self._packet_size)
             except MalformedPacket as error:

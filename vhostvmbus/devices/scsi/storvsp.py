@@ -55,6 +55,10 @@ class Operation(IntEnum):
     CREATE_SUB_CHANNELS = 13
 
 
+EXECUTE_SRB: Final = Operation.EXECUTE_SRB.to_bytes(4, "little")
+"""How a packet with a SCSI request begins."""
+
+
 class Version(IntEnum):
     """``VMSTOR_PROTO_VERSION``: major in the high byte, minor in the low byte."""
 
