@@ -95,6 +95,12 @@ def eventually(condition: Callable[[], object], seconds: float = 10.0) -> None:
         time.sleep(0.002)
 
 
+def repeat(function: Callable[[int], object], times: int) -> None:
+    """Calls ``function`` with 0, 1, 2 ..."""
+    for i in range(times):
+        function(i)
+
+
 class TestDevice(Device):
     """A device that notes its callbacks and does with packets what the test says."""
 

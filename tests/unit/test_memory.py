@@ -77,7 +77,7 @@ def test_overlapping_regions_are_refused(start: int, pages: int) -> None:
     ram = Ram(64)
     memory = GuestMemory()
     memory.add_region(16 * 4096, 8 * 4096, ram.fd)
-    overlaps = start < 24 and 16 < start + pages
+    overlaps = start < 24 and start + pages > 16
     try:
         memory.add_region(start * 4096, pages * 4096, ram.fd)
     except errors.RegionOverlap:
@@ -189,7 +189,7 @@ def test_external_data_is_what_the_ranges_define(
 @given(st.integers(-5, 20000), st.integers(-5, 20000))
 def test_out_of_bounds_is_refused(offset: int, length: int) -> None:
     with Shared() as external:
-        inside = 0 <= offset and 0 <= length and offset + length <= len(external)
+        inside = offset >= 0 and length >= 0 and offset + length <= len(external)
         for call in (
             lambda: external.read(offset, length),
             lambda: external.fill(1, offset, length),

@@ -51,10 +51,10 @@ def test_ranges_cut_short_are_named(items: list[GpaRange], data: st.DataObject) 
 def test_no_bytes_crash_the_range_parser(data: bytes, count: int, offset: int) -> None:
     try:
         parsed = parse_ranges(data, count, offset=offset)
-    except errors.GpaRangeError as error:
-        assert error.field in ("range_count", "byte_count", "pfn_count")
-    else:
-        assert build_ranges(parsed) == data[offset : offset + len(build_ranges(parsed))]
+    except errors.GpaRangeError:
+        return
+    assert len(parsed) == count
+    assert build_ranges(parsed) == data[offset : offset + len(build_ranges(parsed))]
 
 
 def test_range_limits_are_named() -> None:

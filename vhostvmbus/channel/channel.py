@@ -28,6 +28,7 @@ from vhostvmbus.ring import RawPacket, Ring, RingState, wait
 from vhostvmbus.wire.errors import (
     AlreadyCompleted,
     ChannelClosed,
+    CodeInvalidationFailed,
     CompletionUnexpected,
     GuestError,
     GuestMemoryLost,
@@ -182,8 +183,6 @@ class Channel:
             if on_completion is not None:
                 self._awaited.pop(transaction_id, None)
             raise
-        self.stats.packets_sent += 1
-        self.stats.bytes_sent += len(payload)
         self._wake_for_space()
         return transaction_id
 
@@ -257,8 +256,7 @@ class Channel:
                 spans = external.written
             external.close()
         if not packet.completion_requested:
-            self._before_publish(spans)
-            self._packet_ended()
+            self._publish([], spans)
             return
         outgoing = Outgoing(PacketType.COMP, bytes(payload), packet.transaction_id)
         if self._gather and threading.current_thread() is self._worker:
@@ -281,16 +279,19 @@ class Channel:
     def _before_publish(self, spans: list[tuple[int, int]]) -> None:
         if self._handler.tracks_writes():
             spans = spans + self._gpadls.take_written(self.index)
-            if spans:
+            if not spans:
+                return
+            try:
                 self.stats.code_invalidations += self._handler.before_publish(spans)
+            except Exception as error:
+                # The guest must not be told: it might go on executing what was overwritten.
+                raise CodeInvalidationFailed("gpa", spans[0][0], detail=str(error)) from error
 
     def _publish(self, completions: list[Outgoing], spans: list[tuple[int, int]]) -> None:
         try:
             self._before_publish(spans)
-            if self._sender.send(completions):
-                self.stats.completions_sent += len(completions)
-            else:
-                self.stats.dropped += len(completions)
+            if completions:
+                self._sender.send(completions)
         except GuestError as error:
             self._fail(error)
         finally:
@@ -347,7 +348,10 @@ class Channel:
     def _run(self) -> None:
         fds = (self._kick_fd, self._stop_fd, self._wake_fd)
         try:
-            while True:
+            # Before the first wait: packets may have waited here for a new back end, and the one
+            # before may have left the ring masked.
+            self._process()
+            while self.state is not ChannelState.FAILED:
                 timeout = None
                 if self._sender.queued and not self._ring.state.peer_signals_space:
                     timeout = SPACE_POLL_SECONDS
@@ -356,8 +360,6 @@ class Channel:
                 if fired & _STOP or self._stopping:
                     return
                 self._process()
-                if self.state is ChannelState.FAILED:
-                    return
         except GuestError as error:
             self._fail(error)
         except Exception:
@@ -477,7 +479,8 @@ class Channel:
             log.exception("%s: a completion callback failed", self.name)
 
     def _count_error(self, error: GuestError) -> None:
-        self.stats.errors[type(error).__name__] += 1
+        with self._idle:  # from any thread
+            self.stats.errors[type(error).__name__] += 1
         self._log.warning("%s: %s", self.name, error)
 
     def _fail(self, error: GuestError) -> None:
@@ -502,9 +505,9 @@ class Channel:
         os.eventfd_write(self._stop_fd, 1)
         if self._worker.ident is not None:
             self._worker.join()
+        deadline = time.monotonic() + grace
         if between is not None:
             between()
-        deadline = time.monotonic() + grace
         with self._idle:
             while self._outstanding and (left := deadline - time.monotonic()) > 0:
                 self._idle.wait(left)

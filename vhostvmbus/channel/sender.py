@@ -8,12 +8,13 @@ After :meth:`detach` returned, nothing touches the ring.
 
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from vhostvmbus.channel.stats import ChannelStats
 from vhostvmbus.ring import Ring, signal
 from vhostvmbus.wire.errors import ChannelClosed, RingFull, SendQueueFull
+from vhostvmbus.wire.vmbus import PacketType
 
 MAX_QUEUED = 4096
 """Host-initiated packets that may wait for space. Completions are bounded by the quota instead."""
@@ -45,7 +46,7 @@ class Sender:
         """Packets that wait for space in the ring."""
         return len(self._queue)
 
-    def send(self, packets: Iterable[Outgoing], *, bounded: bool = False) -> bool:
+    def send(self, packets: Sequence[Outgoing], *, bounded: bool = False) -> bool:
         """Sends or queues packets, with one write-index store. False if detached.
 
         ``bounded`` refuses, with :exc:`SendQueueFull`, to queue beyond :data:`MAX_QUEUED`. Raises
@@ -53,12 +54,14 @@ class Sender:
         """
         with self._lock:
             if self._detached:
+                self._stats.dropped += sum(packet.type == PacketType.COMP for packet in packets)
                 return False
             if bounded and len(self._queue) >= MAX_QUEUED:
                 raise SendQueueFull(f"{len(self._queue)} packets wait for space in the ring")
             need_signal = False
             try:
                 for packet in packets:
+                    self._count(packet)
                     if self._queue:
                         self._queue.append(packet)
                         continue
@@ -72,6 +75,14 @@ class Sender:
             finally:
                 self._publish(need_signal)
         return True
+
+    def _count(self, packet: Outgoing) -> None:
+        """Under the lock, and before the peer can know: counters are never behind the guest."""
+        if packet.type == PacketType.COMP:
+            self._stats.completions_sent += 1
+        else:
+            self._stats.packets_sent += 1
+            self._stats.bytes_sent += len(packet.payload)
 
     def _put(self, packet: Outgoing) -> bool:
         return self._ring.send(

@@ -2,9 +2,12 @@
 """The event loop of a device whose ``packet_received`` is an ``async def``; made on demand."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 class DeviceLoop:
@@ -49,7 +52,9 @@ class DeviceLoop:
                 for task in late:
                     task.cancel()
                 if late:
-                    await asyncio.wait(late)
+                    _, stuck = await asyncio.wait(late, timeout=5.0)
+                    if stuck:
+                        log.error("%d tasks ignore that they were cancelled", len(stuck))
 
         asyncio.run_coroutine_threadsafe(finish(), self._loop).result()
 

@@ -117,6 +117,12 @@ class PacketFailed(GuestError):
     closes_channel = True
 
 
+class CodeInvalidationFailed(GuestError):
+    """The front end could not be told that translated code was overwritten."""
+
+    closes_channel = True
+
+
 class FrontEndError(VmbusError):
     """A request of the front end that cannot be granted; ``status`` is its reply."""
 
