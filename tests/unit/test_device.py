@@ -205,6 +205,33 @@ def test_close_drops_what_is_outstanding() -> None:
         assert guest.memory.regions[0].users == 0
 
 
+def test_what_was_taken_is_answered_when_the_connection_ends() -> None:
+    """The guest keeps its channel open then, and waits for the next back end."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def slow(_: Channel, packet: Packet) -> None:
+        inside.set()
+        leave.wait(10)
+        packet.complete(packet.payload)
+
+    for gather in (False, True):
+        inside.clear()
+        leave.clear()
+        device = TestDevice(slow)  # type: ignore[arg-type]
+        device.gather_completions = gather
+        with GuestEnd(device) as guest:
+            for i in range(10):
+                guest.ring.send(6, transaction_id=i, flags=1)
+            guest.wake()
+            assert inside.wait(5)
+            closer = threading.Thread(target=guest.host.disconnect)
+            closer.start()
+            time.sleep(0.05)
+            leave.set()
+            closer.join(5)
+            assert [p.transaction_id for p in guest.expect(10)] == list(range(10))
+
+
 def test_suspended_is_the_time_to_complete() -> None:
     packets: list[Packet] = []
 

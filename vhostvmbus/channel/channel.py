@@ -94,6 +94,7 @@ class Channel:
         self._serials = count(1)
         self._starved = False
         self._stopping = False
+        self._draining = False
         self._idle = threading.Condition()
         self._handles = threading.Lock()  # ring and eventfds exist until the state is CLOSED
         self._kick_fd = os.dup(kick_fd)
@@ -405,7 +406,7 @@ class Channel:
     def _deliver(self, packets: list[RawPacket]) -> None:
         try:
             for position, raw in enumerate(packets):
-                if self._stopping or self.state is ChannelState.FAILED:
+                if self._dropping or self.state is ChannelState.FAILED:
                     for rest in packets[position:]:
                         self.stats.dropped += 1
                         if rest.external_data is not None:
@@ -414,6 +415,11 @@ class Channel:
                 self._deliver_one(raw)
         finally:
             self._flush_gathered()
+
+    @property
+    def _dropping(self) -> bool:
+        """Whether what was taken from the ring is not delivered any more."""
+        return self._stopping and not self._draining
 
     def _deliver_one(self, raw: RawPacket) -> None:
         payload = raw.payload
@@ -496,12 +502,13 @@ class Channel:
 
     # -- the end -------------------------------------------------------------------------------
 
-    def stop(self, between: Callable[[], None] | None = None, grace: float = 1.0) -> None:
-        """Ends the channel; see :meth:`close`. ``between`` runs when no packet comes any more."""
+    def _stop(self, between: Callable[[], None] | None, grace: float, publish: bool) -> None:
         if threading.current_thread() is self._worker:
             raise UsageError("a channel cannot be closed on its own worker thread")
+        self._draining = publish
         self._stopping = True
-        self._sender.detach()
+        if not publish:
+            self._sender.detach()
         os.eventfd_write(self._stop_fd, 1)
         if self._worker.ident is not None:
             self._worker.join()
@@ -511,6 +518,7 @@ class Channel:
         with self._idle:
             while self._outstanding and (left := deadline - time.monotonic()) > 0:
                 self._idle.wait(left)
+        self._sender.detach()
         self._drop_outstanding()
         for transaction_id in list(self._awaited):
             callback = self._awaited.pop(transaction_id, None)
@@ -547,15 +555,24 @@ class Channel:
                 dropped += 1
         return dropped
 
-    def close(self, between: Callable[[], None] | None = None, grace: float = 1.0) -> None:
+    def close(
+        self,
+        between: Callable[[], None] | None = None,
+        grace: float = 1.0,
+        *,
+        publish: bool = False,
+    ) -> None:
         """Stops the worker, ends every packet, detaches the ring.
 
-        Packets that nobody completes within ``grace`` seconds are taken away from whoever holds
-        them; completions are dropped. Returns when neither the ring nor external data is touched.
+        ``between`` runs when no packet is delivered any more. Packets that nobody completes within
+        ``grace`` seconds are taken away from whoever holds them. Completions are dropped, or, with
+        ``publish``, still go to the guest: for a guest that keeps the channel open and waits for
+        the next back end, so that what was taken is answered. Returns when neither the ring nor
+        external data is touched.
         """
         if self.state is ChannelState.CLOSED:
             return
-        self.stop(between, grace)
+        self._stop(between, grace, publish)
         with self._handles:
             self._last_ring_state = self._ring.state
             self.state = ChannelState.CLOSED

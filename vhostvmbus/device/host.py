@@ -221,12 +221,15 @@ class DeviceHost:
 
     def close_channel(self, index: int) -> None:
         """VMBUS_CLOSE. Returns when neither ring nor external data is touched any more."""
+        self._close(index, publish=False)
+
+    def _close(self, index: int, publish: bool) -> None:
         with self._lock:
             self._check_index(index)
             channel = self._channels.get(index)
             if channel is None:
                 raise ChannelStateError(f"channel {index} is not open")
-            channel.close(lambda: self._handler.suspended(channel))
+            channel.close(lambda: self._handler.suspended(channel), publish=publish)
             del self._channels[index]
             self._handler.closed(channel)
 
@@ -240,15 +243,23 @@ class DeviceHost:
 
     def reset(self) -> None:
         """VMBUS_RESET: closes every channel, subchannels first, and forgets every GPADL."""
+        self._reset(publish=False)
+
+    def _reset(self, publish: bool) -> None:
         with self._lock:
             for index in sorted(self._channels, reverse=True):
-                self.close_channel(index)
+                self._close(index, publish)
             self.gpadls.clear()
 
     def disconnect(self) -> None:
-        """The front end has gone: forgets all that came from it. The device lives on."""
+        """The front end has gone, or we are about to: forgets all that came from it.
+
+        The device lives on. The guest may have its channels open still and wait for the next back
+        end, so what was taken from the rings is answered as far as that takes no longer than a
+        second.
+        """
         with self._lock:
-            self.reset()
+            self._reset(publish=True)
             self._code_map = None
             self.memory.close()
 
