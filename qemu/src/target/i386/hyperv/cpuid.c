@@ -97,6 +97,13 @@ bool hyperv_emu_check_features(X86CPU *cpu, Error **errp)
         return false;
     }
 
+    if (!(cpu->env.features[FEAT_1_EDX] & CPUID_APIC) &&
+        (hyperv_feat_enabled(cpu, HYPERV_FEAT_VAPIC) ||
+         hyperv_feat_enabled(cpu, HYPERV_FEAT_SYNIC))) {
+        error_setg(errp, "hv-vapic and hv-synic require an APIC");
+        return false;
+    }
+
     for (i = 0; i < ARRAY_SIZE(hyperv_features); i++) {
         const HypervFeature *f = &hyperv_features[i];
 

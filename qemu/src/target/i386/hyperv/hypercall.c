@@ -8,13 +8,13 @@
 #include "exec/address-spaces.h"
 #include "internal.h"
 
-#define HV_NOTIFY_LONG_SPIN_WAIT    0x0008
+#define HV_NOTIFY_LONG_SPIN_WAIT 0x0008
 
 /* TLFS 3.7: the hypercall input value */
-#define HCALL_CODE(input)           extract64(input, 0, 16)
-#define HCALL_VAR_HEADER_SIZE(input) extract64(input, 17, 10)
-#define HCALL_REPS(input)           extract64(input, 32, 28)
-#define HCALL_RESERVED              (0x1full << 27 | 0xfull << 44 | 0xfull << 60)
+#define HCALL_CODE(input)       extract64(input, 0, 16)
+#define HCALL_HEADER(input)     extract64(input, 17, 10)
+#define HCALL_REPS(input)       extract64(input, 32, 28)
+#define HCALL_RESERVED          (0x1full << 27 | 0xfull << 44 | 0xfull << 60)
 
 bool hyperv_write_hypercall_page(X86CPU *cpu, hwaddr gpa)
 {
@@ -32,7 +32,6 @@ bool hyperv_write_hypercall_page(X86CPU *cpu, hwaddr gpa)
 static uint64_t hyperv_do_hypercall(X86CPU *cpu, uint64_t input, uint64_t param)
 {
     bool fast = input & HV_HYPERCALL_FAST;
-    bool synic = hyperv_feat_enabled(cpu, HYPERV_FEAT_SYNIC);
 
     if (input & HCALL_RESERVED) {
         return HV_STATUS_INVALID_HYPERCALL_INPUT;
@@ -43,11 +42,11 @@ static uint64_t hyperv_do_hypercall(X86CPU *cpu, uint64_t input, uint64_t param)
         return HV_STATUS_SUCCESS;
     case HV_POST_MESSAGE:
     case HV_SIGNAL_EVENT:
-        if (!synic) {
+        if (!hyperv_feat_enabled(cpu, HYPERV_FEAT_SYNIC)) {
             break;
         }
         /* neither takes a list or a variable header */
-        if (HCALL_REPS(input) || HCALL_VAR_HEADER_SIZE(input)) {
+        if (HCALL_REPS(input) || HCALL_HEADER(input)) {
             return HV_STATUS_INVALID_HYPERCALL_INPUT;
         }
         return HCALL_CODE(input) == HV_POST_MESSAGE

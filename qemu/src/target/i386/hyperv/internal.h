@@ -21,7 +21,7 @@
 /* Vectors below are exceptions; no SINT or timer can have one. */
 #define HYPERV_FIRST_VECTOR         16
 
-/* Sets the page that an overlay or shared page MSR designates. */
+/* MSRs that designate a page: bit 0 enables it, its address is in 12 and up */
 #define HYPERV_PAGE_ENABLE          (1ull << 0)
 #define HYPERV_PAGE_MASK            (~0xfffull)
 
