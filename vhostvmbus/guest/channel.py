@@ -337,15 +337,6 @@ class GuestChannel:
         with contextlib.suppress(OSError):
             signal(self._wake_fd)
 
-    def lose_transactions(self, error: Exception) -> None:
-        """The back end was lost with what it had taken: those packets end with `error`.
-
-        The channel itself goes on with the next back end.
-        """
-        with self._changed:
-            self._drop_in_flight(error)
-            self._changed.notify_all()
-
     def detach(self) -> None:
         """Let go of the ring and the eventfds; the host has closed its end."""
         self.fail(ChannelNotOpen(f"channel {self.index} was closed"))

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 #: Seconds that the back end has for an answer ("Negotiation").
 ANSWER_TIMEOUT = 10.0
 
+#: Seconds that a back end gets to hang up after the front end has.
+HANG_UP_TIMEOUT = 10.0
+
 #: Serves a back-end request and says with which status it is answered.
 BackEndRequestHandler = Callable[[m.Message], int]
 
@@ -98,11 +101,22 @@ class FrontEnd:
         close_all(fds)
         return data
 
-    def close(self) -> None:
-        """Leave; the back end sees the end of the connection."""
-        for sock in (self._sock, self._mine):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+    def close(self, wait: float = HANG_UP_TIMEOUT) -> None:
+        """Leave, and wait up to `wait` seconds for the back end to let go of everything.
+
+        It closes the connection when it no longer touches guest memory; only then may another
+        back end be given the same rings.  Back-end requests are not answered any more.
+        """
+        with contextlib.suppress(OSError):
+            self._mine.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError, ProtocolError):
+            self._sock.shutdown(socket.SHUT_WR)
+            deadline = time.monotonic() + wait
+            while self._sock.fileno() >= 0:
+                data, fds = receive_before(self._sock, 4096, deadline)
+                close_all(fds)
+                if not data:
+                    break
         self._thread.join()
         for sock in (self._sock, self._mine, self._theirs):
             sock.close()

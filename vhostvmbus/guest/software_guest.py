@@ -202,15 +202,12 @@ class SoftwareGuest:
     def disconnect(self) -> None:
         """Lose the back end; the guest goes on and its packets wait in the rings.
 
-        What the back end had taken and not completed is lost; what is sent from now on waits for
-        the next one.
+        What the back end had taken and not completed is lost, which the guest cannot know: such a
+        transaction stays in flight, and waiting for it times out.
         """
-        if self._front_end is None:
-            return
-        self._front_end.close()
-        self._front_end = None
-        for channel in self.channels.values():
-            channel.lose_transactions(Disconnected("the back end was lost"))
+        if self._front_end is not None:
+            self._front_end.close()
+            self._front_end = None
 
     def reconnect(self, path: str | os.PathLike[str]) -> None:
         """Connect to a back end again: GPADLs are repeated, channels opened with ``RESUME``."""
