@@ -19,8 +19,6 @@
 #include "hw/hyperv/vhost-user-vmbus.h"
 #include "trace.h"
 
-#define ANSWER_TIMEOUT_MS       10000
-
 #define FLAGS_VERSION           1u
 #define FLAGS_VERSION_MASK      3u
 #define FLAGS_REPLY             4u
@@ -115,7 +113,7 @@ static bool conn_recv(VuvConn *c, void *buf, size_t len, int64_t deadline,
             left = deadline - qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
             if (left <= 0) {
                 error_setg(errp, "the back end did not answer in %d seconds",
-                           ANSWER_TIMEOUT_MS / 1000);
+                           VUV_ANSWER_TIMEOUT_MS / 1000);
                 return false;
             }
             g_poll(&pfd, 1, left);
@@ -137,7 +135,7 @@ static bool conn_reply(VuvConn *c, uint32_t request, void *reply,
                        uint32_t reply_size, Error **errp)
 {
     int64_t deadline = qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
-                       ANSWER_TIMEOUT_MS;
+                       VUV_ANSWER_TIMEOUT_MS;
     Header hdr;
     uint32_t flags;
 
@@ -314,8 +312,7 @@ static bool conn_negotiate(VuvConn *c, bool code_map, Error **errp)
                     PF_VMBUS | (code_map ? PF_VMBUS_CODE_MAP : 0);
     uint64_t features, slots;
 
-    if (!vuv_conn_get(c, VUV_GET_FEATURES, &features, sizeof(features),
-                      errp)) {
+    if (!conn_reply(c, VUV_GET_FEATURES, &features, sizeof(features), errp)) {
         return false;
     }
     if (!(le64_to_cpu(features) & F_PROTOCOL_FEATURES)) {
@@ -346,11 +343,19 @@ static bool conn_negotiate(VuvConn *c, bool code_map, Error **errp)
     return true;
 }
 
+bool vuv_conn_hello(VuvConn *c, Error **errp)
+{
+    c->hello_sent = conn_send(c, VUV_GET_FEATURES, false, NULL, 0, NULL, 0,
+                              errp);
+    return c->hello_sent;
+}
+
 bool vuv_conn_start(VuvConn *c, bool code_map, Error **errp)
 {
     vuv_conn_cleanup(c);
     c->up = true;
-    if (!conn_negotiate(c, code_map, errp)) {
+    if ((!c->hello_sent && !vuv_conn_hello(c, errp)) ||
+        !conn_negotiate(c, code_map, errp)) {
         vuv_conn_drop(c);
         return false;
     }
@@ -361,6 +366,7 @@ void vuv_conn_drop(VuvConn *c)
 {
     /* first, as the chardev reports its closing before the call returns */
     c->up = false;
+    c->hello_sent = false;
     qemu_chr_fe_disconnect(&c->chr);
 }
 

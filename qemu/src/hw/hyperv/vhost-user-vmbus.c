@@ -22,6 +22,7 @@
 #include "qemu/error-report.h"
 #include "qemu/main-loop.h"
 #include "qemu/memfd.h"
+#include "qemu/timer.h"
 #include "chardev/char-socket.h"
 #include "exec/tb-code-map.h"
 #include "hw/hyperv/vhost-user-vmbus.h"
@@ -60,6 +61,9 @@ struct VHostUserVMBus {
     GPtrArray *gpadls;          /* VuvGpadl: all that the guest has created */
 
     QEMUBH *cleanup_bh;
+    /* for the first answer of a back end that comes later */
+    guint hello_watch;
+    QEMUTimer *hello_timer;
     Error *migration_blocker;
 };
 
@@ -446,6 +450,39 @@ static void vuv_cleanup_bh(void *opaque)
     }
 }
 
+static void stop_hello(VHostUserVMBus *s)
+{
+    timer_del(s->hello_timer);
+    if (s->hello_watch) {
+        g_source_remove(s->hello_watch);
+        s->hello_watch = 0;
+    }
+}
+
+static void vuv_hello_timeout(void *opaque)
+{
+    VHostUserVMBus *s = opaque;
+
+    warn_report("vhost-user-vmbus (chardev %s): the back end is connected but "
+                "does not answer", qemu_chr_fe_get_driver(&s->conn.chr)->label);
+    stop_hello(s);
+    vuv_conn_drop(&s->conn);
+}
+
+static gboolean vuv_hello_answered(void *do_not_use, GIOCondition cond,
+                                   void *opaque)
+{
+    VHostUserVMBus *s = opaque;
+    Error *err = NULL;
+
+    s->hello_watch = 0;
+    stop_hello(s);
+    if (!vuv_connect(s, &err)) {
+        vuv_report(s, err);
+    }
+    return G_SOURCE_REMOVE;
+}
+
 static void vuv_event(void *opaque, QEMUChrEvent event)
 {
     VHostUserVMBus *s = opaque;
@@ -453,13 +490,29 @@ static void vuv_event(void *opaque, QEMUChrEvent event)
 
     switch (event) {
     case CHR_EVENT_OPENED:
-        if (!s->conn.up && !vuv_connect(s, &err)) {
-            vuv_report(s, err);
+        if (s->conn.up) {
+            break;
         }
+        /*
+         * All else is done while the guest waits, but a back end that hangs
+         * must not stop the guest for 10 seconds each time it's connected.
+         */
+        if (!vuv_conn_hello(&s->conn, &err)) {
+            vuv_report(s, err);
+            vuv_conn_drop(&s->conn);
+            break;
+        }
+        s->hello_watch = qemu_chr_fe_add_watch(&s->conn.chr,
+                                               G_IO_IN | G_IO_HUP,
+                                               vuv_hello_answered, s);
+        timer_mod(s->hello_timer, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
+                  VUV_ANSWER_TIMEOUT_MS);
         break;
     case CHR_EVENT_CLOSED:
         /* may come amid a request, so only note it */
         s->conn.up = false;
+        s->conn.hello_sent = false;
+        stop_hello(s);
         qemu_bh_schedule(s->cleanup_bh);
         break;
     case CHR_EVENT_BREAK:
@@ -514,6 +567,8 @@ static void vuv_release(VHostUserVMBus *s)
         vuv_mem_destroy(&s->mem);
         s->have_mem = false;
     }
+    stop_hello(s);
+    timer_free(s->hello_timer);
     qemu_bh_delete(s->cleanup_bh);
     g_ptr_array_free(s->gpadls, true);
     g_free(s->chans);
@@ -553,6 +608,7 @@ static void vuv_realize(DeviceState *dev, Error **errp)
     s->conn.opaque = s;
     s->gpadls = g_ptr_array_new_with_free_func(g_free);
     s->cleanup_bh = qemu_bh_new(vuv_cleanup_bh, s);
+    s->hello_timer = timer_new_ms(QEMU_CLOCK_REALTIME, vuv_hello_timeout, s);
 
     if (qemu_chr_fe_wait_connected(&s->conn.chr, errp) < 0 ||
         !vuv_connect(s, errp)) {

@@ -55,6 +55,7 @@ enum {
 };
 
 #define VUV_MAX_PAYLOAD         4096
+#define VUV_ANSWER_TIMEOUT_MS   10000
 #define VUV_MAX_REGIONS         100
 #define VUV_MAX_INVALIDATIONS   200
 #define VUV_OPEN_RESUME         1
@@ -95,8 +96,10 @@ typedef struct VuvConn {
     VuvBackendRequest *backend_request;
     void *opaque;
 
-    /* negotiated, and not given up since */
+    /* in negotiation or past it, and not given up since */
     bool up;
+    /* the first request is on its way */
+    bool hello_sent;
     uint64_t max_mem_slots;
 
     bool thread_running;
@@ -110,7 +113,14 @@ typedef struct VuvConn {
  * violation of the protocol, the connection is given up (@up becomes false).
  */
 
-/* Take a fresh connection of the chardev through the negotiation. */
+/*
+ * Send the first request on a fresh connection of the chardev, without waiting
+ * for the answer.  It lets the caller find out at leisure whether there's
+ * anybody at the other end.
+ */
+bool vuv_conn_hello(VuvConn *c, Error **errp);
+
+/* Take the connection through the negotiation; begins with hello if need be. */
 bool vuv_conn_start(VuvConn *c, bool code_map, Error **errp);
 
 /* Give up the connection; the chardev may make another one later. */
