@@ -2,7 +2,7 @@
 """Floor 2: the ring engine. C (cffi, API mode) for attach, receive, send; a thin Python wrapper.
 
 Source of the protocol: the guest's ``include/linux/hyperv.h`` and ``drivers/hv/ring_buffer.c``; the
-barriers and their pairs are named in ``ringbuf.c``. What a packet means is not known here.
+barriers and their pairs are named in ``ringbuf.h``. What a packet means is not known here.
 """
 
 from vhostvmbus.ring.ring import Batch, Limits, RawPacket, Ring, RingState, Role

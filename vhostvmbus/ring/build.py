@@ -9,7 +9,16 @@ from pathlib import Path
 from cffi import FFI
 
 FOLDER = Path(__file__).resolve().parent
-SOURCES = ("guard.c", "guestmem.c", "extdata.c", "ringbuf.c")
+SOURCES = (
+    "guard.c",
+    "guestmem.c",
+    "extdata.c",
+    "codemap.c",
+    "ringattach.c",
+    "ringreceive.c",
+    "ringsend.c",
+    "waiting.c",
+)
 CFLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread")
 # cffi's generated glue is not ours to warn about.
 GLUE_CFLAGS = ("-Wno-unused-parameter", "-Wno-missing-field-initializers")
@@ -26,7 +35,7 @@ ffibuilder.set_source(
     "vhostvmbus._ring",
     '#include "engine.h"',
     sources=[_relative(name) for name in SOURCES],
-    depends=[_relative("api.h"), _relative("engine.h")],
+    depends=[_relative("api.h"), _relative("engine.h"), _relative("ringbuf.h")],
     include_dirs=["vhostvmbus/ring"],
     extra_compile_args=[*CFLAGS, *GLUE_CFLAGS],
     extra_link_args=["-pthread"],

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * VMBus ring buffers, for the files that implement them: ringattach.c, ringreceive.c, ringsend.c.
+ *
+ * Source of the format and of the protocol: the guest's include/linux/hyperv.h (struct
+ * hv_ring_buffer) and drivers/hv/ring_buffer.c. A channel has two rings; each has one header page
+ * and data pages. Whoever consumes a ring writes its read_index and interrupt_mask; whoever
+ * produces writes write_index, pending_send_sz and the feature bits. Both roles share this code:
+ * the host consumes the out ring and produces into the in ring, the guest the reverse.
+ *
+ * The index that is ours is kept in private memory and only stored to the header, never read back.
+ *
+ * Barriers, by pair:
+ *
+ *   [W] producer: packet, release write_index       | consumer: acquire write_index, packet
+ *   [R] consumer: packet read, release read_index   | producer: acquire read_index, new packet
+ *   [M] producer: write_index, full, interrupt_mask | consumer: interrupt_mask = 0, full,
+ *                                                   |           write_index
+ *   [P] producer: pending_send_sz, full, read_index | consumer: read_index, full, pending_send_sz
+ */
+#ifndef VVB_RINGBUF_H
+#define VVB_RINGBUF_H
+
+#include <pthread.h>
+
+#include "engine.h"
+
+#define DESCRIPTOR_SIZE 16u
+#define TRAILER_SIZE 8u
+#define GPA_DIRECT_HEADER 24u
+#define MAX_PACKET (0xffffu * 8)
+
+struct ring_header {
+    uint32_t write_index;
+    uint32_t read_index;
+    uint32_t interrupt_mask;
+    uint32_t pending_send_sz;
+    uint32_t reserved[12];
+    uint32_t feature_bits; /* bit 0: pending_send_sz is set and looked at */
+};
+
+struct descriptor {
+    uint16_t type;
+    uint16_t offset8;
+    uint16_t len8;
+    uint16_t flags;
+    uint64_t transaction_id;
+};
+
+struct half {
+    struct ring_header *header;
+    uint8_t *data; /* mapped twice in a row: no packet is ever split */
+    uint32_t size; /* of the data, in bytes */
+    int slot;
+    char *map;
+    size_t map_len;
+};
+
+struct vvb_ring {
+    int role;
+    struct half rx, tx;
+    uint32_t read_index; /* ours */
+    pthread_mutex_t tx_lock;
+    uint32_t write_index; /* ours, up to what is staged */
+    uint32_t published;   /* ours, as the peer sees it */
+    uint32_t pending;     /* what pending_send_sz says */
+    uint64_t signals_sent, signals_suppressed, space_signals;
+};
+
+static inline bool index_ok(uint32_t index, uint32_t size)
+{
+    return index < size && index % 8 == 0;
+}
+
+static inline uint32_t wrap_add(uint32_t index, uint32_t add, uint32_t size)
+{
+    index += add;
+    return index >= size ? index - size : index;
+}
+
+static inline uint32_t distance(uint32_t from, uint32_t to, uint32_t size)
+{
+    return to >= from ? to - from : size - from + to;
+}
+
+/* Bytes to read beyond our index, from one load of the peer's; or -error. ringreceive.c */
+int64_t vvb_rx_available(struct vvb_ring *ring, struct vvb_fault *fault);
+/* Free bytes to send into, or -error. ringsend.c */
+int64_t vvb_tx_free(struct vvb_ring *ring, struct vvb_fault *fault);
+
+#endif
