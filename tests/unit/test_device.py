@@ -221,7 +221,8 @@ def test_what_was_taken_is_answered_when_the_connection_ends() -> None:
         device.gather_completions = gather
         with GuestEnd(device) as guest:
             for i in range(10):
-                guest.ring.send(6, transaction_id=i, flags=1)
+                guest.ring.send(6, transaction_id=i, flags=1, publish=False)
+            guest.ring.publish()  # one batch for the host
             guest.wake()
             assert inside.wait(5)
             closer = threading.Thread(target=guest.host.disconnect)
