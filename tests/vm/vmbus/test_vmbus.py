@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""QEMU's VMBus, driven by a bare-metal guest that plays by no rules.
+
+Each scenario of ``scenarios.c`` is one run of QEMU with one device: QEMU's own hv-balloon, or
+vhost-user-vmbus with the SCSI controller behind it. QEMU must live to the end of the run, the bus
+must work after all that was done to it, and what is asked for must be answered as listed here.
+"""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from vhostvmbus.vm.backend import BackEndProcess
+from vhostvmbus.vm.images import firmware_folders
+
+HERE = Path(__file__).parent
+MACHINE = HERE.parent / "hyperv"
+SOURCES = (MACHINE / "boot.S", MACHINE / "machine.c", HERE / "scenarios.c")
+FLAGS = (
+    *("-m32", "-march=i686", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"),
+    *("-ffreestanding", "-fno-strict-aliasing", "-fno-pic", "-fno-stack-protector"),
+    *("-fno-asynchronous-unwind-tables", "-mgeneral-regs-only"),
+    *("-nostdlib", "-static", "-no-pie"),
+    "-Wl,-Ttext=0x100000,--build-id=none,-e,start,-n,--no-warn-rwx-segments",
+)
+CPU = "qemu64,hv-relaxed,hv-vpindex,hv-synic,hv-time,hv-vapic,hv-runtime,hv-stimer"
+FINISHED = 1
+"""The exit status of QEMU when the guest writes 0 to isa-debug-exit."""
+
+NOTHING = 0xFFFFFFFF
+ALL_OFFERS_DELIVERED = 4
+OPEN_RESULT = 6
+GPADL_CREATED = 10
+GPADL_TORNDOWN = 12
+VERSION_RESPONSE = 15
+UNLOAD_RESPONSE = 17
+MOST_GPADLS = {"hv-balloon": 2048, "vhost-user-vmbus": 1024}
+"""The bus has its limit; the back end has its own, which is lower."""
+
+Report = list[tuple[str, int]]
+CONTACT: Report = [
+    ("contact", VERSION_RESPONSE),
+    ("supported", 1),
+    ("end_of_offers", ALL_OFFERS_DELIVERED),
+    ("offers", 1),
+]
+ALIVE: Report = [("alive", 1), *CONTACT]
+
+
+@pytest.fixture(scope="session")
+def bus_guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bare-metal guest, a multiboot kernel."""
+    kernel = tmp_path_factory.mktemp("vmbus") / "guest"
+    compiler = os.environ.get("CC", "gcc").split()
+    sources = [str(source) for source in SOURCES]
+    subprocess.run([*compiler, *FLAGS, "-o", str(kernel), *sources], check=True, timeout=60)
+    return kernel
+
+
+@pytest.fixture(params=["hv-balloon", "vhost-user-vmbus"])
+def device(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, ...]]:
+    """QEMU's options for the device; its name comes last."""
+    if request.param == "hv-balloon":
+        yield "-device", request.param
+        return
+    back_end = BackEndProcess("scsi", ["scsi", f"{tmp_path / 'disk.raw'}:1M"], tmp_path)
+    try:
+        yield (
+            *("-object", "memory-backend-memfd,id=mem,size=128M,share=on"),
+            *("-machine", "memory-backend=mem"),
+            *("-chardev", f"socket,id=c0,path={back_end.socket}"),
+            *("-device", "vhost-user-vmbus,chardev=c0"),
+        )
+        assert back_end.problem is None
+    finally:
+        back_end.stop()
+
+
+@pytest.fixture
+def run(qemu: Path, bus_guest: Path, device: tuple[str, ...]) -> Callable[[str], Report]:
+    """Runs a scenario; QEMU and guest must both come to a regular end."""
+
+    def run(scenario: str) -> Report:
+        command = [str(qemu), "-nodefaults", "-no-user-config", "-display", "none"]
+        for folder in firmware_folders():
+            command += ["-L", str(folder)]
+        command += ["-accel", "tcg", "-machine", "pc", "-m", "128", "-serial", "stdio"]
+        command += ["-cpu", CPU, "-kernel", str(bus_guest), "-append", scenario]
+        command += ["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-device", "vmbus-bridge"]
+        done = subprocess.run(
+            [*command, *device],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        lines = done.stdout.split()
+        assert (done.returncode, lines[-1:]) == (FINISHED, ["END"]), f"{done.stdout}\n{done.stderr}"
+        pairs = (line.partition("=") for line in lines[:-1])
+        return [(name, int(value, 16)) for name, _, value in pairs]
+
+    return run
+
+
+def test_lying_gpadl_headers(run: Callable[[str], Report]) -> None:
+    """A list whose size wraps or says something else than its range: failed, nothing reserved."""
+    lies = (
+        *("no_list", "short_list", "empty_list", "no_range", "two_ranges", "most_ranges"),
+        *("offset", "more_bytes", "fewer_bytes"),
+    )
+    answers = [pair for name in lies for pair in ((name, GPADL_CREATED), ("failed", 1))]
+    assert run("headers") == [
+        *CONTACT,
+        *answers,
+        ("too_short_for_a_range", NOTHING),
+        ("good", 0),
+        *ALIVE,
+    ]
+
+
+def test_gpadl_bodies(run: Callable[[str], Report]) -> None:
+    """Pages beyond the announced number, bodies for nothing, the longest list there can be."""
+    assert run("bodies") == [
+        *CONTACT,
+        ("good", 0),
+        ("after_end", NOTHING),
+        ("without_header", NOTHING),
+        ("incomplete", NOTHING),
+        ("completed_by_too_many", GPADL_CREATED),
+        ("status", 0),
+        ("after_completion", NOTHING),
+        ("longest", GPADL_CREATED),
+        ("incomplete_torn_down", GPADL_TORNDOWN),
+        ("continued", NOTHING),
+        *ALIVE,
+    ]
+
+
+def test_number_of_gpadls_is_bounded(run: Callable[[str], Report], device: tuple[str, ...]) -> None:
+    assert run("flood") == [
+        *CONTACT,
+        ("created", MOST_GPADLS[device[-1].partition(",")[0]]),
+        ("one_gone", GPADL_TORNDOWN),
+        ("one_more", 0),
+        ("no_more", 1),
+        *ALIVE,
+        ("again", 0),
+    ]
+
+
+def test_gpadl_teardown(run: Callable[[str], Report]) -> None:
+    """Tearing down the ring of an open channel closes it, and the id is free again."""
+    assert run("teardown") == [
+        *CONTACT,
+        ("unknown", NOTHING),
+        ("good", 0),
+        ("same_id", NOTHING),
+        ("open", 0),
+        ("in_use", GPADL_TORNDOWN),
+        ("twice", NOTHING),
+        ("gone", 1),
+        ("close_after", NOTHING),
+        ("same_id_again", 0),
+        ("open_again", 0),
+        ("close", NOTHING),
+        ("close_twice", NOTHING),
+        ("end", GPADL_TORNDOWN),
+        *ALIVE,
+    ]
+
+
+def test_open(run: Callable[[str], Report]) -> None:
+    """Channels, virtual processors, GPADLs and ring offsets that do not exist."""
+    refused = (
+        *("no_such_gpadl", "no_such_vp", "vp_minus_1", "offset_0", "offset_1", "offset_7"),
+        *("offset_8", "offset_minus_1", "offset_minus_2"),
+    )
+    assert run("open") == [
+        *CONTACT,
+        ("good", 0),
+        *[(name, 1) for name in refused],
+        ("close_closed", NOTHING),
+        ("open", OPEN_RESULT),
+        ("status", 0),
+        ("open_after_close", OPEN_RESULT),
+        ("status", 0),
+        ("no_such_channel", NOTHING),
+        ("close_no_such_channel", NOTHING),
+        *ALIVE,
+        ("good", 0),
+        ("open", 0),
+        ("contact_while_open", VERSION_RESPONSE),
+        *ALIVE,
+    ]
+
+
+def test_unload(run: Callable[[str], Report]) -> None:
+    """Before any contact, after a contact in nobody's name, twice."""
+    assert run("unload") == [
+        ("before_contact", NOTHING),
+        ("offers_before_contact", NOTHING),
+        ("contact_of_nobody", NOTHING),
+        ("unload_of_nobody", NOTHING),
+        *CONTACT,
+        ("good", 0),
+        ("open", 0),
+        ("unload", UNLOAD_RESPONSE),
+        ("unload_again", NOTHING),
+        ("released", NOTHING),
+        *ALIVE,
+    ]
+
+
+def test_interrupt_page(run: Callable[[str], Report]) -> None:
+    """VMBus 1.1 with interrupt pages in RAM, in no memory, in device memory, at the very end."""
+    page = [*CONTACT, ("good", 0), ("open", 0), ("nothing", NOTHING)]
+    assert run("interrupt-page") == [*page * 7, *ALIVE]
+
+
+def test_messages_that_cannot_be_delivered(run: Callable[[str], Report]) -> None:
+    """The guest takes the message page away with requests queued; what comes later is served."""
+    assert run("undeliverable") == [("contact", VERSION_RESPONSE), *ALIVE]
