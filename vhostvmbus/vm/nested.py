@@ -99,8 +99,9 @@ def script(plan: Plan, inner: Inner) -> str:
         first = 1
     else:
         words.append("--no-root")
-    for index in range(len(plan.disks)):
-        words += ["--disk", _disk(first + index)]
+    for index, disk in enumerate(plan.disks):
+        options = "".join("," + word for word in str(disk).split(",")[1:])
+        words += ["--disk", _disk(first + index) + options]
     for name in inner.devices:
         words += ["--device", f"{PLACE}/devices/{Path(name).name}"]
     words += [f"--qemu-arg={word}" for word in plan.extra]
