@@ -50,11 +50,15 @@ extern const HvSynicBackend hyperv_kvm_synic_backend;
 void hyperv_synic_add(CPUState *cs, const HvSynicBackend *backend);
 
 /*
- * The guest says that it has freed message slots of @cs (it wrote its EOM
- * register).  To be called with the BQL held by a backend that has no @ack
- * notifiers.
+ * The guest says that it has freed message slots: it wrote EOM.  To be called
+ * with the BQL held by a backend that has no @ack notifiers.
+ *
+ * Not only the slots of the vCPU that wrote EOM may be free.  A Linux that
+ * panics takes messages of vCPUs that it has stopped, one of them perhaps a
+ * timer's in front of the UNLOAD response that it waits for, and it can write
+ * only its own EOM.
  */
-void hyperv_synic_eom(CPUState *cs);
+void hyperv_synic_eom(void);
 
 /*
  * Put @msg into the slot of @sint in the message page of @cs, without raising

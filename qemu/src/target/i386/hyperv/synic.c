@@ -122,7 +122,7 @@ bool hyperv_synic_wrmsr(X86CPU *cpu, uint32_t msr, uint64_t val)
         hyperv_x86_synic_update(cpu);
         return true;
     case HV_X64_MSR_EOM:
-        hyperv_synic_eom(CPU(cpu));
+        hyperv_synic_eom();
         if (hyperv_feat_enabled(cpu, HYPERV_FEAT_STIMER)) {
             hyperv_stimer_eom(cpu);
         }
