@@ -6,9 +6,10 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * The protocol is in vhost-user-vmbus.md of the vhostvmbus project.  The
- * device is made of three parts:
+ * device is made of four parts:
  *
- *   vhost-user-vmbus.c       the device: what VMBus asks for becomes requests
+ *   vhost-user-vmbus.c       the device: offer, reconnection, life cycle
+ *   vhost-user-vmbus-chan.c  GPADLs and channels
  *   vhost-user-vmbus-conn.c  the connection: messages, time limit, negotiation,
  *                            thread that serves the back end's requests
  *   vhost-user-vmbus-mem.c   guest memory: which parts of it the back end gets
@@ -178,5 +179,57 @@ bool vuv_mem_sync(VuvMem *m, Error **errp);
 
 /* Serve VUV_BACKEND_INVALIDATE_CODE; called in the connection's thread. */
 uint32_t vuv_mem_invalidate(VuvMem *m, const uint8_t *payload, uint32_t size);
+
+/* ---------------------------- device ---------------------------- */
+
+#define TYPE_VHOST_USER_VMBUS "vhost-user-vmbus"
+OBJECT_DECLARE_SIMPLE_TYPE(VHostUserVMBus, VHOST_USER_VMBUS)
+
+typedef struct VuvChannel {
+    VMBusChannel *chan;
+    /* set by the back end to signal the guest; valid while open */
+    EventNotifier call;
+    bool open;
+} VuvChannel;
+
+struct VHostUserVMBus {
+    VMBusDevice parent_obj;
+
+    VuvConn conn;
+    VuvMem mem;
+    VuvOffer offer;             /* as on the wire */
+    bool have_offer;
+    bool have_mem;
+    /* the back end has been told something that a reset undoes */
+    bool used;
+
+    uint16_t num_chans;
+    VuvChannel *chans;
+    GPtrArray *gpadls;          /* VuvGpadl: all that the guest has created */
+
+    QEMUBH *cleanup_bh;
+    /* for the first answer of a back end that comes later */
+    guint hello_watch;
+    QEMUTimer *hello_timer;
+    Error *migration_blocker;
+};
+
+typedef struct VuvGpadl {
+    uint32_t channel;
+    VMBusGpadl *gpadl;
+} VuvGpadl;
+
+/* Report @err with the name of the chardev, and free it. */
+void vuv_report(VHostUserVMBus *s, Error *err);
+
+/* Bring a new back end to where the last one was. */
+bool vuv_resume(VHostUserVMBus *s, Error **errp);
+
+/* Callbacks of the class; see VMBusDeviceClass. */
+uint32_t vuv_gpadl_create(VMBusChannel *chan, VMBusGpadl *gpadl);
+void vuv_gpadl_teardown(VMBusChannel *chan, VMBusGpadl *gpadl);
+int vuv_open_channel(VMBusChannel *chan);
+void vuv_close_channel(VMBusChannel *chan);
+void vuv_bus_reset(VMBusDevice *vdev);
 
 #endif
