@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,44 +18,44 @@ import pytest
 from vm_support import MEBIBYTE
 
 from vhostvmbus.vm import images
+from vhostvmbus.vm.process import left_over
 
 VM = (sys.executable, "-m", "vhostvmbus", "vm")
 SERVE = (sys.executable, "-m", "vhostvmbus", "serve")
 
 
-def processes() -> set[str]:
-    """Command lines of QEMUs and back ends that run now, with their ids."""
-    found = set()
+MARK = "VHOSTVMBUS_TEST_MARK"
+
+
+def marked_processes(mark: str) -> list[str]:
+    """Command lines of processes that have *mark* in their environment, this one apart."""
+    found = []
     for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
             try:
-                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes():
+                    line = (folder / "cmdline").read_bytes()
+                    found.append(line.replace(b"\0", b" ").decode(errors="replace"))
             except OSError:
                 continue
-            if "qemu-system" in line or "vhostvmbus serve" in line:
-                found.add(f"{folder.name} {line}")
     return found
 
 
-def run_folders() -> set[str]:
-    room = images.cache_root() / "runs"
-    return {path.name for path in room.iterdir()} if room.is_dir() else set()
-
-
-def temporary_files() -> set[str]:
-    return {path.name for path in Path("/tmp").glob("vhostvmbus*")}
-
-
 @pytest.fixture(autouse=True)
-def nothing_is_left(tmp_path: Path) -> Iterator[None]:
-    before = processes(), run_folders(), temporary_files()
+def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No process, no folder of a run, no temporary file, whatever the test did."""
+    mark = uuid.uuid4().hex
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv(MARK, mark)
+    monkeypatch.setenv("TMPDIR", str(temporary))
     yield
     deadline = time.monotonic() + 5
-    while processes() - before[0] and time.monotonic() < deadline:
+    while marked_processes(mark) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert processes() - before[0] == set()
-    assert run_folders() - before[1] == set()
-    assert temporary_files() - before[2] == set()
+    assert marked_processes(mark) == []
+    assert left_over(images.cache_root() / "runs") == []
+    assert list(temporary.iterdir()) == []
 
 
 def vm(

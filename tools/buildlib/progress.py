@@ -219,10 +219,15 @@ def main_guard(main: "object") -> None:
     signal.signal(signal.SIGHUP, terminated)
     try:
         status = main()
+        sys.stdout.flush()
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        # Whoever wanted to know the result has gone; the result is in the cache all the same.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     sys.exit(status)

@@ -19,7 +19,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -38,10 +38,13 @@ class RunFolder:
         if len(str(room)) > SOCKET_PATH_LIMIT:
             room = Path(tempfile.gettempdir()) / f"vhostvmbus-{os.getuid()}"
         room.mkdir(mode=0o700, exist_ok=True)
-        _remove_left_over(room)
-        self.path = Path(tempfile.mkdtemp(dir=room))
-        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        with _held(room / ".lock"):
+            # Nobody makes a folder meanwhile, so one that is not held is one that was left.
+            for folder in left_over(room):
+                shutil.rmtree(folder, ignore_errors=True)
+            self.path = Path(tempfile.mkdtemp(dir=room))
+            self._lock = _open_lock(self.path / "lock")
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def close(self) -> None:
         """Remove the folder."""
@@ -51,19 +54,39 @@ class RunFolder:
             self._lock = -1
 
 
-def _remove_left_over(room: Path) -> None:
+def _open_lock(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[None]:
+    fd = _open_lock(path)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def left_over(room: Path) -> list[Path]:
+    """Folders in *room* whose run is no more."""
+    found = []
     for folder in room.iterdir():
+        if not folder.is_dir():
+            continue
+        fd = -1
         try:
             fd = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:
+            found.append(folder)
+        except FileNotFoundError:
+            found.append(folder)
+        except OSError:
             pass
         finally:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
+    return found
 
 
 class Child:

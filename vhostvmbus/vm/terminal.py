@@ -12,6 +12,7 @@ import select
 import signal
 import sys
 import termios
+import time
 import tty
 from collections.abc import Iterator
 
@@ -22,6 +23,9 @@ ESCAPE = 0x01
 END_OF_INPUT = b"\x04"
 HELP = "Ctrl-A x ends the machine, and so does exit or poweroff; Ctrl-C goes to the guest"
 LOOK_INTERVAL = 0.2
+PROMPT = b"# "
+PROMPT_PATIENCE = 60.0
+END_INTERVAL = 1.0
 
 
 @contextlib.contextmanager
@@ -104,10 +108,24 @@ def attach(machine: Machine) -> None:
         raise GuestFailure(f"the guest died: {machine.streams.console.panic}")
 
 
+def _wait_for_prompt(machine: Machine) -> None:
+    """Wait until the shell reads: what comes earlier may get lost when it sets its terminal up."""
+    console = machine.streams.console
+    deadline = time.monotonic() + PROMPT_PATIENCE
+    machine.wait_until(lambda: console.pending.endswith(PROMPT), deadline, "show a prompt")
+
+
 def _converse(machine: Machine, source: int, keyboard: Keyboard, is_terminal: bool) -> None:
     sources = [source]
+    if not is_terminal:
+        _wait_for_prompt(machine)
+    end_said = 0.0
     while machine.qemu.status is None and machine.streams.console.panic is None:
         readable, _, _ = select.select(sources, [], [], LOOK_INTERVAL)
+        if not sources and time.monotonic() - end_said > END_INTERVAL:
+            # Again and again: a program that runs in between may take it for itself.
+            machine.streams.send("console", END_OF_INPUT)
+            end_said = time.monotonic()
         for backend in machine.backends:
             if backend.problem:
                 raise GuestFailure(backend.problem)
@@ -116,7 +134,6 @@ def _converse(machine: Machine, source: int, keyboard: Keyboard, is_terminal: bo
         data = os.read(source, 4096)
         if not data:
             sources.clear()
-            machine.streams.send("console", END_OF_INPUT)
             continue
         leave = False
         if is_terminal:
