@@ -8,7 +8,6 @@ The devices are found by themselves: a package ``vhostvmbus.devices.NAME`` with 
 import argparse
 import importlib
 import importlib.util
-import logging
 import os
 import pkgutil
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vhostvmbus import devices
+from vhostvmbus.cli import log
 from vhostvmbus.device import Device, DeviceHost
 from vhostvmbus.vhost_user.errors import NotASocket, SocketInUse
 from vhostvmbus.vhost_user.server import Server
@@ -126,10 +126,7 @@ def run(options: argparse.Namespace) -> int:
     except ServeError as error:
         print(f"vhostvmbus serve: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(
-        level=logging.INFO if options.verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    log.set_up(options.verbose)
     try:
         make: Callable[[argparse.Namespace], Device] = options.make_device
         device = make(options)
