@@ -8,7 +8,10 @@ import importlib
 import pkgutil
 
 import benchmarks
-from benchmarks.table import machine
+from benchmarks.table import Bystanders, machine
+
+QUIET = 0.05
+"""The part of the processors' time that others may use without spoiling the figures."""
 
 
 def names() -> list[str]:
@@ -33,9 +36,15 @@ def main() -> None:
     if unknown:
         parser.error(f"no benchmark called {', '.join(sorted(unknown))}")
     print(f"Machine: {machine()}", flush=True)
+    bystanders = Bystanders()
     for name in arguments.name or known:
         for table in importlib.import_module(f"benchmarks.{name}").tables(arguments.seconds):
             print(f"\n{table}", flush=True)
+    if bystanders.share > QUIET:
+        print(
+            f"\nOther processes used {bystanders.share:.0%} of the processors meanwhile: "
+            "these figures are too low."
+        )
 
 
 if __name__ == "__main__":

@@ -74,3 +74,27 @@ def machine() -> str:
         f"{model}, {cores} cores, {memory:.0f} GiB, {where}; Linux {platform.release()}; "
         f"Python {platform.python_version()}"
     )
+
+
+class Bystanders:
+    """What other processes use of this machine's processors, from when this is made."""
+
+    def __init__(self) -> None:
+        self._at_start = self._read()
+
+    @staticmethod
+    def _read() -> tuple[float, float, float]:
+        """Seconds so far: of all processors, how long they were busy, and how long for us."""
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        ticks = [int(field) / os.sysconf("SC_CLK_TCK") for field in fields]
+        idle = ticks[3] + ticks[4]
+        ours = sum(os.times()[:4])
+        return sum(ticks), sum(ticks) - idle, ours
+
+    @property
+    def share(self) -> float:
+        """Their part of the processors' time; our children count once they have ended."""
+        everything, busy, ours = (
+            now - then for now, then in zip(self._read(), self._at_start, strict=True)
+        )
+        return max(0.0, busy - ours) / everything if everything else 0.0
