@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from vm_support import MEBIBYTE
+from vm_support import DISK_SCRIPT, MEBIBYTE
 
 from vhostvmbus.vm import images
 from vhostvmbus.vm.process import left_over
@@ -166,7 +166,8 @@ def test_disks_are_made_and_kept(qemu: Path, tmp_path: Path) -> None:
     disk = tmp_path / "new.raw"
     done = vm(
         "--disk", f"{disk}:32M", "--cmd",
-        "dd if=/usr/bin/perl of=/dev/sdb bs=1M conv=fsync 2>/dev/null; "
+        # Linux names disks in the order in which they answer, so by LUN:
+        DISK_SCRIPT + "dd if=/usr/bin/perl of=$(disk 1) bs=1M conv=fsync 2>/dev/null; "
         "sha256sum </usr/bin/perl; stat -L -c %s /usr/bin/perl",
         qemu=qemu,
     )  # fmt: skip
@@ -174,6 +175,19 @@ def test_disks_are_made_and_kept(qemu: Path, tmp_path: Path) -> None:
     digest, _, length = done.stdout.decode().split()
     assert disk.stat().st_size == 32 * MEBIBYTE
     assert hashlib.sha256(disk.read_bytes()[: int(length)]).hexdigest() == digest
+
+
+def test_a_device_of_the_users_own_is_offered(qemu: Path) -> None:
+    """Next to the disk's controller, and with its class id; both examples at once."""
+    examples = images.TREE / "examples"
+    names = [f"{examples}/echo.py:Echo", f"{examples}/pfn_digest.py:PfnDigest"]
+    words = [word for name in names for word in ("--device", name)]
+    done = vm("--no-root", *words, "--cmd", "cat /sys/bus/vmbus/devices/*/class_id", qemu=qemu)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.decode().split()) >= {
+        "{6c0cb9a5-5b1b-4c0f-9d0b-6fb8d2a0e4c1}",
+        "{2d5bc5a2-4a86-4d0a-8b6f-3a0c9f1f6e57}",
+    }
 
 
 def test_the_root_template_is_never_written(qemu: Path, root_template: Path) -> None:
