@@ -55,7 +55,7 @@ test-fast: setup
 	@$(bin)/python -m pytest -q --ignore=tests/vm $(ARGS)
 
 soak: setup
-	@VHOSTVMBUS_SOAK=1 $(bin)/python -m pytest -q -rA tests/vm $(ARGS)
+	@VHOSTVMBUS_SOAK=1 $(bin)/python -m pytest -q -rA $(ARGS)
 
 bench: setup
 	@$(bin)/python -m benchmarks $(ARGS)

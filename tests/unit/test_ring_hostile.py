@@ -118,6 +118,8 @@ def model_external(header: bytes) -> int:
     at = 0
     total = 0
     for _ in range(count):
+        if len(room) - at < 8:
+            raise errors.GpaRangeTruncated("byte_count", len(room) - at)
         (item,) = parse_ranges(room[at:], 1, max_bytes=LIMITS.max_external_data - total)
         for pfn in item.pfns:
             if not BASE_PFN <= pfn < BASE_PFN + RAM_PAGES:
