@@ -27,6 +27,8 @@ from vhostvmbus.vm.streams import Sink, Streams, discard
 POWEROFF_PATIENCE = 60.0
 LOOK_INTERVAL = 0.2
 KEPT_LOGS = 10
+ROOT_SERIAL = "vhostvmbus-root"
+"""How the guest knows its root disk, whatever else it has and however Linux names it."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,8 @@ class Machine:
             images.copy_sparse(plan.root, self.root_image)
         disks = [str(path) for path in plan.disks]
         if plan.root or plan.persistent_root:
-            disks.insert(0, str(self.root_image))
+            serial = f",serial={ROOT_SERIAL}" if plan.bus == "vmbus" else ""
+            disks.insert(0, f"{self.root_image}{serial}")
         if disks and plan.bus == "vmbus":
             self._add_backend("scsi", ["scsi", *disks])
             disks = []
@@ -198,8 +201,11 @@ class Machine:
     def _append(self) -> str:
         plan = self.plan
         words = ["console=ttyS0", "net.ifnames=0"]
-        if not (plan.root or plan.persistent_root) and " root=" not in f" {plan.append}":
-            words.append("root=none")
+        if " root=" not in f" {plan.append}":
+            if not (plan.root or plan.persistent_root):
+                words.append("root=none")
+            elif plan.bus == "vmbus":
+                words.append(f"root=serial:{ROOT_SERIAL}")
         words.append(f"vhostvmbus.shell={int(plan.shell)}")
         return " ".join([*words, plan.append]).strip()
 
