@@ -20,11 +20,11 @@ from typing import Any
 
 from vhostvmbus.channel.gpadl import Gpadl, GpadlTable
 from vhostvmbus.channel.handler import ChannelHandler, ChannelInfo
-from vhostvmbus.channel.sender import Outgoing, Sender
+from vhostvmbus.channel.sender import Sender
 from vhostvmbus.channel.stats import ChannelStats, RateLimitedLog
 from vhostvmbus.memory import ExternalData
 from vhostvmbus.packet import Packet
-from vhostvmbus.ring import RawPacket, Ring, RingState, wait
+from vhostvmbus.ring import Outgoing, RawPacket, Ring, RingState, wait
 from vhostvmbus.wire.errors import (
     AlreadyCompleted,
     ChannelClosed,
@@ -167,13 +167,9 @@ class Channel:
                 raise UsageError(f"transaction {transaction_id:#x} is in flight already")
         elif transaction_id is None:
             transaction_id = 0
-        if self._sender.queued:
-            payload = bytes(payload)  # it may have to wait: changes after the return do not count
-        outgoing = Outgoing(packet_type, payload, transaction_id, flags, header)
+        outgoing = Outgoing(packet_type, bytes(payload), transaction_id, flags, header)
         try:
             self._before_publish([])
-            if not isinstance(payload, bytes):
-                outgoing = outgoing._replace(payload=bytes(payload))
             if not self._sender.send([outgoing], bounded=True):
                 raise ChannelClosed(f"channel {self.name} is closed")
         except GuestError as error:

@@ -9,25 +9,19 @@ After :meth:`detach` returned, nothing touches the ring.
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import islice
 
 from vhostvmbus.channel.stats import ChannelStats
-from vhostvmbus.ring import Ring, signal
-from vhostvmbus.wire.errors import ChannelClosed, RingFull, SendQueueFull
+from vhostvmbus.ring import Outgoing, Ring, Sent, signal
+from vhostvmbus.wire.errors import ChannelClosed, SendQueueFull
 from vhostvmbus.wire.vmbus import PacketType
 
 MAX_QUEUED = 4096
 """Host-initiated packets that may wait for space. Completions are bounded by the quota instead."""
 
 
-class Outgoing(NamedTuple):
-    """A packet on its way to the guest."""
-
-    type: int
-    payload: bytes | bytearray | memoryview
-    transaction_id: int
-    flags: int = 0
-    header: bytes = b""
+FLUSH = 64
+"""Packets that waited, put into the ring at a time."""
 
 
 class Sender:
@@ -58,22 +52,18 @@ class Sender:
                 return False
             if bounded and len(self._queue) >= MAX_QUEUED:
                 raise SendQueueFull(f"{len(self._queue)} packets wait for space in the ring")
-            need_signal = False
+            for packet in packets:
+                self._count(packet)
+            if self._queue:
+                self._wait_in_line(packets)
+                return True
+            sent = self._ring.send_many(packets)
             try:
-                for packet in packets:
-                    self._count(packet)
-                    if self._queue:
-                        self._queue.append(packet)
-                        continue
-                    try:
-                        need_signal |= self._put(packet)
-                    except RingFull as full:
-                        need_signal |= bool(full.args[0])
-                        self._stats.ring_full += 1
-                        self._queue.append(packet)
-                self._stats.max_queued = max(self._stats.max_queued, len(self._queue))
+                if sent.entered < len(packets):
+                    self._not_all(sent, packets)
             finally:
-                self._publish(need_signal)
+                if sent.signal:
+                    self._signal()
         return True
 
     def _count(self, packet: Outgoing) -> None:
@@ -84,46 +74,42 @@ class Sender:
             self._stats.packets_sent += 1
             self._stats.bytes_sent += len(packet.payload)
 
-    def _put(self, packet: Outgoing) -> bool:
-        return self._ring.send(
-            packet.type,
-            packet.payload,
-            transaction_id=packet.transaction_id,
-            flags=packet.flags,
-            header=packet.header,
-            publish=False,
-        )
+    def _not_all(self, sent: Sent, packets: Sequence[Outgoing]) -> None:
+        if sent.error is not None:
+            raise sent.error
+        self._stats.ring_full += 1
+        self._wait_in_line(packets[sent.entered :])
 
-    def _publish(self, need_signal: bool) -> None:
-        if self._ring.publish() or need_signal:
-            self._stats.signals_sent += 1
-            signal(self._call_fd)
+    def _wait_in_line(self, packets: Sequence[Outgoing]) -> None:
+        self._queue.extend(packets)
+        self._stats.max_queued = max(self._stats.max_queued, len(self._queue))
+
+    def _signal(self) -> None:
+        self._stats.signals_sent += 1
+        signal(self._call_fd)
 
     def flush(self) -> None:
         """Sends what waits, as far as the ring has space now."""
         if not self._queue:
             return
         with self._lock:
-            if self._detached:
-                return
-            need_signal = False
-            try:
-                while self._queue:
-                    try:
-                        need_signal |= self._put(self._queue[0])
-                    except RingFull as full:
-                        need_signal |= bool(full.args[0])
-                        break
+            while self._queue and not self._detached:
+                packets = list(islice(self._queue, FLUSH))
+                sent = self._ring.send_many(packets)
+                for _ in range(sent.entered):
                     self._queue.popleft()
-            finally:
-                self._publish(need_signal)
+                if sent.signal:
+                    self._signal()
+                if sent.error is not None:
+                    raise sent.error
+                if sent.entered < len(packets):
+                    return
 
     def signal_space(self) -> None:
         """The guest waited for space in its ring and has it now."""
         with self._lock:
             if not self._detached:
-                self._stats.signals_sent += 1
-                signal(self._call_fd)
+                self._signal()
 
     def check_open(self) -> None:
         """Raises :exc:`ChannelClosed` after :meth:`detach`."""

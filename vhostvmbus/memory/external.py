@@ -46,7 +46,6 @@ class ExternalData:
         "_put",
         "_ranges",
         "_raw",
-        "_segs",
         "_views",
         "_written",
     )
@@ -60,7 +59,6 @@ class ExternalData:
     ) -> None:
         self._memory = memory
         self._raw = raw_segs
-        self._segs: Any = ffi.from_buffer("struct vvb_seg[]", raw_segs)
         self._count = len(raw_segs) // SEG_SIZE
         self._length = length
         self._ranges = ranges
@@ -68,10 +66,11 @@ class ExternalData:
         self._busy = 0
         self._closed = False
         self._put = False
-        self._written: list[tuple[int, int]] = []
-        self._kept_writable: list[tuple[int, int]] = []
-        self._views: list[memoryview] = []
-        self._on_idle: list[threading.Event] = []
+        # Most packets need none of these: lists are made when something goes into them.
+        self._written: list[tuple[int, int]] | None = None
+        self._kept_writable: list[tuple[int, int]] | None = None
+        self._views: list[memoryview] | None = None
+        self._on_idle: list[threading.Event] | None = None
 
     def __len__(self) -> int:
         return self._length
@@ -94,7 +93,7 @@ class ExternalData:
     def __del__(self) -> None:
         if not self._put:
             self._put = True
-            lib.vvb_segs_put(self._segs, self._count)
+            lib.vvb_segs_put(self._raw, self._count)
 
     @property
     def closed(self) -> bool:
@@ -111,7 +110,11 @@ class ExternalData:
     @property
     def segments(self) -> list[tuple[int, int]]:
         """``(gpa, length)`` of every stretch that is contiguous in guest-physical addresses."""
-        return [(seg.gpa, seg.len) for seg in self._segs[0 : self._count]]
+        return [(seg.gpa, seg.len) for seg in self._segs()[0 : self._count]]
+
+    def _segs(self) -> Any:
+        """The segments, to look into; the engine takes the bytes as they are."""
+        return ffi.from_buffer("struct vvb_seg[]", self._raw)
 
     # -- access --------------------------------------------------------------------------------
 
@@ -135,16 +138,18 @@ class ExternalData:
             self._busy -= 1
             if self._busy or not self._closed:
                 return
-            waiting, self._on_idle = self._on_idle, []
+            waiting, self._on_idle = self._on_idle, None
         self._release()
-        for event in waiting:
+        for event in waiting or ():
             event.set()
 
     def _note_written(self, offset: int, length: int) -> None:
         if not length:
             return
         written = self._written
-        if written:
+        if written is None:
+            written = self._written = []
+        elif written:
             last_offset, last_length = written[-1]
             if last_offset + last_length == offset:
                 written[-1] = (last_offset, last_length + length)
@@ -159,7 +164,7 @@ class ExternalData:
         written.append((offset, length))
 
     def _lost(self) -> GuestMemoryLost:
-        return GuestMemoryLost("memory", self._segs[0].gpa if self._count else 0)
+        return GuestMemoryLost("memory", self._segs()[0].gpa if self._count else 0)
 
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
         """A private copy of ``length`` bytes at ``offset``."""
@@ -167,7 +172,7 @@ class ExternalData:
         self._enter()
         try:
             out = _new_bytes("char[]", length)
-            if length and lib.vvb_ext_read(self._segs, self._count, offset, out, length):
+            if length and lib.vvb_ext_read(self._raw, self._count, offset, out, length):
                 raise self._lost()
             return bytes(ffi.buffer(out, length))
         finally:
@@ -179,7 +184,7 @@ class ExternalData:
         length = self._bounds(offset, len(target))
         self._enter()
         try:
-            if length and lib.vvb_ext_read(self._segs, self._count, offset, target, length):
+            if length and lib.vvb_ext_read(self._raw, self._count, offset, target, length):
                 raise self._lost()
             return length
         finally:
@@ -192,7 +197,7 @@ class ExternalData:
         self._enter()
         try:
             self._note_written(offset, length)
-            if length and lib.vvb_ext_write(self._segs, self._count, offset, source, length):
+            if length and lib.vvb_ext_write(self._raw, self._count, offset, source, length):
                 raise self._lost()
             return length
         finally:
@@ -204,7 +209,7 @@ class ExternalData:
         self._enter()
         try:
             self._note_written(offset, length)
-            if length and lib.vvb_ext_fill(self._segs, self._count, offset, byte & 0xFF, length):
+            if length and lib.vvb_ext_fill(self._raw, self._count, offset, byte & 0xFF, length):
                 raise self._lost()
             return length
         finally:
@@ -220,11 +225,11 @@ class ExternalData:
         length = self._bounds(offset, length)
         self._enter()
         try:
-            if self._count and lib.vvb_ext_lost(self._segs, self._count):
+            if self._count and lib.vvb_ext_lost(self._raw, self._count):
                 raise self._lost()
             views = []
             position, left = 0, length
-            for seg in self._segs[0 : self._count]:
+            for seg in self._segs()[0 : self._count]:
                 skip = max(0, offset - position)
                 position += seg.len
                 if skip >= seg.len or not left:
@@ -235,10 +240,12 @@ class ExternalData:
                 left -= size
             if writable:
                 self._note_written(offset, length)
+                if self._kept_writable is None:
+                    self._kept_writable = []
                 if length and (offset, length) not in self._kept_writable:
                     self._kept_writable.append((offset, length))
             with self._lock:
-                self._views.extend(views)
+                self._views = [*(self._views or ()), *views]
             return views
         finally:
             self._leave()
@@ -272,7 +279,7 @@ class ExternalData:
             if writes_guest:
                 # Even a read that fails may have written some pages.
                 self._note_written(offset, length)
-            done = function(self._segs, self._count, offset, length, fd, file_offset)
+            done = function(self._raw, self._count, offset, length, fd, file_offset)
             if done < 0:
                 if -done == 14:  # EFAULT: the pages have gone, the kernel does not raise SIGBUS
                     raise self._lost()
@@ -286,7 +293,7 @@ class ExternalData:
     @property
     def lost(self) -> bool:
         """Whether pages of the regions behind this data have vanished."""
-        return bool(not self._put and lib.vvb_ext_lost(self._segs, self._count))
+        return bool(not self._put and lib.vvb_ext_lost(self._raw, self._count))
 
     @property
     def has_written(self) -> bool:
@@ -303,10 +310,10 @@ class ExternalData:
 
         Views that are writable and still in use are not forgotten.
         """
-        written, self._written = self._written, list(self._kept_writable)
+        written, self._written = self._written, list(self._kept_writable or ())
         return self._spans(written)
 
-    def _spans(self, written: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    def _spans(self, written: list[tuple[int, int]] | None) -> list[tuple[int, int]]:
         if not written:
             return []
         segments = self.segments
@@ -326,16 +333,16 @@ class ExternalData:
 
     def _release(self) -> None:
         with self._lock:
-            views, self._views = self._views, []
+            views, self._views = self._views, None
             put, self._put = self._put, True
-        for view in views:
+        for view in views or ():
             try:
                 view.release()
             except BufferError:
                 # Somebody made a view of the view. It keeps the mapping alive, and harmless.
                 continue
         if not put:
-            lib.vvb_segs_put(self._segs, self._count)
+            lib.vvb_segs_put(self._raw, self._count)
 
     def close(self, *, wait: bool = False) -> None:
         """Ends every access. With ``wait``, returns when nobody is inside a method any more."""
@@ -346,7 +353,7 @@ class ExternalData:
                 if not wait:
                     return
                 event = threading.Event()
-                self._on_idle.append(event)
+                self._on_idle = [*(self._on_idle or ()), event]
         if event is None:
             self._release()
         else:

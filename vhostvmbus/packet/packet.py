@@ -29,6 +29,20 @@ class Packet:
     Devices may hang attributes of their own on it (KMCL's packet context).
     """
 
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "channel",
+        "completed",
+        "completion_requested",
+        "dropped",
+        "external_data",
+        "payload",
+        "ring_offset",
+        "serial",
+        "transaction_id",
+    )
+
     def __init__(
         self,
         channel: "Channel",

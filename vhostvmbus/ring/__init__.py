@@ -5,16 +5,18 @@ Source of the protocol: the guest's ``include/linux/hyperv.h`` and ``drivers/hv/
 barriers and their pairs are named in ``ringbuf.h``. What a packet means is not known here.
 """
 
-from vhostvmbus.ring.ring import Batch, Limits, RawPacket, Ring, RingState, Role
+from vhostvmbus.ring.ring import Batch, Limits, Outgoing, RawPacket, Ring, RingState, Role, Sent
 from vhostvmbus.ring.waiting import is_eventfd, signal, wait
 
 __all__ = [
     "Batch",
     "Limits",
+    "Outgoing",
     "RawPacket",
     "Ring",
     "RingState",
     "Role",
+    "Sent",
     "is_eventfd",
     "signal",
     "wait",

@@ -100,22 +100,26 @@ int vvb_translate(struct vvb_memory *memory, const char *data, uint64_t len, uin
                   struct vvb_fault *fault);
 /* The same for one stretch of addresses. */
 int vvb_translate_span(struct vvb_memory *memory, uint64_t gpa, uint64_t len, struct vvb_segs *out);
-void vvb_segs_put(const struct vvb_seg *segs, uint32_t count);
+void vvb_segs_put(const void *segs, uint32_t count);
 void vvb_segs_free(struct vvb_segs *segs);
 
-/* ---- external data; offsets and lengths are checked by the caller; 0 or -errno ---- */
+/*
+ * ---- external data; offsets and lengths are checked by the caller; 0 or -errno ----
+ *
+ * segs is an array of struct vvb_seg; it is void so that Python can pass the bytes that it keeps.
+ */
 
-int vvb_ext_read(const struct vvb_seg *segs, uint32_t count, uint64_t offset, char *dst,
+int vvb_ext_read(const void *segs, uint32_t count, uint64_t offset, char *dst,
                  uint64_t len);
-int vvb_ext_write(const struct vvb_seg *segs, uint32_t count, uint64_t offset, const char *src,
+int vvb_ext_write(const void *segs, uint32_t count, uint64_t offset, const char *src,
                   uint64_t len);
-int vvb_ext_fill(const struct vvb_seg *segs, uint32_t count, uint64_t offset, int byte,
+int vvb_ext_fill(const void *segs, uint32_t count, uint64_t offset, int byte,
                  uint64_t len);
-int vvb_ext_lost(const struct vvb_seg *segs, uint32_t count);
+int vvb_ext_lost(const void *segs, uint32_t count);
 /* Bytes transferred (short only at the end of the file), or -errno if none were. */
-int64_t vvb_ext_preadv(const struct vvb_seg *segs, uint32_t count, uint64_t offset, uint64_t len,
+int64_t vvb_ext_preadv(const void *segs, uint32_t count, uint64_t offset, uint64_t len,
                        int fd, int64_t file_offset);
-int64_t vvb_ext_pwritev(const struct vvb_seg *segs, uint32_t count, uint64_t offset, uint64_t len,
+int64_t vvb_ext_pwritev(const void *segs, uint32_t count, uint64_t offset, uint64_t len,
                         int fd, int64_t file_offset);
 
 /* ---- translated code (docs/vhost-user-vmbus.md) ---- */
@@ -203,6 +207,27 @@ int vvb_ring_send(struct vvb_ring *ring, uint16_t type, uint16_t flags, uint64_t
                   const char *header, uint32_t header_len, const char *payload,
                   uint32_t payload_len, int publish, int *signal, struct vvb_fault *fault);
 void vvb_ring_publish(struct vvb_ring *ring, int *signal);
+
+struct vvb_outgoing {
+    uint64_t transaction_id;
+    uint32_t header_len;
+    uint32_t payload_len;
+    uint16_t type;
+    uint16_t flags;
+    uint32_t reserved;
+};
+struct vvb_sent {
+    struct vvb_fault fault;
+    uint32_t count; /* packets that went into the ring */
+    int signal;     /* 1: the peer has to be signalled */
+};
+/*
+ * As many of the packets (an array of struct vvb_outgoing) as fit, in order, published together;
+ * data holds their headers and payloads one after another. VVB_E_FULL, or what is wrong with the
+ * packet after sent->count.
+ */
+int vvb_ring_send_many(struct vvb_ring *ring, const void *packets, uint32_t count,
+                       const void *data, uint64_t data_len, struct vvb_sent *sent);
 
 struct vvb_ring_state {
     uint32_t rx_size;

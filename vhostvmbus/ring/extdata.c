@@ -52,8 +52,10 @@ static bool walk_next(struct walk *walk, struct iovec *piece)
     return true;
 }
 
-int vvb_ext_lost(const struct vvb_seg *segs, uint32_t count)
+int vvb_ext_lost(const void *opaque, uint32_t count)
 {
+    const struct vvb_seg *segs = opaque;
+
     for (uint32_t i = 0; i < count; i++) {
         if ((i == 0 || segs[i].region != segs[i - 1].region) && vvb_region_lost(segs[i].region)) {
             return -EFAULT;
@@ -62,7 +64,7 @@ int vvb_ext_lost(const struct vvb_seg *segs, uint32_t count)
     return 0;
 }
 
-int vvb_ext_read(const struct vvb_seg *segs, uint32_t count, uint64_t offset, char *dst,
+int vvb_ext_read(const void *segs, uint32_t count, uint64_t offset, char *dst,
                  uint64_t len)
 {
     struct walk walk = walk_start(segs, count, offset, len);
@@ -75,7 +77,7 @@ int vvb_ext_read(const struct vvb_seg *segs, uint32_t count, uint64_t offset, ch
     return vvb_ext_lost(segs, count);
 }
 
-int vvb_ext_write(const struct vvb_seg *segs, uint32_t count, uint64_t offset, const char *src,
+int vvb_ext_write(const void *segs, uint32_t count, uint64_t offset, const char *src,
                   uint64_t len)
 {
     struct walk walk = walk_start(segs, count, offset, len);
@@ -88,7 +90,7 @@ int vvb_ext_write(const struct vvb_seg *segs, uint32_t count, uint64_t offset, c
     return vvb_ext_lost(segs, count);
 }
 
-int vvb_ext_fill(const struct vvb_seg *segs, uint32_t count, uint64_t offset, int byte,
+int vvb_ext_fill(const void *segs, uint32_t count, uint64_t offset, int byte,
                  uint64_t len)
 {
     struct walk walk = walk_start(segs, count, offset, len);
@@ -137,13 +139,13 @@ static int64_t file_io(const struct vvb_seg *segs, uint32_t count, uint64_t offs
     return (int64_t)done;
 }
 
-int64_t vvb_ext_preadv(const struct vvb_seg *segs, uint32_t count, uint64_t offset, uint64_t len,
+int64_t vvb_ext_preadv(const void *segs, uint32_t count, uint64_t offset, uint64_t len,
                        int fd, int64_t file_offset)
 {
     return file_io(segs, count, offset, len, fd, file_offset, false);
 }
 
-int64_t vvb_ext_pwritev(const struct vvb_seg *segs, uint32_t count, uint64_t offset, uint64_t len,
+int64_t vvb_ext_pwritev(const void *segs, uint32_t count, uint64_t offset, uint64_t len,
                         int fd, int64_t file_offset)
 {
     return file_io(segs, count, offset, len, fd, file_offset, true);

@@ -264,8 +264,9 @@ static bool holds_use(const struct vvb_seg *segs, uint32_t i, uint32_t first)
     return i == first || segs[i].region != segs[i - 1].region;
 }
 
-void vvb_segs_put(const struct vvb_seg *segs, uint32_t count)
+void vvb_segs_put(const void *opaque, uint32_t count)
 {
+    const struct vvb_seg *segs = opaque;
     bool last = false;
 
     for (uint32_t i = 0; i < count; i++) {

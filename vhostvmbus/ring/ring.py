@@ -8,12 +8,14 @@ may send.
 
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
+from functools import partial
 from typing import Any, NamedTuple
 
 from vhostvmbus.memory import ExternalData, GuestMemory
 from vhostvmbus.memory.engine import error_of, ffi, guest_error, lib
+from vhostvmbus.memory.external import SEG_SIZE
 from vhostvmbus.wire.errors import (
     ChannelClosed,
     GuestError,
@@ -25,9 +27,11 @@ from vhostvmbus.wire.errors import (
 from vhostvmbus.wire.gpa import GpaRange, build_ranges, parse_ranges
 from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED, GPA_DIRECT_HEADER_SIZE, PacketType
 
-_SEG_SIZE: int = ffi.sizeof("struct vvb_seg")
 _PACKET = struct.Struct("=QQQIIIIIIIIIHH")
-if _PACKET.size != ffi.sizeof("struct vvb_packet"):
+_OUTGOING = struct.Struct("=QIIHHI")
+if _PACKET.size != ffi.sizeof("struct vvb_packet") or (
+    _OUTGOING.size != ffi.sizeof("struct vvb_outgoing")
+):
     raise ImportError("the ring engine does not match its Python side: build it again")
 _GPA_HEADER = struct.Struct("<II")
 DEFAULT_BATCH = 64
@@ -114,6 +118,29 @@ class Batch(NamedTuple):
     error: GuestError | None
     signal: bool
     size: int
+
+
+class Outgoing(NamedTuple):
+    """A packet on its way to the peer."""
+
+    type: int
+    payload: bytes
+    transaction_id: int
+    flags: int = 0
+    header: bytes = b""
+
+
+class Sent(NamedTuple):
+    """What became of packets sent together.
+
+    ``entered`` of them are in the ring and published, ``signal`` says whether the peer has to
+    be signalled for that, and ``error`` what is wrong with the next one; ``None``: no space, or
+    none left.
+    """
+
+    entered: int
+    signal: bool
+    error: Exception | None = None
 
 
 class RingState(NamedTuple):
@@ -203,12 +230,16 @@ class Ring:
             error = fault
         if not batch.count:
             return Batch([], error, bool(batch.signal), batch.bytes)
-        data = ffi.buffer(batch.data, batch.data_len)
+        # Three copies for the whole batch: packets and their segments are slices of them.
+        data = bytes(ffi.buffer(batch.data, batch.data_len))
+        segs = b""
+        if batch.segs.count:
+            segs = bytes(ffi.buffer(batch.segs.v, batch.segs.count * SEG_SIZE))
         records = bytes(ffi.buffer(batch.packets, batch.count * _PACKET.size))
-        packets = [self._packet(record, data) for record in _PACKET.iter_unpack(records)]
+        packets = [self._packet(record, data, segs) for record in _PACKET.iter_unpack(records)]
         return Batch(packets, error, bool(batch.signal), batch.bytes)
 
-    def _packet(self, record: tuple[int, ...], data: Any) -> RawPacket:
+    def _packet(self, record: tuple[int, ...], data: bytes, segs: bytes) -> RawPacket:
         (
             transaction_id,
             external_length,
@@ -229,12 +260,11 @@ class Ring:
         external = None
         error = None
         if seg_count:
-            segs = self._batch.segs.v + first_seg
             external = ExternalData(
                 self._memory,
-                bytes(ffi.buffer(segs, seg_count * _SEG_SIZE)),
+                segs[first_seg * SEG_SIZE : (first_seg + seg_count) * SEG_SIZE],
                 external_length,
-                _ranges_of(raw, payload_offset),
+                partial(_ranges_of, raw, payload_offset),
             )
         elif error_code:
             fault = guest_error(error_code, fault_field, fault_value, fault_offset)
@@ -298,6 +328,34 @@ class Ring:
         if result == lib.VVB_E_TOO_BIG:
             raise PacketTooBig(f"a packet of {len(payload)} bytes can never fit into the ring")
         raise error_of(fault)
+
+    def send_many(self, packets: Sequence[Outgoing]) -> Sent:
+        """Puts packets into the ring, as many as fit, with one write-index store.
+
+        If they do not all fit, ``pending_send_sz`` is set for the first that did not. Nothing is
+        raised for them: see :class:`Sent`.
+        """
+        self._check_open()
+        records = b"".join(
+            [
+                _OUTGOING.pack(transaction_id, len(header), len(payload), type_, flags, 0)
+                for type_, payload, transaction_id, flags, header in packets
+            ]
+        )
+        data = b"".join([part for packet in packets for part in (packet.header, packet.payload)])
+        return self._send_records(records, len(packets), data, len(data))
+
+    def _send_records(self, records: Any, count: int, data: Any, size: int) -> Sent:
+        sent = ffi.new("struct vvb_sent *")
+        result = lib.vvb_ring_send_many(self._ring, records, count, data, size, sent)
+        error: Exception | None = None
+        if result == lib.VVB_E_TOO_BIG:
+            error = PacketTooBig(
+                f"a packet of {sent.fault.value} bytes can never fit into the ring"
+            )
+        elif result not in (lib.VVB_OK, lib.VVB_E_FULL):
+            error = error_of(sent.fault)
+        return Sent(sent.count, bool(sent.signal), error)
 
     def send_gpa_direct(
         self,
@@ -368,9 +426,6 @@ class Ring:
             ffi.release(self._ring)
 
 
-def _ranges_of(raw: bytes, payload_offset: int) -> Callable[[], list[GpaRange]]:
-    def parse() -> list[GpaRange]:
-        _, count = _GPA_HEADER.unpack_from(raw, 16)
-        return parse_ranges(raw[:payload_offset], count, offset=GPA_DIRECT_HEADER_SIZE)
-
-    return parse
+def _ranges_of(raw: bytes, payload_offset: int) -> list[GpaRange]:
+    _, count = _GPA_HEADER.unpack_from(raw, 16)
+    return parse_ranges(raw[:payload_offset], count, offset=GPA_DIRECT_HEADER_SIZE)

@@ -72,54 +72,113 @@ static int make_room(struct vvb_ring *ring, uint32_t total, int *signal, struct 
     return VVB_OK;
 }
 
-int vvb_ring_send(struct vvb_ring *ring, uint16_t type, uint16_t flags, uint64_t transaction_id,
-                  const char *header, uint32_t header_len, const char *payload,
-                  uint32_t payload_len, int publish_now, int *signal, struct vvb_fault *fault)
+/* One packet into the ring, not yet published. Under tx_lock. */
+static int put_packet(struct vvb_ring *ring, const struct vvb_outgoing *out, const char *header,
+                      const char *payload, int *signal, struct vvb_fault *fault)
 {
     static const uint64_t zero;
-    uint64_t offset = DESCRIPTOR_SIZE + (((uint64_t)header_len + 7) & ~7ull);
-    uint64_t length = offset + (((uint64_t)payload_len + 7) & ~7ull);
+    uint64_t offset = DESCRIPTOR_SIZE + (((uint64_t)out->header_len + 7) & ~7ull);
+    uint64_t length = offset + (((uint64_t)out->payload_len + 7) & ~7ull);
     struct descriptor descriptor;
     uint64_t trailer;
     uint8_t *at;
     int ret;
 
     if (length > MAX_PACKET || length + TRAILER_SIZE >= ring->tx.size) {
-        return vvb_fault_set(fault, VVB_E_TOO_BIG, VVB_F_PAYLOAD_LENGTH, payload_len, 0);
+        return vvb_fault_set(fault, VVB_E_TOO_BIG, VVB_F_PAYLOAD_LENGTH, out->payload_len, 0);
     }
-    pthread_mutex_lock(&ring->tx_lock);
     ret = make_room(ring, (uint32_t)length + TRAILER_SIZE, signal, fault);
     if (ret) {
-        goto out;
+        return ret;
     }
     descriptor = (struct descriptor){
-        .type = type,
+        .type = out->type,
         .offset8 = (uint16_t)(offset / 8),
         .len8 = (uint16_t)(length / 8),
-        .flags = flags,
-        .transaction_id = transaction_id,
+        .flags = out->flags,
+        .transaction_id = out->transaction_id,
     };
     trailer = (uint64_t)ring->write_index << 32; /* where this packet starts */
     at = ring->tx.data + ring->write_index;
     memcpy(at, &descriptor, sizeof(descriptor));
-    if (header_len) {
-        memcpy(at + DESCRIPTOR_SIZE, header, header_len);
-        memcpy(at + DESCRIPTOR_SIZE + header_len, &zero, offset - DESCRIPTOR_SIZE - header_len);
+    if (out->header_len) {
+        memcpy(at + DESCRIPTOR_SIZE, header, out->header_len);
+        memcpy(at + DESCRIPTOR_SIZE + out->header_len, &zero,
+               offset - DESCRIPTOR_SIZE - out->header_len);
     }
-    if (payload_len) {
-        memcpy(at + offset, payload, payload_len);
-        memcpy(at + offset + payload_len, &zero, length - offset - payload_len);
+    if (out->payload_len) {
+        memcpy(at + offset, payload, out->payload_len);
+        memcpy(at + offset + out->payload_len, &zero, length - offset - out->payload_len);
     }
     memcpy(at + length, &trailer, sizeof(trailer));
     ring->write_index = wrap_add(ring->write_index, (uint32_t)length + TRAILER_SIZE,
                                  ring->tx.size);
-    if (publish_now) {
-        publish(ring, signal);
-    }
+    return VVB_OK;
+}
+
+static int check_lost(struct vvb_ring *ring, struct vvb_fault *fault)
+{
     if (vvb_guard_lost(ring->tx.slot)) {
-        ret = vvb_fault_set(fault, VVB_E_LOST, VVB_F_MEMORY, 0, ring->write_index);
+        return vvb_fault_set(fault, VVB_E_LOST, VVB_F_MEMORY, 0, ring->write_index);
     }
-out:
+    return VVB_OK;
+}
+
+int vvb_ring_send(struct vvb_ring *ring, uint16_t type, uint16_t flags, uint64_t transaction_id,
+                  const char *header, uint32_t header_len, const char *payload,
+                  uint32_t payload_len, int publish_now, int *signal, struct vvb_fault *fault)
+{
+    struct vvb_outgoing out = {.transaction_id = transaction_id,
+                               .header_len = header_len,
+                               .payload_len = payload_len,
+                               .type = type,
+                               .flags = flags};
+    int ret;
+
+    pthread_mutex_lock(&ring->tx_lock);
+    ret = put_packet(ring, &out, header, payload, signal, fault);
+    if (!ret) {
+        if (publish_now) {
+            publish(ring, signal);
+        }
+        ret = check_lost(ring, fault);
+    }
+    pthread_mutex_unlock(&ring->tx_lock);
+    return ret;
+}
+
+int vvb_ring_send_many(struct vvb_ring *ring, const void *packets, uint32_t count,
+                       const void *data, uint64_t data_len, struct vvb_sent *sent)
+{
+    const char *at = data;
+    int ret = VVB_OK;
+
+    memset(sent, 0, sizeof(*sent));
+    pthread_mutex_lock(&ring->tx_lock);
+    while (sent->count < count) {
+        struct vvb_outgoing out;
+        uint64_t size;
+
+        memcpy(&out, (const char *)packets + sent->count * sizeof(out), sizeof(out));
+        size = (uint64_t)out.header_len + out.payload_len;
+        if (size > data_len) {
+            ret = vvb_fault_set(&sent->fault, VVB_E_TOO_BIG, VVB_F_PAYLOAD_LENGTH, size, 0);
+            break;
+        }
+        ret = put_packet(ring, &out, at, at + out.header_len, &sent->signal, &sent->fault);
+        if (ret) {
+            break;
+        }
+        at += size;
+        data_len -= size;
+        sent->count++;
+    }
+    publish(ring, &sent->signal);
+    if (!ret || ret == VVB_E_FULL) {
+        int lost = check_lost(ring, &sent->fault);
+
+        ret = lost ? lost : ret;
+    }
     pthread_mutex_unlock(&ring->tx_lock);
     return ret;
 }
