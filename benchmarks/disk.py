@@ -3,8 +3,9 @@
 
 A back end process (``vhostvmbus serve scsi``) on one side, a guest in software on the other, over
 a real socket, rings, shared pages and eventfds; no VM.  4 KiB random and 128 KiB sequential
-READ(10) at queue depths 1, 4, 32.  The guest side here is a lean loop on the ring, with packets
-made beforehand, because it shares the machine with what is measured.
+READ(10) at queue depths 1, 4, 32, each with every request carried out in Python (``--no-plan``)
+and with the plan for the ring engine that the SCSI controller makes.  The guest side here is a lean
+loop on the ring, with packets made beforehand, because it shares the machine with what is measured.
 
 Besides requests a second, the processor time per request of either process says what limits a
 figure: on two processors, the larger of the two at depth, their sum and the wake-ups at depth 1.
@@ -44,6 +45,8 @@ class Figure:
     size: int
     """Bytes of a read."""
     depth: int
+    plan: bool
+    """Whether the ring engine does the reads; else Python does."""
     per_second: float
     """Requests a second through the back end."""
     plain: float
@@ -155,11 +158,13 @@ def processor_time(pid: int) -> float:
 
 
 @contextmanager
-def back_end(image: Path, folder: Path) -> Iterator[tuple[int, Path]]:
+def back_end(image: Path, folder: Path, plan: bool) -> Iterator[tuple[int, Path]]:
     """A back end process for one disk: its pid and socket."""
     path = folder / "scsi.sock"
     ready, theirs = os.pipe()
-    command = [sys.executable, "-m", "vhostvmbus", "serve", "scsi", str(image)]
+    # Read-only: two of them may have the image.
+    command = [sys.executable, "-m", "vhostvmbus", "serve", "scsi", f"{image},ro"]
+    command += [] if plan else ["--no-plan"]
     command += ["--socket", str(path), "--ready-fd", str(theirs)]
     process = subprocess.Popen(command, pass_fds=[theirs])
     os.close(theirs)
@@ -181,46 +186,70 @@ def make_image(path: Path) -> None:
             file.write(chance.randbytes(1 << 20))
 
 
-def measure(folder: Path, seconds: float) -> Iterator[Figure]:
-    """All figures, each as soon as it is known."""
-    image = folder / "disk.raw"
-    make_image(image)
+@contextmanager
+def driven(image: Path, folder: Path, plan: bool) -> Iterator[tuple[int, Storvsc]]:
+    """A back end process with a driver at work on it: its pid and the driver."""
+    folder.mkdir()
     with (
-        back_end(image, folder) as (pid, path),
+        back_end(image, folder, plan) as (pid, path),
         SoftwareGuest.connect(path) as guest,
         guest.open_channel(ring_pages=(33, 33)) as channel,
     ):
         driver = Storvsc(guest, channel)
         driver.initialize()
+        yield pid, driver
+
+
+def measure(folder: Path, seconds: float) -> Iterator[Figure]:
+    """All figures, each as soon as it is known."""
+    image = folder / "disk.raw"
+    make_image(image)
+    with (
+        driven(image, folder / "python", False) as python,
+        driven(image, folder / "plan", True) as planned,
+    ):
         for name, size, sequential in (
             ("4 KiB random read", 4096, False),
             ("128 KiB sequential read", 131072, True),
         ):
             plain = plain_reads(image, size, sequential, seconds)
             for depth in (1, 4, 32):
-                device, mine = processor_time(pid), processor_time(os.getpid())
-                start = time.perf_counter()
-                count = channel_reads(driver, channel, size, depth, sequential, seconds)
-                taken = time.perf_counter() - start
-                device = processor_time(pid) - device
-                mine = processor_time(os.getpid()) - mine
-                yield Figure(
-                    name,
-                    size,
-                    depth,
-                    count / taken,
-                    plain,
-                    device / count * 1e6,
-                    mine / count * 1e6,
-                )
+                for plan, (pid, driver) in enumerate((python, planned)):
+                    device, mine = processor_time(pid), processor_time(os.getpid())
+                    start = time.perf_counter()
+                    count = channel_reads(driver, driver.channel, size, depth, sequential, seconds)
+                    taken = time.perf_counter() - start
+                    device = processor_time(pid) - device
+                    mine = processor_time(os.getpid()) - mine
+                    yield Figure(
+                        name,
+                        size,
+                        depth,
+                        bool(plan),
+                        count / taken,
+                        plain,
+                        device / count * 1e6,
+                        mine / count * 1e6,
+                    )
 
 
 def tables(seconds: float) -> list[Table]:
     """The table of this benchmark."""
     table = Table(
         "Disk: reads through the back end, software guest <-> back end in another process",
-        ("read", "depth", "reads/s", "MB/s", "preadv/s", "ratio", "device CPU us", "guest CPU us"),
+        (
+            "read",
+            "depth",
+            "by",
+            "reads/s",
+            "MB/s",
+            "preadv/s",
+            "ratio",
+            "device CPU us",
+            "guest CPU us",
+        ),
         notes=[
+            "by: who carries the reads out, the ring engine by the controller's plan or Python",
             "preadv: the same file, sizes and offsets from one Python thread, in the same run",
             "limit: the processor time per read of the slower of the two processes; at depth 1 "
             "their sum and two wake-ups",
@@ -231,6 +260,7 @@ def tables(seconds: float) -> list[Table]:
             table.add(
                 one.name,
                 one.depth,
+                "plan" if one.plan else "Python",
                 one.per_second,
                 one.per_second * one.size / 1e6,
                 one.plain,

@@ -89,7 +89,7 @@ static void every_wrap_offset(void)
         REQUIRE(!vvb_ring_send(guest, 6, 1, start, NULL, 0, payload, sizeof(payload), 1, &signal,
                                &fault));
         REQUIRE(signal == 1);
-        REQUIRE(!vvb_ring_receive(host, batch, 64, memory, &limits));
+        REQUIRE(!vvb_ring_receive(host, batch, 64, memory, &limits, NULL));
         REQUIRE(batch->count == 1 && batch->packets[0].transaction_id == start);
         REQUIRE(batch->packets[0].length == 16 + sizeof(payload));
         REQUIRE(!memcmp(batch->data + 16, payload, sizeof(payload)));
@@ -139,7 +139,7 @@ static void *consume(void *opaque)
 
     vvb_ring_mask(end->ring);
     while (got < end->packets) {
-        REQUIRE(!vvb_ring_receive(end->ring, batch, 7, memory, &limits));
+        REQUIRE(!vvb_ring_receive(end->ring, batch, 7, memory, &limits, NULL));
         if (batch->signal) {
             vvb_signal(end->peer);
         }
@@ -217,7 +217,7 @@ static void changing_packets(void)
         }
         out[0] = 1024;
         do {
-            result = vvb_ring_receive(host, batch, 64, memory, &limits);
+            result = vvb_ring_receive(host, batch, 64, memory, &limits, NULL);
             for (uint32_t i = 0; i < batch->count; i++) {
                 const struct vvb_packet *packet = &batch->packets[i];
 
@@ -253,7 +253,7 @@ static void truncated_memory(void)
     REQUIRE(vvb_region_lost(region));
     vvb_segs_put(segs.v, segs.count);
     vvb_segs_free(&segs);
-    REQUIRE(vvb_ring_receive(host, batch, 4, memory, &limits) == VVB_E_LOST);
+    REQUIRE(vvb_ring_receive(host, batch, 4, memory, &limits, NULL) == VVB_E_LOST);
     REQUIRE(vvb_ring_send(guest, 6, 0, 1, NULL, 0, copy, 8, 1, &signal, &fault) == VVB_E_LOST);
     vvb_batch_free(batch);
     vvb_ring_free(host);

@@ -122,7 +122,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
     do {
         int signal = 0;
 
-        result = vvb_ring_receive(ring, batch, 16, memory, &limits);
+        result = vvb_ring_receive(ring, batch, 16, memory, &limits, NULL);
         require(batch->bytes <= data_size, "more taken than the ring holds");
         for (uint32_t i = 0; i < batch->count; i++) {
             use_packet(batch, &batch->packets[i]);

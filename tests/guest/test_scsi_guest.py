@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from vhostvmbus.devices.scsi import DiskLocked, ScsiController
+from vhostvmbus.devices.scsi.disk import FileDisk
+from vhostvmbus.devices.scsi.plan import Direct
 from vhostvmbus.guest import ChannelNotOpen, CompletionTimeout, SoftwareGuest, serving
 from vhostvmbus.guest.storvsc import (
     ENUMERATE_BUS,
@@ -26,6 +28,14 @@ from vhostvmbus.guest.storvsc import (
 from vhostvmbus.wire.gpa import GpaRange
 
 MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["plan", "python"])
+def plans(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Everything with a plan for the ring engine and without: no difference may be seen."""
+    wanted = bool(request.param)
+    monkeypatch.setattr(ScsiController, "plans", wanted)
+    return wanted
 
 
 class Rig:
@@ -268,10 +278,12 @@ def test_full_file_system(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     backing = rig.controller.unit(0).backing
     full = os.open("/dev/full", os.O_RDWR)
     try:
-        monkeypatch.setattr(backing, "_fd", full)
-        bad = rig.driver.write(0, bytes(512)).wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(backing, "_fd", full)
+            rig.controller.replan()
+            bad = rig.driver.write(0, bytes(512)).wait()
+        rig.controller.replan()
     finally:
-        monkeypatch.undo()
         os.close(full)
     assert (bad.srb_status, bad.sense_code) == (0x84, (7, 0x27, 7))
 
@@ -321,8 +333,12 @@ def test_a_read_that_the_host_has_to_fetch_holds_up_nothing(
             assert go.wait(10)
         read_into(data, offset, length)  # type: ignore[arg-type]
 
+    assert isinstance(backing, FileDisk)
+    direct = Direct(backing.fileno(), MIB, nowait=True)  # no plan for what lies behind
+    monkeypatch.setattr(backing, "direct", lambda: direct)
     monkeypatch.setattr(backing, "would_wait", lambda offset, length: offset == MIB)
     monkeypatch.setattr(backing, "read_into", slow_read)
+    rig.controller.replan()
     cold = rig.driver.read(2048, 8)
     assert running.wait(5)
     assert rig.driver.read(0, 8).wait().good

@@ -24,7 +24,7 @@ from vhostvmbus.channel.sender import Sender
 from vhostvmbus.channel.stats import ChannelStats, RateLimitedLog
 from vhostvmbus.memory import ExternalData
 from vhostvmbus.packet import Packet
-from vhostvmbus.ring import Outgoing, RawPacket, Ring, RingState, wait
+from vhostvmbus.ring import Done, Outgoing, Plan, RawPacket, Ring, RingState, wait
 from vhostvmbus.wire.errors import (
     AlreadyCompleted,
     ChannelClosed,
@@ -95,6 +95,8 @@ class Channel:
         self._starved = False
         self._stopping = False
         self._draining = False
+        self._plan: Plan | None = None
+        self._planning = threading.Lock()  # held while the engine may do something by the plan
         self._idle = threading.Condition()
         self._handles = threading.Lock()  # ring and eventfds exist until the state is CLOSED
         self._kick_fd = os.dup(kick_fd)
@@ -141,6 +143,17 @@ class Channel:
             raise ValueError("the transaction quota must be at least 1")
         self._quota = quota
         self._wake()
+
+    def set_plan(self, plan: Plan | None) -> None:
+        """Has the engine do the packets that fit ``plan``, or none; any thread.
+
+        Returns when no packet is being done by the plan before: what it referred to may be closed
+        then. Packets that fit are not seen by ``packet_received``, which otherwise gets packets in
+        the order of the ring: the engine does none before the callback for every earlier packet
+        that fits no rule has returned.
+        """
+        with self._planning:
+            self._plan = plan
 
     def send(
         self,
@@ -284,10 +297,12 @@ class Channel:
                 # The guest must not be told: it might go on executing what was overwritten.
                 raise CodeInvalidationFailed("gpa", spans[0][0], detail=str(error)) from error
 
-    def _publish(self, completions: list[Outgoing], spans: list[tuple[int, int]]) -> None:
+    def _publish(self, completions: list[Outgoing] | Done, spans: list[tuple[int, int]]) -> None:
         try:
             self._before_publish(spans)
-            if completions:
+            if isinstance(completions, Done):
+                self._sender.send_done(completions)
+            elif completions:
                 self._sender.send(completions)
         except GuestError as error:
             self._fail(error)
@@ -379,25 +394,40 @@ class Channel:
                     self.stats.quota_reached += 1
                     return  # still masked: what is next is a completion, not the guest's signal
             self._starved = False
-            batch = ring.receive(min(max(budget, 1), BATCH))
+            with self._planning:
+                batch = ring.receive(min(max(budget, 1), BATCH), self._plan)
+            taken = len(batch.packets)
             if batch.signal:
                 self._sender.signal_space()
-            if batch.packets:
+            if batch.done is not None:
+                taken += batch.done.completions
+                self._count_done(batch.done)
+                spans = batch.done.written() if self._handler.tracks_writes() else []
+                self._publish(batch.done, spans)
+            if taken:
                 self.stats.batches += 1
-                self.stats.max_batch = max(self.stats.max_batch, len(batch.packets))
-                delivered += len(batch.packets)
+                self.stats.max_batch = max(self.stats.max_batch, taken)
+                delivered += taken
                 self._deliver(batch.packets)
             if batch.error is not None:
                 self._fail(batch.error)
             if self.state is ChannelState.FAILED:
                 return
-            if not batch.packets:
+            if not taken:
                 if delivered:
                     self._handler.processing_complete(self, delivered)
                     delivered = 0
                 if not ring.unmask():
                     return
                 ring.mask()
+
+    def _count_done(self, done: Done) -> None:
+        """What :meth:`_deliver_one` counts, for packets that the plan did."""
+        stats = self.stats
+        stats.packets_received += done.completions
+        stats.packets_planned += done.completions
+        stats.bytes_received += done.payload_bytes
+        stats.external_bytes += done.external_bytes
 
     def _deliver(self, packets: list[RawPacket]) -> None:
         try:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from vhostvmbus.channel.stats import ChannelStats
-from vhostvmbus.ring import Outgoing, Ring, Sent, signal
+from vhostvmbus.ring import Done, Outgoing, Ring, Sent, signal
 from vhostvmbus.wire.errors import ChannelClosed, SendQueueFull
 from vhostvmbus.wire.vmbus import PacketType
 
@@ -59,12 +59,30 @@ class Sender:
                 return True
             sent = self._ring.send_many(packets)
             try:
-                if sent.entered < len(packets):
-                    self._not_all(sent, packets)
+                if sent.error is not None or sent.entered < len(packets):
+                    self._not_all(sent, packets[sent.entered :])
             finally:
                 if sent.signal:
                     self._signal()
         return True
+
+    def send_done(self, done: Done) -> None:
+        """Like :meth:`send`, for the completions that a plan left."""
+        with self._lock:
+            if self._detached:
+                self._stats.dropped += done.completions
+                return
+            self._stats.completions_sent += done.completions
+            if self._queue:
+                self._wait_in_line(done.outgoing(0))
+                return
+            sent = self._ring.send_done(done)
+            try:
+                if sent.error is not None or sent.entered < done.completions:
+                    self._not_all(sent, done.outgoing(sent.entered))
+            finally:
+                if sent.signal:
+                    self._signal()
 
     def _count(self, packet: Outgoing) -> None:
         """Under the lock, and before the peer can know: counters are never behind the guest."""
@@ -74,11 +92,11 @@ class Sender:
             self._stats.packets_sent += 1
             self._stats.bytes_sent += len(packet.payload)
 
-    def _not_all(self, sent: Sent, packets: Sequence[Outgoing]) -> None:
+    def _not_all(self, sent: Sent, rest: Sequence[Outgoing]) -> None:
         if sent.error is not None:
             raise sent.error
         self._stats.ring_full += 1
-        self._wait_in_line(packets[sent.entered :])
+        self._wait_in_line(rest)
 
     def _wait_in_line(self, packets: Sequence[Outgoing]) -> None:
         self._queue.extend(packets)

@@ -13,6 +13,8 @@ class ChannelStats:
     """What a channel did since it was opened. Bytes are payload bytes unless said otherwise."""
 
     packets_received: int = 0
+    packets_planned: int = 0
+    """Those of them that the engine did by the device's plan."""
     bytes_received: int = 0
     external_bytes: int = 0
     batches: int = 0

@@ -56,7 +56,9 @@ class ExternalData:
         raw_segs: bytes,
         length: int,
         ranges: Callable[[], list[GpaRange]] | None = None,
+        written: int = 0,
     ) -> None:
+        """``written``: so many bytes at the start count as written already."""
         self._memory = memory
         self._raw = raw_segs
         self._count = len(raw_segs) // SEG_SIZE
@@ -67,7 +69,7 @@ class ExternalData:
         self._closed = False
         self._put = False
         # Most packets need none of these: lists are made when something goes into them.
-        self._written: list[tuple[int, int]] | None = None
+        self._written: list[tuple[int, int]] | None = [(0, written)] if written else None
         self._kept_writable: list[tuple[int, int]] | None = None
         self._views: list[memoryview] | None = None
         self._on_idle: list[threading.Event] | None = None

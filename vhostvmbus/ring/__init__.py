@@ -5,17 +5,23 @@ Source of the protocol: the guest's ``include/linux/hyperv.h`` and ``drivers/hv/
 barriers and their pairs are named in ``ringbuf.h``. What a packet means is not known here.
 """
 
-from vhostvmbus.ring.ring import Batch, Limits, Outgoing, RawPacket, Ring, RingState, Role, Sent
+from vhostvmbus.ring.plan import Done, Number, Operation, Outgoing, Plan, Rule
+from vhostvmbus.ring.ring import Batch, Limits, RawPacket, Ring, RingState, Role, Sent
 from vhostvmbus.ring.waiting import is_eventfd, signal, wait
 
 __all__ = [
     "Batch",
+    "Done",
     "Limits",
+    "Number",
+    "Operation",
     "Outgoing",
+    "Plan",
     "RawPacket",
     "Ring",
     "RingState",
     "Role",
+    "Rule",
     "Sent",
     "is_eventfd",
     "signal",

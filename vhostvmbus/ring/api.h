@@ -143,12 +143,69 @@ void vvb_codemap_free(struct vvb_codemap *map);
 uint32_t vvb_codemap_hits(const struct vvb_codemap *map, const struct vvb_span *spans,
                           uint32_t count, struct vvb_span *out, uint32_t cap);
 
+/* ---- plans: common packets, done without the device's code (plan.c) ---- */
+
+enum { VVB_PLAN_BYTES = 64, VVB_PLAN_READ = 0, VVB_PLAN_WRITE = 1, VVB_COMPLETION_REQUESTED = 1 };
+
+/*
+ * An unsigned number in a payload: width bytes (1, 2, 4, 8; 0: there is none) at offset, then
+ * shifted left. A value that does not fit into 64 bits then fits no rule.
+ */
+struct vvb_number {
+    uint16_t offset;
+    uint8_t width;
+    uint8_t big_endian;
+    uint8_t shift;
+    uint8_t reserved[3];
+};
+
+/*
+ * A rule fits a packet with external data that wants a completion, whose payload has exactly
+ * payload_length bytes, of which (payload & mask) == value; with 0 < length <= max_length, length
+ * not more than the external data nor than room, and position + length <= file_size.
+ *
+ * What is done: length bytes between the start of the external data and fd at position. The
+ * completion: (payload & keep) | set, with length at done.
+ */
+struct vvb_rule {
+    uint64_t file_size;
+    uint64_t max_length;
+    int fd;
+    uint32_t payload_length;
+    uint32_t operation; /* READ: file to guest */
+    uint32_t nowait;    /* READ: only what the host has in memory */
+    struct vvb_number position;
+    struct vvb_number length;
+    struct vvb_number room;
+    struct vvb_number done;
+    uint8_t mask[64];
+    uint8_t value[64];
+    uint8_t keep[64];
+    uint8_t set[64];
+};
+struct vvb_plan;
+struct vvb_todo;
+
+/* Copies the rules; the first that fits a packet counts. EINVAL if one makes no sense. */
+struct vvb_plan *vvb_plan_new(const struct vvb_rule *rules, uint32_t count, int *err);
+void vvb_plan_free(struct vvb_plan *plan);
+
 /* ---- rings ---- */
+
+struct vvb_outgoing {
+    uint64_t transaction_id;
+    uint32_t header_len;
+    uint32_t payload_len;
+    uint16_t type;
+    uint16_t flags;
+    uint32_t reserved;
+};
 
 struct vvb_packet {
     uint64_t transaction_id;
     uint64_t external_length;
     uint64_t fault_value;
+    uint64_t written; /* a plan that failed wrote to these first bytes of the external data */
     uint32_t ring_offset;
     uint32_t data_offset; /* of the whole packet in the batch's data */
     uint32_t length;      /* whole packet, trailer not counted */
@@ -173,6 +230,19 @@ struct vvb_batch {
     uint32_t data_cap;
     uint32_t signal; /* the peer waits for space and now has it */
     uint32_t bytes;  /* taken from the ring, trailers counted */
+    /* What a plan is to do, and what it did: those packets are not among the above. */
+    struct vvb_todo *todo;
+    uint64_t todo_bytes;
+    uint32_t todo_count;
+    uint32_t done_count;
+    uint64_t done_payload;  /* bytes */
+    uint64_t done_external; /* bytes */
+    struct vvb_outgoing *outgoing; /* their completions, for vvb_ring_send_many() */
+    uint8_t *answers;
+    uint32_t answers_len;
+    uint32_t span_count;
+    uint32_t spans_cap;
+    struct vvb_span *spans; /* guest memory that was written */
 };
 
 struct vvb_limits {
@@ -191,9 +261,16 @@ void vvb_ring_free(struct vvb_ring *ring);
 struct vvb_batch *vvb_batch_new(struct vvb_ring *ring, uint32_t max_packets);
 void vvb_batch_free(struct vvb_batch *batch);
 
-/* Up to max packets out of the ring. The result, and batch->fault, say why it stopped early. */
+/*
+ * Up to max packets out of the ring. The result, and batch->fault, say why it stopped early.
+ *
+ * With a plan (or NULL), packets that fit it are done here and now, and leave their completions in
+ * the batch. Nothing is done before a packet that came earlier and fits no rule: those that fit are
+ * left in the ring then, for the next call.
+ */
 int vvb_ring_receive(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t max,
-                     struct vvb_memory *memory, const struct vvb_limits *limits);
+                     struct vvb_memory *memory, const struct vvb_limits *limits,
+                     const struct vvb_plan *plan);
 void vvb_ring_mask(struct vvb_ring *ring);
 /* Bytes to read after unmasking, or -VVB_E_INDEX or -VVB_E_LOST: receive says more. */
 int64_t vvb_ring_unmask(struct vvb_ring *ring);
@@ -208,14 +285,6 @@ int vvb_ring_send(struct vvb_ring *ring, uint16_t type, uint16_t flags, uint64_t
                   uint32_t payload_len, int publish, int *signal, struct vvb_fault *fault);
 void vvb_ring_publish(struct vvb_ring *ring, int *signal);
 
-struct vvb_outgoing {
-    uint64_t transaction_id;
-    uint32_t header_len;
-    uint32_t payload_len;
-    uint16_t type;
-    uint16_t flags;
-    uint32_t reserved;
-};
 struct vvb_sent {
     struct vvb_fault fault;
     uint32_t count; /* packets that went into the ring */

@@ -13,6 +13,7 @@ SOURCES = (
     "guard.c",
     "guestmem.c",
     "extdata.c",
+    "plan.c",
     "codemap.c",
     "ringattach.c",
     "ringreceive.c",

@@ -60,6 +60,10 @@ int vvb_translate_in(const struct vvb_snapshot *snapshot, const uint8_t *data, u
                      uint32_t count, uint64_t max_bytes, uint32_t max_ranges,
                      struct vvb_segs *out, struct vvb_fault *fault);
 
+/* extdata.c: like vvb_ext_preadv() and vvb_ext_pwritev(); nowait for reading only */
+int64_t vvb_file_io(const struct vvb_seg *segs, uint32_t count, uint64_t offset, uint64_t len,
+                    int fd, int64_t file_offset, bool write, bool nowait);
+
 static inline int vvb_fault_set(struct vvb_fault *fault, uint32_t error, uint32_t field,
                                 uint64_t value, uint32_t offset)
 {

@@ -102,8 +102,8 @@ int vvb_ext_fill(const void *segs, uint32_t count, uint64_t offset, int byte,
     return vvb_ext_lost(segs, count);
 }
 
-static int64_t file_io(const struct vvb_seg *segs, uint32_t count, uint64_t offset, uint64_t len,
-                       int fd, int64_t file_offset, bool write)
+int64_t vvb_file_io(const struct vvb_seg *segs, uint32_t count, uint64_t offset, uint64_t len,
+                    int fd, int64_t file_offset, bool write, bool nowait)
 {
     uint64_t done = 0;
 
@@ -122,7 +122,8 @@ static int64_t file_io(const struct vvb_seg *segs, uint32_t count, uint64_t offs
         if (write) {
             moved = pwritev(fd, iov, n, (off_t)(file_offset + (int64_t)done));
         } else {
-            moved = preadv(fd, iov, n, (off_t)(file_offset + (int64_t)done));
+            moved = preadv2(fd, iov, n, (off_t)(file_offset + (int64_t)done),
+                            nowait ? RWF_NOWAIT : 0);
         }
         if (moved < 0) {
             if (errno == EINTR) {
@@ -142,11 +143,11 @@ static int64_t file_io(const struct vvb_seg *segs, uint32_t count, uint64_t offs
 int64_t vvb_ext_preadv(const void *segs, uint32_t count, uint64_t offset, uint64_t len,
                        int fd, int64_t file_offset)
 {
-    return file_io(segs, count, offset, len, fd, file_offset, false);
+    return vvb_file_io(segs, count, offset, len, fd, file_offset, false, false);
 }
 
 int64_t vvb_ext_pwritev(const void *segs, uint32_t count, uint64_t offset, uint64_t len,
                         int fd, int64_t file_offset)
 {
-    return file_io(segs, count, offset, len, fd, file_offset, true);
+    return vvb_file_io(segs, count, offset, len, fd, file_offset, true, false);
 }

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from vhostvmbus.memory import ExternalData, GuestMemory
 from vhostvmbus.memory.engine import error_of, ffi, guest_error, lib
 from vhostvmbus.memory.external import SEG_SIZE
+from vhostvmbus.ring.plan import Done, Outgoing, Plan
 from vhostvmbus.wire.errors import (
     ChannelClosed,
     GuestError,
@@ -27,7 +28,7 @@ from vhostvmbus.wire.errors import (
 from vhostvmbus.wire.gpa import GpaRange, build_ranges, parse_ranges
 from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED, GPA_DIRECT_HEADER_SIZE, PacketType
 
-_PACKET = struct.Struct("=QQQIIIIIIIIIHH")
+_PACKET = struct.Struct("=QQQQIIIIIIIIIHH")
 _OUTGOING = struct.Struct("=QIIHHI")
 if _PACKET.size != ffi.sizeof("struct vvb_packet") or (
     _OUTGOING.size != ffi.sizeof("struct vvb_outgoing")
@@ -111,23 +112,15 @@ class Batch(NamedTuple):
     """What one receive took from the ring.
 
     ``error`` is set if the ring cannot be followed beyond these packets. ``signal`` says that the
-    peer waits for space, has it now, and has to be signalled. ``size`` is in ring bytes.
+    peer waits for space, has it now, and has to be signalled. ``size`` is in ring bytes. ``done``
+    is what a plan did: packets that are not in ``packets``.
     """
 
     packets: list[RawPacket]
     error: GuestError | None
     signal: bool
     size: int
-
-
-class Outgoing(NamedTuple):
-    """A packet on its way to the peer."""
-
-    type: int
-    payload: bytes
-    transaction_id: int
-    flags: int = 0
-    header: bytes = b""
+    done: Done | None = None
 
 
 class Sent(NamedTuple):
@@ -212,15 +205,22 @@ class Ring:
 
     # -- receiving -----------------------------------------------------------------------------
 
-    def receive(self, max_packets: int = DEFAULT_BATCH) -> Batch:
+    def receive(self, max_packets: int = DEFAULT_BATCH, plan: Plan | None = None) -> Batch:
         """Takes up to ``max_packets`` packets; one read-index store for all of them.
 
-        Never raises for what the peer did: see :class:`Batch`. One thread at a time.
+        With a ``plan``, what fits it is done; what does not, or came behind such a packet and fits
+        none either, is handed up. Never raises for what the peer did: see :class:`Batch`. One
+        thread at a time.
         """
         self._check_open()
         batch = self._batch
         result = lib.vvb_ring_receive(
-            self._ring, batch, max_packets, self._memory.handle, self._limits
+            self._ring,
+            batch,
+            max_packets,
+            self._memory.handle,
+            self._limits,
+            ffi.NULL if plan is None else plan.handle,
         )
         error = None
         if result:
@@ -228,8 +228,9 @@ class Ring:
             if not isinstance(fault, GuestError):
                 raise fault
             error = fault
+        done = Done(batch) if batch.done_count else None
         if not batch.count:
-            return Batch([], error, bool(batch.signal), batch.bytes)
+            return Batch([], error, bool(batch.signal), batch.bytes, done)
         # Three copies for the whole batch: packets and their segments are slices of them.
         data = bytes(ffi.buffer(batch.data, batch.data_len))
         segs = b""
@@ -237,13 +238,14 @@ class Ring:
             segs = bytes(ffi.buffer(batch.segs.v, batch.segs.count * SEG_SIZE))
         records = bytes(ffi.buffer(batch.packets, batch.count * _PACKET.size))
         packets = [self._packet(record, data, segs) for record in _PACKET.iter_unpack(records)]
-        return Batch(packets, error, bool(batch.signal), batch.bytes)
+        return Batch(packets, error, bool(batch.signal), batch.bytes, done)
 
     def _packet(self, record: tuple[int, ...], data: bytes, segs: bytes) -> RawPacket:
         (
             transaction_id,
             external_length,
             fault_value,
+            written,
             ring_offset,
             data_offset,
             length,
@@ -265,6 +267,7 @@ class Ring:
                 segs[first_seg * SEG_SIZE : (first_seg + seg_count) * SEG_SIZE],
                 external_length,
                 partial(_ranges_of, raw, payload_offset),
+                written,
             )
         elif error_code:
             fault = guest_error(error_code, fault_field, fault_value, fault_offset)
@@ -344,6 +347,11 @@ class Ring:
         )
         data = b"".join([part for packet in packets for part in (packet.header, packet.payload)])
         return self._send_records(records, len(packets), data, len(data))
+
+    def send_done(self, done: Done) -> Sent:
+        """Like :meth:`send_many`, for the completions that a plan left."""
+        self._check_open()
+        return self._send_records(*done.records)
 
     def _send_records(self, records: Any, count: int, data: Any, size: int) -> Sent:
         sent = ffi.new("struct vvb_sent *")

@@ -30,6 +30,18 @@
 #define GPA_DIRECT_HEADER 24u
 #define MAX_PACKET (0xffffu * 8)
 
+/* A batch ends after so many packets that a plan does: the peer is to see the first of them soon. */
+#define PLAN_BURST 16u
+#define PLAN_BURST_BYTES (512u << 10)
+
+enum {
+    PKT_DATA_INBAND = 6,
+    PKT_DATA_USING_XFER_PAGES = 7,
+    PKT_DATA_USING_GPA_DIRECT = 9,
+    PKT_CANCEL_REQUEST = 10,
+    PKT_COMP = 11,
+};
+
 struct ring_header {
     uint32_t write_index;
     uint32_t read_index;
@@ -87,5 +99,12 @@ static inline uint32_t distance(uint32_t from, uint32_t to, uint32_t size)
 int64_t vvb_rx_available(struct vvb_ring *ring, struct vvb_fault *fault);
 /* Free bytes to send into, or -error. ringsend.c */
 int64_t vvb_tx_free(struct vvb_ring *ring, struct vvb_fault *fault);
+
+/* plan.c: whether a rule fits the packet; then it is put on the batch's list of things to do */
+bool vvb_plan_match(const struct vvb_plan *plan, struct vvb_batch *batch, uint32_t index);
+/* Does what is on the list, and takes what was done out of the batch's packets. */
+void vvb_plan_run(struct vvb_batch *batch);
+bool vvb_plan_room(struct vvb_batch *batch, uint32_t max_packets);
+void vvb_plan_unroom(struct vvb_batch *batch);
 
 #endif

@@ -8,14 +8,6 @@
 
 #include "ringbuf.h"
 
-enum {
-    PKT_DATA_INBAND = 6,
-    PKT_DATA_USING_XFER_PAGES = 7,
-    PKT_DATA_USING_GPA_DIRECT = 9,
-    PKT_CANCEL_REQUEST = 10,
-    PKT_COMP = 11,
-};
-
 struct vvb_batch *vvb_batch_new(struct vvb_ring *ring, uint32_t max_packets)
 {
     struct vvb_batch *batch = calloc(1, sizeof(*batch));
@@ -28,7 +20,7 @@ struct vvb_batch *vvb_batch_new(struct vvb_ring *ring, uint32_t max_packets)
     batch->packets_cap = max_packets;
     batch->data = malloc(batch->data_cap);
     batch->packets = calloc(max_packets, sizeof(*batch->packets));
-    if (!batch->data || !batch->packets) {
+    if (!batch->data || !batch->packets || !vvb_plan_room(batch, max_packets)) {
         vvb_batch_free(batch);
         return NULL;
     }
@@ -41,6 +33,7 @@ void vvb_batch_free(struct vvb_batch *batch)
         free(batch->data);
         free(batch->packets);
         vvb_segs_free(&batch->segs);
+        vvb_plan_unroom(batch);
         free(batch);
     }
 }
@@ -222,18 +215,43 @@ static bool release_space(struct vvb_ring *ring, uint32_t freed)
     return true;
 }
 
-int vvb_ring_receive(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t max,
-                     struct vvb_memory *memory, const struct vvb_limits *limits)
+static void batch_start(struct vvb_batch *batch)
 {
-    struct vvb_snapshot *snapshot;
-    int64_t available, taken = 0;
-
     batch->count = 0;
     batch->data_len = 0;
     batch->segs.count = 0;
     batch->signal = 0;
     batch->bytes = 0;
+    batch->todo_bytes = 0;
+    batch->todo_count = 0;
+    batch->done_count = 0;
+    batch->done_payload = 0;
+    batch->done_external = 0;
+    batch->answers_len = 0;
+    batch->span_count = 0;
     memset(&batch->fault, 0, sizeof(batch->fault));
+}
+
+/* The last packet stays in the ring after all. */
+static void put_back(struct vvb_batch *batch)
+{
+    const struct vvb_packet *packet = &batch->packets[--batch->count];
+
+    vvb_segs_put(batch->segs.v + packet->first_seg, packet->seg_count);
+    batch->segs.count = packet->first_seg;
+    batch->data_len = packet->data_offset;
+    batch->todo_count--;
+}
+
+int vvb_ring_receive(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t max,
+                     struct vvb_memory *memory, const struct vvb_limits *limits,
+                     const struct vvb_plan *plan)
+{
+    struct vvb_snapshot *snapshot;
+    int64_t available, taken = 0;
+    bool others = false; /* a packet that fits no rule has been taken: nothing may overtake it */
+
+    batch_start(batch);
     if (max > batch->packets_cap) {
         max = batch->packets_cap;
     }
@@ -251,15 +269,28 @@ int vvb_ring_receive(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t ma
         if (taken <= 0) {
             break;
         }
+        if (plan) {
+            if (!vvb_plan_match(plan, batch, batch->count - 1)) {
+                others = true;
+            } else if (others) {
+                put_back(batch);
+                break;
+            }
+        }
         ring->read_index = wrap_add(ring->read_index, (uint32_t)taken, ring->rx.size);
         batch->bytes += (uint32_t)taken;
         available -= taken;
+        if (batch->todo_count == PLAN_BURST || batch->todo_bytes >= PLAN_BURST_BYTES) {
+            break;
+        }
     }
     vvb_snapshot_put(memory, snapshot);
     if (batch->bytes && release_space(ring, batch->bytes)) {
         batch->signal = 1;
         __atomic_add_fetch(&ring->space_signals, 1, __ATOMIC_RELAXED);
     }
+    /* The snapshot is let go, the regions are in use: this may take as long as the host's disk. */
+    vvb_plan_run(batch);
     if (vvb_guard_lost(ring->rx.slot)) {
         return vvb_fault_set(&batch->fault, VVB_E_LOST, VVB_F_MEMORY, 0, ring->read_index);
     }

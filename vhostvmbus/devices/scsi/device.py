@@ -12,10 +12,9 @@ to fetch) on a pool of threads, so that it does not hold up the queue behind it.
 Invariants: every packet is completed exactly once, whatever is in it; a malformed one costs
 itself only; a unit's file stays open until the last request that uses it is completed.
 
-This is also the only place where a *plan* for the ring engine can start: READ and WRITE of a
-started unit without pending attention, in range and without FUA, are ``preadv``/``pwritev`` of
-``unit.backing.fileno()`` at ``lba * 512``, and a completion that is the request with
-``srb_status`` and the transferred length filled in (:meth:`Srb.answer`).
+The ring engine does plain READ and WRITE by the *plan* that it is given here
+(:mod:`~vhostvmbus.devices.scsi.plan`).  The plan says what the state of the session and of the
+units allows at this moment: it is made anew, before anything else happens, whenever that changes.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ from vhostvmbus.device import Device
 from vhostvmbus.devices.scsi import sense, storvsp
 from vhostvmbus.devices.scsi.commands import Outcome, execute, is_slow
 from vhostvmbus.devices.scsi.disk import DiskSpec, parse_disk
+from vhostvmbus.devices.scsi.plan import rules
 from vhostvmbus.devices.scsi.session import Answer, CreateSubChannels, Execute, Reset, Session
 from vhostvmbus.devices.scsi.storvsp import EXECUTE_SRB, Operation, Srb, SrbStatus
 from vhostvmbus.devices.scsi.unit import (
@@ -47,6 +47,7 @@ from vhostvmbus.devices.scsi.unit import (
     Request,
 )
 from vhostvmbus.packet import Packet
+from vhostvmbus.ring import Plan
 from vhostvmbus.wire.errors import ChannelClosed, GuestError, VmbusError
 from vhostvmbus.wire.ntstatus import NtStatus
 
@@ -56,6 +57,8 @@ MAX_TRANSFER_BYTES = 2 << 20
 """Announced to the guest: one ``preadv`` still takes it (513 pages, IOV_MAX is 1024)."""
 MAX_LUN = 254
 """Linux scans LUNs 0 to 254 (``STORVSC_MAX_LUNS_PER_TARGET``)."""
+MAX_PLANNED = 32
+"""Disks in a plan: the engine looks at one rule after the other."""
 _NO_DATA = NoData()
 
 
@@ -96,6 +99,8 @@ class ScsiController(Device):
     max_external_ranges = 256
     transaction_quota = 1024
     gather_completions = True  # what may sleep is not done on the channel's thread
+    plans = True
+    """Whether the ring engine is given a plan; without, every packet comes to Python."""
 
     def __init__(
         self,
@@ -103,24 +108,28 @@ class ScsiController(Device):
         *,
         instance_id: UUID | None = None,
         threads: int = 8,
+        plans: bool | None = None,
     ) -> None:
         """A controller whose LUNs 0, 1, ... are ``disks``.
 
         A string is read by :func:`~vhostvmbus.devices.scsi.disk.parse_disk`.  ``threads`` bounds
-        the requests that sleep in the host at a time.  Raises what
-        :meth:`~vhostvmbus.devices.scsi.disk.DiskSpec.open` raises.
+        the requests that sleep in the host at a time; ``plans`` overrides :attr:`plans`.  Raises
+        what :meth:`~vhostvmbus.devices.scsi.disk.DiskSpec.open` raises.
         """
         super().__init__()
+        if plans is not None:
+            self.plans = plans
         if instance_id is not None:
             self.instance_id = instance_id
         self._slots: dict[int, _Slot] = {}
         self._sessions: dict[int, tuple[Channel, Session]] = {}
         self._barriers: list[_Barrier] = []
         self._lock = threading.Lock()
+        self._planning = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"{self.name}-io")
         self._complaints = _Complaints()
-        self.requests = 0
-        """SCSI requests carried out, about: threads count without a lock."""
+        self._requests = 0
+        self._planned = 0
         self.malformed = 0
         """Packets that were refused as malformed."""
         try:
@@ -156,7 +165,9 @@ class ScsiController(Device):
                 raise ValueError(f"LUN {lun} is taken")
             backing, identity = self._open(disk, lun)
             unit = LogicalUnit(backing, identity, MAX_TRANSFER_BYTES // BLOCK_SIZE)
+            unit.changed = self.replan
             self._slots[lun] = _Slot(unit)
+        self.replan()
         self._announce()
         return lun
 
@@ -176,6 +187,7 @@ class ScsiController(Device):
         with self._lock:
             slot = self._slots.pop(lun)
         slot.removed = True
+        self.replan()
         self._announce()
         deadline = time.monotonic() + timeout
         while slot.users:
@@ -216,6 +228,25 @@ class ScsiController(Device):
     ) -> None:
         self.close()
 
+    def replan(self) -> None:
+        """Gives every channel the plan for the present state; done by itself for all changes here.
+
+        For a backing whose :meth:`~vhostvmbus.devices.scsi.plan.DirectBacking.direct` has another
+        answer now.  When it returns, nothing is done by the plans before.
+        """
+        if self.plans:
+            with self._planning:
+                for channel, session in list(self._sessions.values()):
+                    channel.set_plan(self._plan(session))
+
+    def _plan(self, session: Session) -> Plan | None:
+        sizes = session.request_sizes
+        if not sizes:
+            return None
+        slots = sorted(self._slots.copy().items())[:MAX_PLANNED]
+        found = [rule for lun, slot in slots for rule in rules(lun, slot.unit, sizes)]
+        return Plan(found) if found else None
+
     # Channels
 
     def opened(self, channel: Channel) -> None:
@@ -231,6 +262,14 @@ class ScsiController(Device):
         """The guest went on while there was no back end: it believes itself initialized."""
         session = Session.resumed(max_transfer_bytes=MAX_TRANSFER_BYTES)
         self._sessions[channel.index] = (channel, session)
+        self.replan()
+
+    @property
+    def requests(self) -> int:
+        """SCSI requests carried out, about: threads count without a lock."""
+        open_channels = [channel for channel, _ in list(self._sessions.values())]
+        planned = sum(channel.stats.packets_planned for channel in open_channels)
+        return self._requests + self._planned + planned
 
     def stats(self) -> dict[str, Any]:
         """Requests carried out, packets refused as malformed, and the disks."""
@@ -239,7 +278,8 @@ class ScsiController(Device):
 
     def closed(self, channel: Channel) -> None:
         """The channel is gone; with the primary, so is what the guest set in the mode pages."""
-        self._sessions.pop(channel.index, None)
+        if self._sessions.pop(channel.index, None) is not None:
+            self._planned += channel.stats.packets_planned
         if not channel.index:
             for slot in list(self._slots.values()):
                 slot.unit.reset(None)
@@ -248,7 +288,11 @@ class ScsiController(Device):
 
     def packet_received(self, channel: Channel, packet: Packet) -> None:
         """Takes one packet; it is completed here or by the pool."""
-        action = self._sessions[channel.index][1].receive(packet.payload)
+        session = self._sessions[channel.index][1]
+        sizes = session.request_sizes
+        action = session.receive(packet.payload)
+        if session.request_sizes != sizes:
+            self.replan()
         if isinstance(action, Execute):
             self._execute(packet, action.srb)
         elif isinstance(action, Answer):
@@ -309,7 +353,7 @@ class ScsiController(Device):
     ) -> None:
         """Carries a request out and completes its packet, on whatever thread."""
         unit = slot.unit if slot is not None else None
-        self.requests += 1
+        self._requests += 1
         try:
             luns = self.luns if here and srb.cdb[0] == 0xA0 else []
             payload = _answer(srb, execute(unit, request, srb.cdb_length, luns))
@@ -368,7 +412,8 @@ class ScsiController(Device):
                 slot.unit.reset(sense.DEVICE_RESET)
         else:
             for slot in list(self._slots.values()):
-                slot.unit.reset(sense.BUS_RESET)
+                slot.unit.reset(sense.BUS_RESET, tell=False)
+            self.replan()
         try:
             barrier.packet.complete(reset.payload)
         except VmbusError as error:

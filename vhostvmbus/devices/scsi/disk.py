@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from vhostvmbus.devices.scsi.locking import DiskLocked, lock_image
+from vhostvmbus.devices.scsi.plan import Direct
 from vhostvmbus.devices.scsi.unit import BLOCK_SIZE, DataBuffer, Identity
 
 _KEEP_SIZE: Final = 0x01
@@ -92,6 +93,7 @@ class FileDisk:
             raise
         self.discard_zeroes = not self._is_block
         self._can_ask = True
+        self.would_wait(0, 1)  # finds out whether that can be asked
 
     def _open(self, flags: int) -> int:
         try:
@@ -136,8 +138,14 @@ class FileDisk:
         return True
 
     def fileno(self) -> int:
-        """The open file, for a plan that does this disk's transfers elsewhere; ours to close."""
+        """The open file; ours to close."""
         return self._fd
+
+    def direct(self) -> Direct | None:
+        """The file, for a plan; without the padding of an odd-sized image."""
+        if self._fd < 0:
+            return None
+        return Direct(self._fd, self._bytes, self._can_ask)
 
     def close(self) -> None:
         """Closes the image and gives up its lock."""

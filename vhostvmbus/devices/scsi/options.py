@@ -37,8 +37,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="requests that may wait for the host's disk at a time (default 8)",
     )
+    parser.add_argument(
+        "--no-plan",
+        action="store_true",
+        help="leave no READ and WRITE to the ring engine: slower, for comparison",
+    )
 
 
 def make_device(options: argparse.Namespace) -> ScsiController:
     """The controller; raises what opening a disk raises."""
-    return ScsiController(options.disks, instance_id=options.instance_id, threads=options.threads)
+    return ScsiController(
+        options.disks,
+        instance_id=options.instance_id,
+        threads=options.threads,
+        plans=not options.no_plan,
+    )

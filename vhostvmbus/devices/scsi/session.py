@@ -73,6 +73,8 @@ class CreateSubChannels:
 
 Action = Answer | Execute | Reset | CreateSubChannels
 
+_LONG = (storvsp.PACKET_SIZE,)
+_BOTH = (storvsp.SHORT_PACKET_SIZE, storvsp.PACKET_SIZE)
 _RESETS = {Operation.RESET_BUS, Operation.RESET_ADAPTER, Operation.RESET_LUN}
 
 
@@ -109,6 +111,15 @@ class Session:
     def is_ready(self) -> bool:
         """Whether the guest has finished its initialization."""
         return self.state is State.READY
+
+    @property
+    def request_sizes(self) -> tuple[int, ...]:
+        """Lengths of payload, in bytes, that a SCSI request has in this session's state."""
+        if self.state is not State.READY:
+            return ()
+        if self._packet_size == storvsp.PACKET_SIZE:
+            return _LONG
+        return _BOTH
 
     def receive(self, payload: bytes) -> Action:
         """What to do with one packet of the guest."""

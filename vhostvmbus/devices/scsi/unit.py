@@ -8,6 +8,7 @@ Nothing here does I/O.  :class:`Backing` is the only way from a command to a dis
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -142,6 +143,10 @@ class Identity:
     revision: str = "1.0"
 
 
+def _nobody() -> None:
+    """Nobody wants to know."""
+
+
 @dataclass(slots=True)
 class LogicalUnit:
     """One disk's SCSI state.  Lives as long as the disk is attached."""
@@ -156,6 +161,9 @@ class LogicalUnit:
     """START STOP UNIT stopped the unit."""
     attentions: deque[Sense] = field(default_factory=deque)
     """Unit attention conditions to report, oldest first."""
+    changed: Callable[[], None] = _nobody
+    """Called after the state changed in a way that READ and WRITE depend on.  When it returns,
+    nothing is done any more by the state before."""
 
     @property
     def blocks(self) -> int:
@@ -166,21 +174,39 @@ class LogicalUnit:
         """Has ``sense`` reported by the next command that may fail with a unit attention."""
         if sense not in self.attentions:
             self.attentions.append(sense)
+            self.changed()
 
     def take_attention(self) -> Sense:
         """The oldest pending unit attention, now reported; NO SENSE if there is none."""
         try:
-            return self.attentions.popleft()
+            attention = self.attentions.popleft()
         except IndexError:
             return NO_SENSE
+        self.changed()
+        return attention
 
-    def reset(self, attention: Sense | None) -> None:
-        """A logical unit reset (SAM-5 section 6.3.3): mode pages and power return to default."""
+    def set_write_cache(self, on: bool) -> None:
+        """WCE; writes that begin after the return keep to it."""
+        self.write_cache = on
+        self.changed()
+
+    def set_stopped(self, stopped: bool) -> None:
+        """Stops or starts; no transfer begins after a stop returned."""
+        self.stopped = stopped
+        self.changed()
+
+    def reset(self, attention: Sense | None, *, tell: bool = True) -> None:
+        """A logical unit reset (SAM-5 section 6.3.3): mode pages and power return to default.
+
+        Without ``tell`` the caller sees to what :attr:`changed` is for, once for several units.
+        """
         self.write_cache = True
         self.stopped = False
         self.attentions.clear()
         if attention is not None:
-            self.raise_attention(attention)
+            self.attentions.append(attention)
+        if tell:
+            self.changed()
 
 
 @dataclass(slots=True)

@@ -156,10 +156,17 @@ def _select(unit: LogicalUnit, parameters: bytes, header: int, descriptors: int)
         if code == CACHING:
             write_cache = bool(wanted[2] & _WCE)
         at += len(current)
-    if unit.write_cache and not write_cache and not unit.backing.read_only:
-        # What the cache holds must not be less durable than what follows.
-        unit.backing.flush()
-    unit.write_cache = write_cache
+    if write_cache == unit.write_cache:
+        return
+    unit.set_write_cache(write_cache)
+    if not write_cache and not unit.backing.read_only:
+        # What the cache holds must not be less durable than what follows. Flushed after the
+        # switch: no write can slip in between and stay in the cache.
+        try:
+            unit.backing.flush()
+        except OSError:
+            unit.set_write_cache(True)
+            raise
 
 
 def mode_select_6(unit: LogicalUnit, request: Request) -> int:

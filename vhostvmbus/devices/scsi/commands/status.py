@@ -71,9 +71,14 @@ def start_stop_unit(unit: LogicalUnit, request: Request) -> int:
     if request.cdb[4] & 0x02:  # LOEJ: the medium is not removable
         raise invalid_field(4, 1)
     start = bool(request.cdb[4] & 0x01)
+    was_stopped = unit.stopped
+    unit.set_stopped(not start)
     if not start and not request.cdb[4] & 0x04 and not unit.backing.read_only:
-        unit.backing.flush()
-    unit.stopped = not start
+        try:
+            unit.backing.flush()
+        except OSError:
+            unit.set_stopped(was_stopped)
+            raise
     return 0
 
 

@@ -1,0 +1,294 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Plans: packets that are nothing but a transfer between a file and the guest's pages, done here
+ * instead of by the device's Python code.
+ *
+ * A rule says which packets it is about, where in the payload the transfer's place and size are,
+ * and how the completion is made of the payload. Looked at is the private copy of the packet, like
+ * everywhere. Whatever does not fit a rule exactly, and whatever cannot be done whole, goes up as
+ * an ordinary packet: the device does it again, from the start, and says what is wrong with it.
+ */
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ringbuf.h"
+
+#define WORDS (VVB_PLAN_BYTES / 8)
+
+struct rule {
+    struct vvb_rule as;
+    uint64_t mask[WORDS];
+    uint64_t value[WORDS];
+};
+
+struct vvb_plan {
+    uint32_t count;
+    struct rule rules[];
+};
+
+/* A packet of the batch that a rule fits. */
+struct vvb_todo {
+    const struct vvb_rule *rule;
+    uint64_t position;
+    uint64_t length;
+    uint32_t packet;
+};
+
+/* ---- making one ---- */
+
+static bool number_ok(const struct vvb_number *number, uint32_t payload_length, bool needed)
+{
+    switch (number->width) {
+    case 0:
+        return !needed;
+    case 1:
+    case 2:
+    case 4:
+    case 8:
+        return number->shift < 64 && (uint32_t)number->offset + number->width <= payload_length;
+    default:
+        return false;
+    }
+}
+
+/* Whether every value up to max can be written. */
+static bool number_holds(const struct vvb_number *number, uint64_t max)
+{
+    return number->width == 0 || number->width == 8 ||
+           max >> number->shift < 1ull << (8 * number->width);
+}
+
+static bool rule_ok(const struct vvb_rule *rule)
+{
+    uint32_t length = rule->payload_length;
+
+    if (!length || length > VVB_PLAN_BYTES || length % 8 || rule->fd < 0 ||
+        rule->operation > VVB_PLAN_WRITE || rule->file_size > INT64_MAX || !rule->max_length) {
+        return false;
+    }
+    for (uint32_t i = 0; i < VVB_PLAN_BYTES; i++) {
+        if ((rule->value[i] & ~rule->mask[i]) ||
+            (i >= length && (rule->mask[i] | rule->keep[i] | rule->set[i]))) {
+            return false;
+        }
+    }
+    return number_ok(&rule->position, length, true) && number_ok(&rule->length, length, true) &&
+           number_ok(&rule->room, length, false) && number_ok(&rule->done, length, false) &&
+           number_holds(&rule->done, rule->max_length);
+}
+
+struct vvb_plan *vvb_plan_new(const struct vvb_rule *rules, uint32_t count, int *err)
+{
+    struct vvb_plan *plan;
+
+    for (uint32_t i = 0; i < count; i++) {
+        if (!rule_ok(&rules[i])) {
+            *err = EINVAL;
+            return NULL;
+        }
+    }
+    plan = calloc(1, sizeof(*plan) + count * sizeof(plan->rules[0]));
+    if (!plan) {
+        *err = ENOMEM;
+        return NULL;
+    }
+    plan->count = count;
+    for (uint32_t i = 0; i < count; i++) {
+        plan->rules[i].as = rules[i];
+        memcpy(plan->rules[i].mask, rules[i].mask, VVB_PLAN_BYTES);
+        memcpy(plan->rules[i].value, rules[i].value, VVB_PLAN_BYTES);
+    }
+    return plan;
+}
+
+void vvb_plan_free(struct vvb_plan *plan)
+{
+    free(plan);
+}
+
+/* ---- finding the rule for a packet ---- */
+
+/* False if the value does not fit into 64 bits once it is shifted. */
+static bool number_get(const struct vvb_number *number, const uint8_t *payload, uint64_t *value)
+{
+    const uint8_t *at = payload + number->offset;
+    uint64_t result = 0;
+
+    for (uint32_t i = 0; i < number->width; i++) {
+        result = result << 8 | at[number->big_endian ? i : number->width - 1u - i];
+    }
+    *value = result << number->shift;
+    return *value >> number->shift == result;
+}
+
+static void number_put(const struct vvb_number *number, uint8_t *payload, uint64_t value)
+{
+    uint8_t *at = payload + number->offset;
+
+    value >>= number->shift;
+    for (uint32_t i = 0; i < number->width; i++, value >>= 8) {
+        at[number->big_endian ? number->width - 1u - i : i] = (uint8_t)value;
+    }
+}
+
+static bool bytes_fit(const struct rule *rule, const uint64_t *words)
+{
+    for (uint32_t i = 0; i < WORDS; i++) {
+        if ((words[i] & rule->mask[i]) != rule->value[i]) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool transfer_fits(const struct vvb_rule *rule, const uint8_t *payload, uint64_t external,
+                          struct vvb_todo *todo)
+{
+    uint64_t room = external;
+
+    if (!number_get(&rule->position, payload, &todo->position) ||
+        !number_get(&rule->length, payload, &todo->length) ||
+        (rule->room.width && !number_get(&rule->room, payload, &room))) {
+        return false;
+    }
+    return todo->length && todo->length <= rule->max_length && todo->length <= external &&
+           todo->length <= room && todo->position <= rule->file_size &&
+           todo->length <= rule->file_size - todo->position;
+}
+
+bool vvb_plan_match(const struct vvb_plan *plan, struct vvb_batch *batch, uint32_t index)
+{
+    const struct vvb_packet *packet = &batch->packets[index];
+    uint32_t length = packet->length - packet->payload_offset;
+    uint64_t words[WORDS] = {0};
+
+    if (packet->error || !packet->seg_count || !(packet->flags & VVB_COMPLETION_REQUESTED) ||
+        length > sizeof(words)) {
+        return false;
+    }
+    memcpy(words, batch->data + packet->data_offset + packet->payload_offset, length);
+    for (uint32_t i = 0; i < plan->count; i++) {
+        const struct rule *rule = &plan->rules[i];
+        struct vvb_todo *todo = &batch->todo[batch->todo_count];
+
+        if (rule->as.payload_length == length && bytes_fit(rule, words) &&
+            transfer_fits(&rule->as, (const uint8_t *)words, packet->external_length, todo)) {
+            todo->rule = &rule->as;
+            todo->packet = index;
+            batch->todo_bytes += todo->length;
+            batch->todo_count++;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* ---- doing it ---- */
+
+static bool spans_room(struct vvb_batch *batch)
+{
+    if (batch->spans_cap < batch->segs.count) {
+        struct vvb_span *spans = realloc(batch->spans, batch->segs.cap * sizeof(*spans));
+
+        if (!spans) {
+            return false;
+        }
+        batch->spans = spans;
+        batch->spans_cap = batch->segs.cap;
+    }
+    return true;
+}
+
+static void note_written(struct vvb_batch *batch, const struct vvb_seg *seg, uint64_t left)
+{
+    for (; left; seg++) {
+        uint64_t here = seg->len < left ? seg->len : left;
+
+        batch->spans[batch->span_count++] = (struct vvb_span){.gpa = seg->gpa, .len = here};
+        left -= here;
+    }
+}
+
+static void answer(struct vvb_batch *batch, const struct vvb_todo *todo)
+{
+    const struct vvb_packet *packet = &batch->packets[todo->packet];
+    const uint8_t *payload = batch->data + packet->data_offset + packet->payload_offset;
+    const struct vvb_rule *rule = todo->rule;
+    uint8_t *out = batch->answers + batch->answers_len;
+
+    for (uint32_t i = 0; i < rule->payload_length; i++) {
+        out[i] = (payload[i] & rule->keep[i]) | rule->set[i];
+    }
+    number_put(&rule->done, out, todo->length);
+    batch->answers_len += rule->payload_length;
+    batch->outgoing[batch->done_count++] = (struct vvb_outgoing){
+        .transaction_id = packet->transaction_id,
+        .payload_len = rule->payload_length,
+        .type = PKT_COMP,
+    };
+    batch->done_payload += rule->payload_length;
+    batch->done_external += packet->external_length;
+}
+
+/* Whether all of it was moved. Half of it is nothing: the device does the whole once more. */
+static bool transfer(struct vvb_batch *batch, const struct vvb_todo *todo)
+{
+    struct vvb_packet *packet = &batch->packets[todo->packet];
+    const struct vvb_seg *segs = batch->segs.v + packet->first_seg;
+    const struct vvb_rule *rule = todo->rule;
+    int64_t moved = vvb_file_io(segs, packet->seg_count, 0, todo->length, rule->fd,
+                                (int64_t)todo->position, rule->operation == VVB_PLAN_WRITE,
+                                rule->nowait);
+
+    if (rule->operation == VVB_PLAN_READ) {
+        packet->written = todo->length; /* some of it, perhaps, even if it failed */
+    }
+    return moved == (int64_t)todo->length && !vvb_ext_lost(segs, packet->seg_count);
+}
+
+void vvb_plan_run(struct vvb_batch *batch)
+{
+    uint32_t kept = 0, next = 0;
+
+    if (!batch->todo_count || !spans_room(batch)) {
+        return;
+    }
+    for (uint32_t i = 0; i < batch->count; i++) {
+        struct vvb_packet *packet = &batch->packets[i];
+
+        if (next < batch->todo_count && batch->todo[next].packet == i) {
+            const struct vvb_todo *todo = &batch->todo[next++];
+
+            if (transfer(batch, todo)) {
+                const struct vvb_seg *segs = batch->segs.v + packet->first_seg;
+
+                if (todo->rule->operation == VVB_PLAN_READ) {
+                    note_written(batch, segs, todo->length);
+                }
+                answer(batch, todo);
+                vvb_segs_put(segs, packet->seg_count);
+                continue;
+            }
+        }
+        batch->packets[kept++] = *packet;
+    }
+    batch->count = kept;
+}
+
+bool vvb_plan_room(struct vvb_batch *batch, uint32_t max_packets)
+{
+    batch->todo = calloc(max_packets, sizeof(*batch->todo));
+    batch->outgoing = calloc(max_packets, sizeof(*batch->outgoing));
+    batch->answers = malloc((size_t)max_packets * VVB_PLAN_BYTES);
+    return batch->todo && batch->outgoing && batch->answers;
+}
+
+void vvb_plan_unroom(struct vvb_batch *batch)
+{
+    free(batch->todo);
+    free(batch->outgoing);
+    free(batch->answers);
+    free(batch->spans);
+}
