@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The engine under sanitizers, without Python: both roles on the same pages, at every wrap offset;
- * two threads that keep the rings full; a peer that changes packets while they are read; memory that
+ * two threads that keep the rings full; a peer that changes packets while they are read; plans; memory that
  * is truncated under us. Prints "ok" at the end; aborts otherwise.
  */
 #define _GNU_SOURCE
@@ -183,6 +183,100 @@ static void two_threads(uint32_t packets)
     close(host.wake);
 }
 
+/* 16 bytes: operation u32, position u16 BE, length u16 BE (blocks), done u64. */
+static struct vvb_plan *make_plan(int fd, uint64_t file_size)
+{
+    struct vvb_rule rules[2] = {0};
+    struct vvb_plan *plan;
+    int err;
+
+    for (uint32_t i = 0; i < 2; i++) {
+        rules[i] = (struct vvb_rule){.file_size = file_size,
+                                     .max_length = 65536,
+                                     .fd = fd,
+                                     .payload_length = 16,
+                                     .operation = i,
+                                     .position = {4, 2, 1, 9, {0}},
+                                     .length = {6, 2, 1, 9, {0}},
+                                     .done = {8, 8, 0, 0, {0}}};
+        memset(rules[i].mask, 0xff, 4);
+        rules[i].value[0] = (uint8_t)i;
+        memset(rules[i].keep, 0xff, 8);
+    }
+    plan = vvb_plan_new(rules, 2, &err);
+    REQUIRE(plan);
+    return plan;
+}
+
+static void send_transfer(struct vvb_ring *ring, int write, uint8_t block, uint8_t blocks,
+                          uint32_t bytes, uint64_t pfn)
+{
+    uint32_t header[4 + 2 * 16] = {0, 1, bytes, 0};
+    uint8_t payload[16] = {(uint8_t)write, 0, 0, 0, 0, block, 0, blocks};
+    uint32_t pages = (bytes + 4095) / 4096;
+    struct vvb_fault fault;
+    int signal = 0;
+
+    for (uint32_t i = 0; i < pages; i++) {
+        uint64_t each = pfn + pages - 1 - i; /* backwards: as many segments as pages */
+
+        memcpy(&header[4 + 2 * i], &each, 8);
+    }
+    REQUIRE(!vvb_ring_send(ring, 9, 1, block, (char *)header, 16 + 8 * pages, (char *)payload,
+                           sizeof(payload), 1, &signal, &fault));
+}
+
+/* Every length and place, some of it beyond the end: done, or left alone with all its uses. */
+static void plans(void)
+{
+    struct vvb_ring *guest = attach(VVB_ROLE_GUEST, 1, 4), *host = attach(VVB_ROLE_HOST, 0, 4);
+    struct vvb_batch *batch = vvb_batch_new(host, 64), *answers = vvb_batch_new(guest, 64);
+    int disk = memfd_create("disk", MFD_CLOEXEC);
+    struct vvb_plan *plan = make_plan(disk, 64 * 512);
+    char *pages = region->host + 32 * 4096;
+
+    for (uint32_t i = 0; i < 64; i++) {
+        char block[512];
+
+        memset(block, (int)i + 1, sizeof(block));
+        REQUIRE(pwrite(disk, block, 512, i * 512) == 512);
+    }
+    for (uint32_t block = 0; block < 70; block++) {
+        for (uint32_t blocks = 0; blocks < 40; blocks += 3) {
+            bool fits = blocks && block + blocks <= 64 && blocks * 512 <= 4 * 4096;
+            struct vvb_sent sent;
+
+            memset(pages, 0, 4 * 4096);
+            send_transfer(guest, 0, (uint8_t)block, (uint8_t)blocks, 4 * 4096, BASE_PFN + 32);
+            REQUIRE(!vvb_ring_receive(host, batch, 64, memory, &limits, plan));
+            REQUIRE(batch->done_count == fits && batch->count == !fits);
+            if (!fits) {
+                vvb_segs_put(batch->segs.v, batch->segs.count);
+                continue;
+            }
+            for (uint32_t i = 0; i < blocks; i++) {
+                uint32_t page = 3 - i / 8;
+
+                REQUIRE(pages[page * 4096 + i % 8 * 512] == (char)(block + i + 1));
+            }
+            REQUIRE(batch->span_count == (blocks + 7) / 8);
+            REQUIRE(!vvb_ring_send_many(host, batch->outgoing, batch->done_count, batch->answers,
+                                        batch->answers_len, &sent));
+            REQUIRE(sent.count == 1);
+            REQUIRE(!vvb_ring_receive(guest, answers, 64, memory, &limits, NULL));
+            REQUIRE(answers->count == 1 && answers->packets[0].transaction_id == block);
+            REQUIRE(!memcmp(answers->data + 24, &(uint64_t){blocks * 512}, 8));
+        }
+    }
+    REQUIRE(!vvb_region_wait_unused(region, 0));
+    vvb_plan_free(plan);
+    vvb_batch_free(answers);
+    vvb_batch_free(batch);
+    vvb_ring_free(host);
+    vvb_ring_free(guest);
+    close(disk);
+}
+
 /* Scribbles over descriptors and ranges while the other side reads them. */
 static int scribbling;
 
@@ -201,8 +295,12 @@ static void *scribble(void *opaque)
 
 static void changing_packets(void)
 {
+    int disk = memfd_create("disk", MFD_CLOEXEC);
+    struct vvb_plan *plan = make_plan(disk, 4096);
     pthread_t thread;
     uint32_t seen = 0;
+
+    REQUIRE(!ftruncate(disk, 4096));
 
     scribbling = 1;
     for (int round = 0; round < 2000; round++) {
@@ -217,7 +315,7 @@ static void changing_packets(void)
         }
         out[0] = 1024;
         do {
-            result = vvb_ring_receive(host, batch, 64, memory, &limits, NULL);
+            result = vvb_ring_receive(host, batch, 64, memory, &limits, round % 2 ? plan : NULL);
             for (uint32_t i = 0; i < batch->count; i++) {
                 const struct vvb_packet *packet = &batch->packets[i];
 
@@ -227,7 +325,7 @@ static void changing_packets(void)
                 }
                 seen++;
             }
-        } while (!result && batch->count);
+        } while (!result && (batch->count || batch->done_count));
         vvb_batch_free(batch);
         vvb_ring_free(host);
         vvb_ring_free(guest);
@@ -235,6 +333,8 @@ static void changing_packets(void)
     __atomic_store_n(&scribbling, 0, __ATOMIC_RELAXED);
     pthread_join(thread, NULL);
     REQUIRE(seen);
+    vvb_plan_free(plan);
+    close(disk);
 }
 
 static void truncated_memory(void)
@@ -267,6 +367,7 @@ int main(int argc, char **argv)
     set_up();
     every_wrap_offset();
     two_threads(packets);
+    plans();
     changing_packets();
     truncated_memory();
     tear_down();

@@ -3,7 +3,7 @@
  * Fuzz target for the ring engine: the input is what a hostile peer leaves in a ring.
  *
  * Input: write_index u32, read_index u32, control u32, then the ring's data from its start.
- * control: bit 0 role, bit 1 feature bits, bits 4-15 pending_send_sz / 8, bits 16-31 the sending
+ * control: bit 0 role, bit 1 feature bits, bit 2 with a plan, bits 4-15 pending_send_sz / 8, bits 16-31 the sending
  * ring's read_index.
  *
  * With libFuzzer it is a coverage-guided fuzzer; with -DREPLAY its main() runs the files that are
@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "engine.h"
@@ -24,7 +25,11 @@
 #define RX_PAGES 4u
 #define TX_PAGES 2u
 
+#define FILE_SIZE 16384u
+
 static struct vvb_memory *memory;
+static struct vvb_plan *plan;
+static int disk;
 
 static void require(bool condition, const char *what)
 {
@@ -46,6 +51,62 @@ static void set_up(void)
     require(memory && regions[0] && regions[1], "regions");
     require(!vvb_memory_set(memory, regions, 2), "snapshot");
     close(fd);
+}
+
+/* Payload: operation u32, then position u64 BE and length u16 BE in blocks, room u32, 14 more. */
+static void set_up_plan(void)
+{
+    struct vvb_rule rules[2] = {0};
+    int err = 0;
+
+    disk = memfd_create("disk", MFD_CLOEXEC);
+    require(disk >= 0 && !ftruncate(disk, FILE_SIZE - 512), "disk"); /* its last block is missing */
+    for (uint32_t i = 0; i < 2; i++) {
+        rules[i] = (struct vvb_rule){.file_size = i ? FILE_SIZE - 512 : FILE_SIZE,
+                                     .max_length = 8192,
+                                     .fd = disk,
+                                     .payload_length = 32,
+                                     .operation = i,
+                                     .nowait = !i,
+                                     .position = {4, 8, 1, 9, {0}},
+                                     .length = {12, 2, 1, 9, {0}},
+                                     .room = {14, 4, 0, 0, {0}},
+                                     .done = {24, 4, 0, 0, {0}}};
+        memset(rules[i].mask, 0xff, 4);
+        rules[i].value[0] = (uint8_t)(1 + i);
+        memset(rules[i].keep, 0xff, 24);
+        rules[i].set[31] = 0x77;
+    }
+    plan = vvb_plan_new(rules, 2, &err);
+    require(plan, "plan");
+    rules[1].payload_length = 31;
+    require(!vvb_plan_new(rules, 2, &err) && err, "a bad plan");
+}
+
+/* What a plan did is what it may do. */
+static void check_done(const struct vvb_batch *batch)
+{
+    uint64_t answers = 0;
+    struct stat status;
+
+    require(!fstat(disk, &status) && status.st_size == FILE_SIZE - 512, "the file has grown");
+    for (uint32_t i = 0; i < batch->done_count; i++) {
+        const uint8_t *answer = batch->answers + answers;
+
+        answers += batch->outgoing[i].payload_len;
+        require(batch->outgoing[i].payload_len == 32 && batch->outgoing[i].type == 11, "answer");
+        require((answer[0] == 1 || answer[0] == 2) && answer[31] == 0x77, "answer's bytes");
+    }
+    require(answers == batch->answers_len && batch->done_payload == answers, "answers");
+    for (uint32_t i = 0; i < batch->span_count; i++) {
+        uint64_t first = batch->spans[i].gpa >> 12;
+        uint64_t last = (batch->spans[i].gpa + batch->spans[i].len - 1) >> 12;
+
+        require(batch->spans[i].len, "an empty span");
+        require((first >= BASE_PFN && last < HOLE_PFN) ||
+                    (first >= HOLE_PFN + 16 && last < HOLE_PFN + 32),
+                "a span outside guest memory");
+    }
 }
 
 /* Everything a device could do with a packet that was let through. */
@@ -91,6 +152,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
     }
     if (!memory) {
         set_up();
+        set_up_plan();
     }
     memcpy(&control, input + 8, 4);
     role = control & 1 ? VVB_ROLE_GUEST : VVB_ROLE_HOST;
@@ -120,10 +182,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
     batch = vvb_batch_new(ring, 16);
     require(batch, "batch");
     do {
+        struct vvb_sent sent;
         int signal = 0;
 
-        result = vvb_ring_receive(ring, batch, 16, memory, &limits, NULL);
+        result = vvb_ring_receive(ring, batch, 16, memory, &limits, control & 4 ? plan : NULL);
         require(batch->bytes <= data_size, "more taken than the ring holds");
+        require(batch->count + batch->done_count <= 16, "more taken than asked for");
+        check_done(batch);
+        vvb_ring_send_many(ring, batch->outgoing, batch->done_count, batch->answers,
+                           batch->answers_len, &sent);
+        require(sent.count <= batch->done_count, "more sent than there are");
         for (uint32_t i = 0; i < batch->count; i++) {
             use_packet(batch, &batch->packets[i]);
             vvb_ring_send(ring, 11, 0, batch->packets[i].transaction_id, NULL, 0,
@@ -134,7 +202,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
         if (vvb_ring_unmask(ring) > 0) {
             vvb_ring_mask(ring);
         }
-    } while (!result && batch->count);
+    } while (!result && (batch->count || batch->done_count));
     vvb_batch_free(batch);
     vvb_ring_free(ring);
     return 0;

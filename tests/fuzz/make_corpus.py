@@ -13,7 +13,7 @@ from vhostvmbus.wire.gpa import GpaRange, build_ranges
 from vhostvmbus.wire.vmbus import Descriptor, PacketType, align8, pack_descriptor
 
 DATA = 3 * 4096
-GUEST_ROLE, FEATURES = 1, 2
+GUEST_ROLE, FEATURES, PLAN = 1, 2, 4
 
 
 def packet(kind: int, payload: bytes = b"", header: bytes = b"", tid: int = 1) -> bytes:
@@ -33,6 +33,13 @@ def case(data: bytes, *, write: int | None = None, read: int = 0, control: int =
     """An input of the fuzz target."""
     write = len(data) % DATA if write is None else write
     return struct.pack("<III", write, read, control) + data
+
+
+def transfer(kind: int, block: int, blocks: int, room: int = 8192, size: int = 8192) -> bytes:
+    """A packet that the fuzz target's plan is for, or nearly: 1 reads, 2 writes."""
+    payload = struct.pack("<I", kind) + struct.pack(">QH", block, blocks) + struct.pack("<I", room)
+    pages = [GpaRange(size, 100, [0x28, 0x20, 0x51][: (size + 4195) // 4096])]
+    return packet(PacketType.DATA_USING_GPA_DIRECT, payload.ljust(32, b"p"), gpa(pages))
 
 
 def seeds() -> dict[str, bytes]:
@@ -72,6 +79,20 @@ def seeds() -> dict[str, bytes]:
         "offset": case(pack_descriptor(Descriptor(6, 9, 3, 0, 0)) + bytes(64)),
         "type": case(packet(0x77)),
         "waits-for-space": case(packet(inband, bytes(2000)), control=FEATURES | 0x800 << 4),
+        "plan-read": case(transfer(1, 3, 16), control=FEATURES | PLAN),
+        "plan-write": case(transfer(2, 0, 1) + transfer(2, 30, 1), control=PLAN),
+        "plan-end": case(transfer(1, 31, 1) + transfer(1, 30, 2), control=PLAN),
+        "plan-overflow": case(
+            transfer(1, 1 << 55, 1) + transfer(2, (1 << 64) - 1, 1), control=PLAN
+        ),
+        "plan-room": case(
+            transfer(1, 0, 2, room=1023) + transfer(1, 0, 9, size=4096), control=PLAN
+        ),
+        "plan-mixed": case(
+            transfer(1, 0, 1) + packet(inband, b"other") + transfer(2, 1, 1) + transfer(3, 0, 1),
+            control=FEATURES | PLAN,
+        ),
+        "plan-many": case(transfer(1, 1, 1) * 60, control=FEATURES | PLAN | 64 << 16),
         "full-peer": case(packet(inband, bytes(48)) * 100, control=FEATURES | 4088 << 16),
     }
 
