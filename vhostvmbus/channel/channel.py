@@ -97,6 +97,7 @@ class Channel:
         self._draining = False
         self._plan: Plan | None = None
         self._planning = threading.Lock()  # held while the engine may do something by the plan
+        self._plan_turn = threading.Lock()  # passed by the worker first: no wait for two receives
         self._idle = threading.Condition()
         self._handles = threading.Lock()  # ring and eventfds exist until the state is CLOSED
         self._kick_fd = os.dup(kick_fd)
@@ -152,7 +153,7 @@ class Channel:
         the order of the ring: the engine does none before the callback for every earlier packet
         that fits no rule has returned.
         """
-        with self._planning:
+        with self._plan_turn, self._planning:
             self._plan = plan
 
     def send(
@@ -180,7 +181,9 @@ class Channel:
                 raise UsageError(f"transaction {transaction_id:#x} is in flight already")
         elif transaction_id is None:
             transaction_id = 0
-        outgoing = Outgoing(packet_type, bytes(payload), transaction_id, flags, header)
+        if not isinstance(payload, bytes):
+            payload = bytes(memoryview(payload))  # changes after the return do not count
+        outgoing = Outgoing(packet_type, payload, transaction_id, flags, header)
         try:
             self._before_publish([])
             if not self._sender.send([outgoing], bounded=True):
@@ -394,8 +397,12 @@ class Channel:
                     self.stats.quota_reached += 1
                     return  # still masked: what is next is a completion, not the guest's signal
             self._starved = False
-            with self._planning:
+            with self._plan_turn:
+                self._planning.acquire()
+            try:
                 batch = ring.receive(min(max(budget, 1), BATCH), self._plan)
+            finally:
+                self._planning.release()
             taken = len(batch.packets)
             if batch.signal:
                 self._sender.signal_space()
