@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import struct
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from vhostvmbus.channel import ChannelStats
-from vhostvmbus.devices.scsi import ScsiController
+from vhostvmbus.devices.scsi import ScsiController, options
 from vhostvmbus.devices.scsi.disk import FileDisk
 from vhostvmbus.guest import SoftwareGuest
 from vhostvmbus.guest.storvsc import RESET_BUS, PendingRequest, Storvsc
@@ -442,3 +443,19 @@ def test_what_a_failed_plan_wrote_is_invalidated_too(tmp_path: Path) -> None:
         assert bad.data[:4096] == b"i" * 4096
         assert controller._sessions[0][0].stats.packets_planned == 0
         assert len(pages_of(guest.invalidations)) == 2
+
+
+@pytest.mark.parametrize("words", [(), ("--no-plan",)])
+def test_the_command_line_can_do_without(tmp_path: Path, words: tuple[str, ...]) -> None:
+    parser = argparse.ArgumentParser()
+    options.add_arguments(parser)
+    chosen = parser.parse_args([f"{tmp_path / 'disk.raw'}:1M", *words])
+    with (
+        options.make_device(chosen) as controller,
+        SoftwareGuest.for_device(controller) as guest,
+    ):
+        driver = Storvsc(guest, guest.enable())
+        driver.initialize()
+        assert driver.write(0, bytes(512)).wait().good
+        planned = controller._sessions[0][0].stats.packets_planned
+        assert planned == (0 if words else 1)
