@@ -38,6 +38,8 @@ _BLKGETSIZE64: Final = 0x80081272
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EINVAL)
 _CHUNK: Final = 1 << 20
 _HOST_PAGE: Final = 4096
+_PROBE: Final = (bytearray(1),)
+"""Where bytes go that nobody looks at, whichever thread asks."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -165,9 +167,9 @@ class FileDisk:
         if not self._can_ask:
             return False
         try:
-            os.preadv(self._fd, (bytearray(1),), offset, os.RWF_NOWAIT)
+            os.preadv(self._fd, _PROBE, offset, os.RWF_NOWAIT)
             if length > _HOST_PAGE:
-                os.preadv(self._fd, (bytearray(1),), offset + length - 1, os.RWF_NOWAIT)
+                os.preadv(self._fd, _PROBE, offset + length - 1, os.RWF_NOWAIT)
         except BlockingIOError:
             return True
         except OSError as error:
