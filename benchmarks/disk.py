@@ -158,7 +158,7 @@ def processor_time(pid: int) -> float:
 
 
 @contextmanager
-def back_end(image: Path, folder: Path, plan: bool) -> Iterator[tuple[int, Path]]:
+def back_end(image: Path, folder: Path, plan: bool = True) -> Iterator[tuple[int, Path]]:
     """A back end process for one disk: its pid and socket."""
     path = folder / "scsi.sock"
     ready, theirs = os.pipe()
