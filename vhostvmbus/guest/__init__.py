@@ -22,10 +22,12 @@ from vhostvmbus.guest.hostile import HostileChannel, RawRing
 from vhostvmbus.guest.ram import GuestRam, RamRegion
 from vhostvmbus.guest.software_guest import Gpadl, SoftwareGuest, connect_socket, serving
 from vhostvmbus.guest.transactions import HostPacket, Transaction
+from vhostvmbus.guest.trial import Exchange, Trial, try_channel
 
 __all__ = [
     "ChannelNotOpen",
     "CompletionTimeout",
+    "Exchange",
     "FrontEnd",
     "Gpadl",
     "GuestChannel",
@@ -43,6 +45,8 @@ __all__ = [
     "SendRefused",
     "SoftwareGuest",
     "Transaction",
+    "Trial",
     "connect_socket",
     "serving",
+    "try_channel",
 ]

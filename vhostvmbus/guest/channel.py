@@ -62,6 +62,7 @@ class GuestChannel:
         self.kicks = 0
         self.calls = 0
         self._ids = itertools.count(1)
+        self._places = itertools.count()
         self._in_flight: dict[int, Transaction] = {}
         self._host_packets: deque[HostPacket] = deque()
         self._failure: Exception | None = None
@@ -322,6 +323,8 @@ class GuestChannel:
         if transaction is None:
             self.stray_completions.append(packet)
         else:
+            transaction.place = next(self._places)
+            transaction.completed_at = time.perf_counter()
             transaction.completion = packet.payload
 
     def _complete(self, transaction_id: int, payload: bytes) -> None:
