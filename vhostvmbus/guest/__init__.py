@@ -8,12 +8,14 @@ channel; :class:`GuestRam` its memory; :class:`HostileChannel` for a guest that 
 from vhostvmbus.guest.channel import GuestChannel
 from vhostvmbus.guest.code_map import GuestCodeMap
 from vhostvmbus.guest.errors import (
+    Cancelled,
     ChannelNotOpen,
     CompletionTimeout,
     GuestSideError,
     HostBrokeRing,
     OutOfPages,
     ReceiveTimeout,
+    RequestFailed,
     RingFullTimeout,
     SendRefused,
 )
@@ -25,6 +27,7 @@ from vhostvmbus.guest.transactions import HostPacket, Transaction
 from vhostvmbus.guest.trial import Exchange, Trial, try_channel
 
 __all__ = [
+    "Cancelled",
     "ChannelNotOpen",
     "CompletionTimeout",
     "Exchange",
@@ -41,6 +44,7 @@ __all__ = [
     "RamRegion",
     "RawRing",
     "ReceiveTimeout",
+    "RequestFailed",
     "RingFullTimeout",
     "SendRefused",
     "SoftwareGuest",
