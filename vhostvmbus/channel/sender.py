@@ -76,6 +76,24 @@ class Sender:
                 self._publish(need_signal)
         return True
 
+    def send_now(self, packet: Outgoing) -> bool:
+        """Sends a packet at once or not at all: :exc:`RingFull`. False if detached."""
+        with self._lock:
+            if self._detached:
+                return False
+            if self._queue:
+                raise RingFull(False)
+            need_signal = False
+            try:
+                need_signal = self._put(packet)
+                self._count(packet)
+            except RingFull as full:
+                need_signal = bool(full.args[0])
+                raise
+            finally:
+                self._publish(need_signal)
+        return True
+
     def _count(self, packet: Outgoing) -> None:
         """Under the lock, and before the peer can know: counters are never behind the guest."""
         if packet.type == PacketType.COMP:

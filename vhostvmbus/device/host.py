@@ -214,7 +214,7 @@ class DeviceHost:
             self._channels.pop(index, None)
             channel.close(grace=0)
             raise
-        channel.start()
+        channel.begin()
         if type(self.device).post_started is not Device.post_started:
             channel.run_beside(lambda: self.device.post_started(channel))
         return NtStatus.SUCCESS
