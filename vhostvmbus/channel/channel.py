@@ -258,8 +258,12 @@ class Channel:
         """Occupancy of both rings; the last one known if the channel is closed."""
         with self._handles:
             if self.state is not ChannelState.CLOSED:
-                self._last_ring_state = self._ring.state
+                self._note_ring_state()
             return self._last_ring_state
+
+    def _note_ring_state(self) -> None:
+        state = self._last_ring_state = self._ring.state
+        self.stats.signals_suppressed = state.signals_suppressed
 
     # -- completions (PacketOwner) -------------------------------------------------------------
 
@@ -680,7 +684,7 @@ class Channel:
             return
         self._stop(between, grace, publish)
         with self._handles:
-            self._last_ring_state = self._ring.state
+            self._note_ring_state()
             self.state = ChannelState.CLOSED
             self._ring.close()
             for fd in (self._kick_fd, self._call_fd, self._stop_fd, self._wake_fd):
