@@ -58,6 +58,12 @@ class HostBrokeRing(GuestSideError):
     status = NtStatus.INVALID_DEVICE_STATE
 
 
+class NoSuchDevice(GuestSideError):
+    """What is offered at the socket is not the device that was asked for."""
+
+    status = NtStatus.NO_SUCH_DEVICE
+
+
 class OutOfPages(GuestSideError):
     """The allocator has no such pages left."""
 
