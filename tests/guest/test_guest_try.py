@@ -42,6 +42,35 @@ def test_an_example(example: Path) -> None:
     assert done.stderr == ""
 
 
+def test_the_document_about_writing_a_device_is_true(tmp_path: Path) -> None:
+    """Its device, its command with its output, and its test."""
+    text = (ROOT / "docs" / "writing-a-device.md").read_text()
+    device, test = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "digest.py").write_text(device)
+    (tmp_path / "test_digest.py").write_text(f"import hashlib\nfrom digest import Digest\n{test}")
+    found = re.search(r"^\$ (vhostvmbus try .*)\n((?:.*\n)*?)```", text, re.MULTILINE)
+    assert found
+    command, shown = found.groups()
+    for words in (shlex.split(command), ["pytest", "-q", "-p", "no:cacheprovider"]):
+        done = subprocess.run(
+            [sys.executable, "-m", *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        if words[0] == "vhostvmbus":
+
+            def timeless(output: str) -> str:
+                return re.sub(r"after [0-9.]+ ms", "after a while", output)
+
+            assert timeless(done.stdout) == timeless(shown)
+        else:
+            assert "1 passed" in done.stdout
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_is_short(example: Path) -> None:
     """About 20 lines: what a class has, its docstrings, imports and check() not counted."""
