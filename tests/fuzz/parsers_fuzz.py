@@ -5,6 +5,7 @@
 the corpus grows in ``build/fuzz/TARGET``. ``--seeds FOLDER`` writes the seed inputs instead.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -31,7 +32,9 @@ def main(words: list[str]) -> None:
         growing = HERE.parents[1] / "build" / "fuzz" / name
         growing.mkdir(parents=True, exist_ok=True)
         rest += [str(growing), str(HERE / "corpus" / "parsers" / name)]
-    atheris.Setup([sys.argv[0], *rest], target)
+    # A merge runs its program again through a shell, by the first word.
+    again = shlex.join([sys.executable, str(Path(sys.argv[0]).resolve()), name])
+    atheris.Setup([again, *rest], target)
     atheris.Fuzz()
 
 
