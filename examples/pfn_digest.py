@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Replies to each packet with the SHA-256 of the guest pages that it describes."""
+"""Replies to each packet with the SHA-256 of the guest pages that it describes.
+
+Try it: ``vhostvmbus try examples/pfn_digest.py:PfnDigest --pages 16``
+"""
 
 import hashlib
 from uuid import UUID
 
 from vhostvmbus.channel import Channel
 from vhostvmbus.device import Device
+from vhostvmbus.guest import Exchange
 from vhostvmbus.packet import Packet
 
 
@@ -22,3 +26,8 @@ class PfnDigest(Device):
             for view in packet.external_data.views():
                 digest.update(view)
         packet.complete(digest.digest())
+
+
+def check(exchange: Exchange) -> bool:
+    """What ``vhostvmbus try`` expects."""
+    return exchange.completion == hashlib.sha256(exchange.before).digest()

@@ -154,6 +154,9 @@ BAD_RANGES: dict[str, tuple[list[GpaRange], int | None, str]] = {
     "far more": ([GpaRange(PAGE, 0, [1])], 0xFFFFFFFF, "GpaRangeCountInvalid"),
     "more than the device takes": ([GpaRange(8, 0, [1])] * 17, None, "GpaRangeCountInvalid"),
     "no byte": ([GpaRange(0, 0, [1])], None, "GpaRangeEmpty"),
+    "no PFN": ([GpaRange(PAGE, 0, [])], None, "GpaRangeTruncated"),
+    "no PFN and no byte": ([GpaRange(0, 0, [])], None, "GpaRangeEmpty"),
+    "count of all ones": ([GpaRange(0xFFFFFFFF, 0, [1])], None, "GpaRangeTooLong"),
     "count beyond the PFNs": ([GpaRange(PAGE + 1, 0, [1])], None, "GpaRangeTruncated"),
     "offset beyond the PFNs": ([GpaRange(1, PAGE, [1])], None, "GpaRangeTruncated"),
     "offset and count overflow": (

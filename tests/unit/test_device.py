@@ -4,10 +4,8 @@
 import asyncio
 import json
 import os
-import sys
 import threading
 import time
-from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -19,9 +17,6 @@ from vhostvmbus.packet import Packet
 from vhostvmbus.wire import errors
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
 
 # -- offers --------------------------------------------------------------------------------------
 
@@ -519,7 +514,7 @@ def test_close_cancels_coroutines() -> None:
         guest.expect_nothing()
 
 
-# -- statistics, examples ------------------------------------------------------------------------
+# -- statistics ----------------------------------------------------------------------------------
 
 
 def test_statistics_are_json() -> None:
@@ -569,20 +564,3 @@ def test_nothing_is_left_behind() -> None:
             guest.send(b"\0\0")
             guest.expect()
     assert count() == before
-
-
-def test_the_examples() -> None:
-    import hashlib
-
-    from echo import Echo
-    from pfn_digest import PfnDigest
-
-    with GuestEnd(Echo()) as guest:
-        guest.send(b"echoecho")
-        assert guest.expect()[0].payload == b"echoecho"
-    with GuestEnd(PfnDigest()) as guest:
-        content = os.urandom(8192)
-        guest.ram.poke(BASE + 100 * 4096, content[:4096])
-        guest.ram.poke(BASE + 90 * 4096, content[4096:])
-        guest.send_direct(b"", [GpaRange.of_pages([BASE_PFN + 100, BASE_PFN + 90])])
-        assert guest.expect()[0].payload == hashlib.sha256(content).digest()

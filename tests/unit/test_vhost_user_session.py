@@ -374,6 +374,27 @@ def test_end_inside_a_message() -> None:
     assert back_end.session.release_fds() == [55]
 
 
+def test_descriptors_of_the_broken_request_stay_known_when_asked_again() -> None:
+    back_end = BackEnd().negotiate()
+    back_end.put(m.SetOwner(), need_reply=True)
+    back_end.put(m.AddMemReg(region(0)), 1, need_reply=False)
+    for _ in range(3):
+        with pytest.raises(ProtocolError):
+            back_end.session.next_event()
+    assert len(back_end.session.release_fds()) == 1
+    assert back_end.session.release_fds() == []
+
+
+def test_descriptors_of_the_request_that_broke_the_session() -> None:
+    back_end = BackEnd().negotiate()
+    back_end.put(m.GpadlCreate(0, 1, 1, 16), 1, need_reply=False)
+    for _ in range(3):
+        with pytest.raises(ProtocolError):
+            back_end.session.next_event()
+    assert back_end.session.release_fds() == [101]
+    assert back_end.session.release_fds() == []
+
+
 def test_clean_end() -> None:
     back_end = BackEnd().negotiate()
     back_end.session.receive_end()

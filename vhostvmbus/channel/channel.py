@@ -18,8 +18,10 @@ from enum import Enum
 from itertools import count
 from typing import Any
 
+from vhostvmbus.channel.deferred import DeferredPackets
 from vhostvmbus.channel.gpadl import Gpadl, GpadlTable
 from vhostvmbus.channel.handler import ChannelHandler, ChannelInfo
+from vhostvmbus.channel.request import Awaited
 from vhostvmbus.channel.sender import Sender
 from vhostvmbus.channel.stats import ChannelStats, RateLimitedLog
 from vhostvmbus.memory import ExternalData
@@ -83,7 +85,9 @@ class Channel:
         self._handler = handler
         self._ring = ring
         self._gpadls = gpadls
-        self._quota = handler.transaction_quota
+        self._quota = self._wanted_quota = handler.transaction_quota
+        self._paused = False
+        self._resting = False  # paused, and the worker has seen it
         self._gather = handler.gather_completions
         self._log = RateLimitedLog(log)
         self._outstanding: dict[int, Packet] = {}
@@ -107,6 +111,8 @@ class Channel:
         self._sender = Sender(ring, self._call_fd, self.stats)
         self._worker = threading.Thread(target=self._run, name=self.name, daemon=True)
         self._beside: threading.Thread | None = None
+        self._deferred = DeferredPackets(self.name, self._deliver_again)
+        self._to_defer: list[Packet] = []
         self._last_ring_state: RingState | None = None
         self.ring_gpadl: Gpadl | None = None
         """The GPADL that the ring was attached from."""
@@ -136,13 +142,16 @@ class Channel:
     @property
     def transaction_quota(self) -> int:
         """Most packets outstanding. May be lowered below what is: nothing new is taken then."""
-        return self._quota
+        return self._wanted_quota
 
     @transaction_quota.setter
     def transaction_quota(self, quota: int) -> None:
         if quota < 1:
             raise ValueError("the transaction quota must be at least 1")
-        self._quota = quota
+        with self._idle:
+            self._wanted_quota = quota
+            if not self._paused:
+                self._quota = quota
         self._wake()
 
     def set_plan(self, plan: Plan | None) -> None:
@@ -199,37 +208,58 @@ class Channel:
         self._wake_for_space()
         return transaction_id
 
-    def request(self, payload: bytes, timeout: float | None = None) -> bytes:
-        """Sends a packet and waits for its completion's payload. Not on the worker thread.
+    def request(
+        self,
+        payload: bytes,
+        timeout: float | None = None,
+        *,
+        wait_for_completion: bool = True,
+        cancel: threading.Event | None = None,
+    ) -> bytes:
+        """Sends a packet and waits for its completion's payload (VmbChannelSendSynchronousRequest).
 
-        Raises :exc:`TimeoutError`, :exc:`ChannelClosed` (also when it closes meanwhile), and what
-        :meth:`send` raises.
+        Not on the worker thread. ``timeout`` is in seconds, ``None`` for ever; setting ``cancel``
+        ends the wait. Without ``wait_for_completion`` nothing is waited for and nothing returned;
+        with a ``timeout`` of 0 as well, a full ring raises :exc:`RingFull` where it would queue.
+        Raises :exc:`TimeoutError`, :exc:`RequestCancelled`, :exc:`ChannelClosed` (also when it
+        closes meanwhile), and what :meth:`send` raises.
         """
-        if threading.current_thread() is self._worker:
-            raise UsageError("a request would wait for the thread that it is made on")
-        done = threading.Event()
-        answer: list[bytes | None] = []
-
-        def completed(data: bytes | None) -> None:
-            answer.append(data)
-            done.set()
-
-        transaction_id = self.send(payload, on_completion=completed)
-        if not done.wait(timeout):
+        if not wait_for_completion:
+            if timeout == 0:
+                self._send_now(bytes(payload))
+            else:
+                self.send(payload)
+            return b""
+        self._check_may_wait("a request")
+        awaited = Awaited()
+        transaction_id = self.send(payload, on_completion=awaited.completed)
+        try:
+            return awaited.wait(timeout, cancel)
+        finally:
             self._awaited.pop(transaction_id, None)
-            raise TimeoutError(f"no completion in {timeout} s")
-        if answer[0] is None:
-            raise ChannelClosed(f"channel {self.name} was closed")
-        return answer[0]
 
-    def map_gpadl(self, handle: int) -> ExternalData:
+    def _send_now(self, payload: bytes) -> None:
+        try:
+            self._before_publish([])
+            if not self._sender.send_now(Outgoing(PacketType.DATA_INBAND, payload, 0)):
+                raise ChannelClosed(f"channel {self.name} is closed")
+        except GuestError as error:
+            self._fail(error)
+            raise ChannelClosed(f"channel {self.name} has failed: {error}") from error
+
+    def _check_may_wait(self, what: str) -> None:
+        if threading.current_thread() is self._worker:
+            raise UsageError(f"{what} would wait for the thread that it is made on")
+
+    def map_gpadl(self, handle: int, *, read_only: bool = False) -> ExternalData:
         """Maps a GPADL that the guest made for this channel (VmbChannelMapGpadl).
 
         What is written through it is looked up in the code map before the next packet is
-        published. Raises :exc:`GpadlUnknown`, or :exc:`UsageError` if it is mapped already.
+        published; with ``read_only`` writing is refused, and nothing has to be looked up. Raises
+        :exc:`GpadlUnknown`, or :exc:`UsageError` if it is mapped already.
         """
         self._sender.check_open()
-        return self._gpadls.map(handle, self.index)
+        return self._gpadls.map(handle, self.index, read_only=read_only)
 
     def unmap_gpadl(self, handle: int) -> None:
         """Ends a mapping (VmbChannelUnmapGpadl)."""
@@ -240,8 +270,12 @@ class Channel:
         """Occupancy of both rings; the last one known if the channel is closed."""
         with self._handles:
             if self.state is not ChannelState.CLOSED:
-                self._last_ring_state = self._ring.state
+                self._note_ring_state()
             return self._last_ring_state
+
+    def _note_ring_state(self) -> None:
+        state = self._last_ring_state = self._ring.state
+        self.stats.signals_suppressed = state.signals_suppressed
 
     # -- completions (PacketOwner) -------------------------------------------------------------
 
@@ -322,7 +356,7 @@ class Channel:
         if self._starved:
             self._wake()
         self._wake_for_space()
-        if self._stopping:
+        if self._stopping or self._paused:
             with self._idle:
                 self._idle.notify_all()
 
@@ -340,10 +374,60 @@ class Channel:
 
     # -- the worker ----------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Starts to take packets."""
+    def begin(self) -> None:
+        """Starts the worker, once."""
         self.state = ChannelState.RUNNING
         self._worker.start()
+
+    def pause(self, timeout: float | None = None) -> None:
+        """Takes no packets any more; returns when none is outstanding (VmbChannelPause).
+
+        Before the channel runs (in ``opened`` or ``started``) it returns at once, and the channel
+        starts paused. Completions for the host's own packets are not taken either. Not on a thread
+        that delivers packets, nor on the device's event loop. Raises :exc:`TimeoutError` after
+        ``timeout`` seconds (the channel stays paused), :exc:`ChannelClosed` if it ends meanwhile.
+        """
+        if self._deferred.is_current_thread:
+            raise UsageError("a pause would wait for the packet that it is made in")
+        self._check_may_wait("a pause")
+        with self._idle:
+            self._paused = True
+            self._resting = False
+            self._quota = 0
+        self._wake()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._idle:
+            while self._paused and self.state is not ChannelState.OPENING:
+                if self.state is not ChannelState.RUNNING or self._stopping:
+                    raise ChannelClosed(f"channel {self.name} ended before it was paused")
+                if self._resting and not self._outstanding:
+                    return
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise TimeoutError(f"{len(self._outstanding)} packets are not completed")
+                self._idle.wait(left)
+
+    def start(self) -> None:
+        """Takes packets again after :meth:`pause` (VmbChannelStart); else does nothing."""
+        with self._idle:
+            self._paused = self._resting = False
+            self._quota = self._wanted_quota
+            self._idle.notify_all()
+        self._wake()
+
+    @property
+    def paused(self) -> bool:
+        """Whether :meth:`pause` was called, and :meth:`start` not since."""
+        return self._paused
+
+    def _at_quota(self) -> None:
+        """The worker, with nothing in its hands, takes nothing more for now."""
+        if not self._paused:
+            self.stats.quota_reached += 1
+            return
+        with self._idle:
+            self._resting = True
+            self._idle.notify_all()
 
     def run_beside(self, function: Callable[[], None]) -> None:
         """Runs ``function`` once on a thread of its own, which :meth:`close` waits for."""
@@ -394,7 +478,7 @@ class Channel:
                 # packet off first and looks at the announcement then.
                 self._starved = True
                 if self._quota - self.outstanding <= 0:
-                    self.stats.quota_reached += 1
+                    self._at_quota()
                     return  # still masked: what is next is a completion, not the guest's signal
             self._starved = False
             with self._plan_turn:
@@ -448,6 +532,27 @@ class Channel:
                 self._deliver_one(raw)
         finally:
             self._flush_gathered()
+            if self._to_defer:
+                deferred, self._to_defer = self._to_defer, []
+                self._deferred.put(deferred)
+
+    def packet_deferred(self, packet: Packet) -> None:
+        """See :meth:`Packet.defer`."""
+        if (
+            threading.current_thread() is not self._worker
+            or not packet.deferrable
+            or [*self._outstanding][-1:] != [packet.serial]  # atomic: others complete packets
+        ):
+            raise UsageError(f"{packet!r} cannot be deferred here")
+        packet.deferrable = False
+        self._to_defer.append(packet)
+
+    def _deliver_again(self, packet: Packet) -> None:
+        packet.deferred = True
+        try:
+            self._handler.packet_received(self, packet)
+        except Exception as error:
+            self.packet_raised(packet, error)
 
     @property
     def _dropping(self) -> bool:
@@ -477,6 +582,7 @@ class Channel:
         try:
             if raw.error is not None:
                 self._count_error(raw.error)
+                packet.deferrable = False  # there is nothing to receive
                 self._handler.packet_rejected(self, packet, raw.error)
             else:
                 if external is not None:
@@ -529,6 +635,7 @@ class Channel:
                 return
             self.state = ChannelState.FAILED
             self.error = error
+            self._idle.notify_all()
         self._count_error(error)
         self._wake()
         self._handler.channel_failed(self, error)
@@ -536,15 +643,18 @@ class Channel:
     # -- the end -------------------------------------------------------------------------------
 
     def _stop(self, between: Callable[[], None] | None, grace: float, publish: bool) -> None:
-        if threading.current_thread() is self._worker:
+        if threading.current_thread() is self._worker or self._deferred.is_current_thread:
             raise UsageError("a channel cannot be closed on its own worker thread")
         self._draining = publish
         self._stopping = True
         if not publish:
             self._sender.detach()
         os.eventfd_write(self._stop_fd, 1)
+        with self._idle:
+            self._idle.notify_all()  # a pause that waits
         if self._worker.ident is not None:
             self._worker.join()
+        self._deferred.close(drop=not publish)
         deadline = time.monotonic() + grace
         if between is not None:
             between()
@@ -607,7 +717,7 @@ class Channel:
             return
         self._stop(between, grace, publish)
         with self._handles:
-            self._last_ring_state = self._ring.state
+            self._note_ring_state()
             self.state = ChannelState.CLOSED
             self._ring.close()
             for fd in (self._kick_fd, self._call_fd, self._stop_fd, self._wake_fd):
@@ -620,6 +730,8 @@ class Channel:
             "index": self.index,
             "state": self.state.value,
             "error": str(self.error) if self.error else None,
+            "paused": self._paused,
+            "quota": self._wanted_quota,
             "outstanding": self.outstanding,
             "queued": self._sender.queued,
             "ring": ring._asdict() if ring else None,

@@ -114,7 +114,7 @@ class GpadlTable:
         for gpadl in self:
             self.remove(gpadl.gpadl_id)
 
-    def map(self, gpadl_id: int, channel: int) -> ExternalData:
+    def map(self, gpadl_id: int, channel: int, *, read_only: bool = False) -> ExternalData:
         """Maps a GPADL of this channel (VmbChannelMapGpadl); :exc:`UsageError` if it is mapped."""
         gpadl = self.get(gpadl_id)
         if gpadl.channel != channel:
@@ -122,7 +122,7 @@ class GpadlTable:
         with self._lock:
             if gpadl.mapping is not None and not gpadl.mapping.closed:
                 raise UsageError(f"GPADL {gpadl_id:#x} is mapped already")
-            gpadl.mapping = self._memory.external_data(gpadl.ranges)
+            gpadl.mapping = self._memory.external_data(gpadl.ranges, read_only=read_only)
             return gpadl.mapping
 
     def unmap(self, gpadl_id: int) -> None:

@@ -13,7 +13,7 @@ from itertools import islice
 
 from vhostvmbus.channel.stats import ChannelStats
 from vhostvmbus.ring import Done, Outgoing, Ring, Sent, signal
-from vhostvmbus.wire.errors import ChannelClosed, SendQueueFull
+from vhostvmbus.wire.errors import ChannelClosed, RingFull, SendQueueFull
 from vhostvmbus.wire.vmbus import PacketType
 
 MAX_QUEUED = 4096
@@ -83,6 +83,23 @@ class Sender:
             finally:
                 if sent.signal:
                     self._signal()
+
+    def send_now(self, packet: Outgoing) -> bool:
+        """Sends a packet at once or not at all: :exc:`RingFull`. False if detached."""
+        with self._lock:
+            if self._detached:
+                return False
+            if self._queue:
+                raise RingFull(False)
+            sent = self._ring.send_many([packet])
+            if sent.signal:
+                self._signal()
+            if sent.error is not None:
+                raise sent.error
+            if not sent.entered:
+                raise RingFull(sent.signal)
+            self._count(packet)
+        return True
 
     def _count(self, packet: Outgoing) -> None:
         """Under the lock, and before the peer can know: counters are never behind the guest."""

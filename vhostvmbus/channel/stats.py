@@ -28,9 +28,19 @@ class ChannelStats:
     quota_reached: int = 0
     wakeups: int = 0
     signals_sent: int = 0
+    signals_suppressed: int = 0
     code_invalidations: int = 0
     dropped: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: "ChannelStats") -> None:
+        """Adds another channel's counters; of what is a maximum, the larger one counts."""
+        for name in self.__slots__:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if name.startswith("max_"):
+                setattr(self, name, max(mine, theirs))
+            else:
+                setattr(self, name, mine + theirs)
 
     def as_dict(self) -> dict[str, Any]:
         """All counters, ready for JSON."""

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from vhostvmbus.cli import serve, vm
+from vhostvmbus.cli import serve, stats, trial, vm
 
 
 class Terminated(KeyboardInterrupt):
@@ -36,6 +36,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="say the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     serve.add_command(commands)
+    trial.add_command(commands)
+    stats.add_command(commands)
     vm.add_command(commands)
     return parser
 

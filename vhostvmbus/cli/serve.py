@@ -6,20 +6,25 @@ The devices are found by themselves: a package ``vhostvmbus.devices.NAME`` with 
 """
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
+import logging
 import os
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from vhostvmbus import devices
-from vhostvmbus.cli import log
+from vhostvmbus.cli.log import set_up
 from vhostvmbus.device import Device, DeviceHost
 from vhostvmbus.vhost_user.errors import NotASocket, SocketInUse
 from vhostvmbus.vhost_user.server import Server
+from vhostvmbus.vhost_user.statistics import serving_statistics
+
+log = logging.getLogger(__name__)
 
 HELP = "serve one device on a socket, for a QEMU that you start yourself"
 EPILOG = """\
@@ -95,6 +100,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="connect to the socket, at which QEMU listens (server=on), again and again",
     )
+    parser.add_argument(
+        "--no-stats", action="store_true", help="do not serve statistics at PATH.stats"
+    )
     parser.add_argument("--verbose", "-v", action="store_true", help="log what happens")
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
 
@@ -126,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
     except ServeError as error:
         print(f"vhostvmbus serve: {error}", file=sys.stderr)
         return 2
-    log.set_up(options.verbose)
+    set_up(options.verbose)
     try:
         make: Callable[[argparse.Namespace], Device] = options.make_device
         device = make(options)
@@ -136,13 +144,26 @@ def run(options: argparse.Namespace) -> int:
     host = DeviceHost(device)
     server = Server(host, options.socket, listen=not options.connect)
     try:
-        server.run(lambda: _tell(options))
+        with _statistics(options, host):
+            server.run(lambda: _tell(options))
     except (SocketInUse, NotASocket, OSError) as error:
         print(f"vhostvmbus serve: {error}", file=sys.stderr)
         return 1
     finally:
         host.close()
     return 0
+
+
+@contextlib.contextmanager
+def _statistics(options: argparse.Namespace, host: DeviceHost) -> Iterator[None]:
+    """Statistics beside the device; what keeps them from being served keeps nothing else."""
+    with contextlib.ExitStack() as stack:
+        if not options.no_stats:
+            try:
+                stack.enter_context(serving_statistics(options.socket, host.stats))
+            except (SocketInUse, NotASocket, OSError) as error:
+                log.warning("no statistics: %s", error)
+        yield
 
 
 def _tell(options: argparse.Namespace) -> None:

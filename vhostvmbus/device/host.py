@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vhostvmbus.channel import Channel, ChannelInfo, GpadlTable
+from vhostvmbus.channel import Channel, ChannelInfo, ChannelStats, GpadlTable
 from vhostvmbus.device.device import Device
 from vhostvmbus.device.loop import DeviceLoop
 from vhostvmbus.device.offer import Offer
@@ -60,6 +60,8 @@ class DeviceHost:
         self._code_map: CodeMap | None = None
         self._handler = _Handler(self)
         self._lock = threading.RLock()
+        self._stats_lock = threading.Lock()  # a channel is either open or past
+        self._past = ChannelStats()
 
     @staticmethod
     def _make_offer(device: Device) -> Offer:
@@ -214,7 +216,7 @@ class DeviceHost:
             self._channels.pop(index, None)
             channel.close(grace=0)
             raise
-        channel.start()
+        channel.begin()
         if type(self.device).post_started is not Device.post_started:
             channel.run_beside(lambda: self.device.post_started(channel))
         return NtStatus.SUCCESS
@@ -230,7 +232,9 @@ class DeviceHost:
             if channel is None:
                 raise ChannelStateError(f"channel {index} is not open")
             channel.close(lambda: self._handler.suspended(channel), publish=publish)
-            del self._channels[index]
+            with self._stats_lock:
+                self._past.add(channel.stats)
+                del self._channels[index]
             self._handler.closed(channel)
 
     def modify_channel(self, index: int, target_vp: int) -> None:
@@ -293,8 +297,14 @@ class DeviceHost:
         return self._code_map is not None
 
     def stats(self) -> dict[str, Any]:
-        """Counters of the device and its open channels, ready for JSON."""
+        """Counters of the device and its open channels, ready for JSON: docs/statistics.md."""
         regions = self.memory.regions
+        totals = ChannelStats()
+        with self._stats_lock:
+            open_channels = [self._channels[index] for index in sorted(self._channels)]
+            channels = [channel.as_dict() for channel in open_channels]
+            for stats in (self._past, *(channel.stats for channel in open_channels)):
+                totals.add(stats)
         return {
             "name": self.name,
             "class_id": str(self._offer.class_id),
@@ -303,7 +313,8 @@ class DeviceHost:
             "gpadls": len(self.gpadls),
             "gpadl_bytes": self.gpadls.pages * PAGE_SIZE,
             "code_map": self.has_code_map,
-            "channels": [channel.as_dict() for _, channel in sorted(self.channels.items())],
+            "totals": totals.as_dict(),
+            "channels": channels,
             "device": self.device.stats(),
         }
 

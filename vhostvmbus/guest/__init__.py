@@ -8,12 +8,15 @@ channel; :class:`GuestRam` its memory; :class:`HostileChannel` for a guest that 
 from vhostvmbus.guest.channel import GuestChannel
 from vhostvmbus.guest.code_map import GuestCodeMap
 from vhostvmbus.guest.errors import (
+    Cancelled,
     ChannelNotOpen,
     CompletionTimeout,
     GuestSideError,
     HostBrokeRing,
+    NoSuchDevice,
     OutOfPages,
     ReceiveTimeout,
+    RequestFailed,
     RingFullTimeout,
     SendRefused,
 )
@@ -22,10 +25,13 @@ from vhostvmbus.guest.hostile import HostileChannel, RawRing
 from vhostvmbus.guest.ram import GuestRam, RamRegion
 from vhostvmbus.guest.software_guest import Gpadl, SoftwareGuest, connect_socket, serving
 from vhostvmbus.guest.transactions import HostPacket, Transaction
+from vhostvmbus.guest.trial import Exchange, Trial, try_channel
 
 __all__ = [
+    "Cancelled",
     "ChannelNotOpen",
     "CompletionTimeout",
+    "Exchange",
     "FrontEnd",
     "Gpadl",
     "GuestChannel",
@@ -35,14 +41,18 @@ __all__ = [
     "HostBrokeRing",
     "HostPacket",
     "HostileChannel",
+    "NoSuchDevice",
     "OutOfPages",
     "RamRegion",
     "RawRing",
     "ReceiveTimeout",
+    "RequestFailed",
     "RingFullTimeout",
     "SendRefused",
     "SoftwareGuest",
     "Transaction",
+    "Trial",
     "connect_socket",
     "serving",
+    "try_channel",
 ]

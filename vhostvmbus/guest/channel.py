@@ -22,18 +22,27 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from vhostvmbus.guest.errors import (
+    Cancelled,
     ChannelNotOpen,
     CompletionTimeout,
+    GuestSideError,
     HostBrokeRing,
     ReceiveTimeout,
+    RequestFailed,
     RingFullTimeout,
-    SendRefused,
+)
+from vhostvmbus.guest.external import (
+    check_ranges,
+    range_of_pfns,
+    ranges_of_chain,
+    require_completion,
 )
 from vhostvmbus.guest.transactions import HostPacket, Transaction
 from vhostvmbus.ring import RawPacket, Ring, signal, wait
 from vhostvmbus.wire.errors import ChannelClosed, RingFull
-from vhostvmbus.wire.gpa import GpaRange, pfn_count
-from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED, PAGE_SIZE, PacketType
+from vhostvmbus.wire.gpa import GpaRange
+from vhostvmbus.wire.ntstatus import NtStatus
+from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED, PacketType
 
 T = TypeVar("T")
 #: What can be sent; it is copied before the call returns.
@@ -43,6 +52,8 @@ Payload = bytes | bytearray | memoryview
 TIMEOUT = 10.0
 #: Seconds between two looks of a sender at a ring that stays full.
 _FULL_POLL = 0.05
+#: Seconds between two looks of a request at whether it was cancelled.
+_CANCEL_POLL = 0.02
 
 
 class GuestChannel:
@@ -62,6 +73,7 @@ class GuestChannel:
         self.kicks = 0
         self.calls = 0
         self._ids = itertools.count(1)
+        self._places = itertools.count()
         self._in_flight: dict[int, Transaction] = {}
         self._host_packets: deque[HostPacket] = deque()
         self._failure: Exception | None = None
@@ -132,17 +144,29 @@ class GuestChannel:
         timeout: float = TIMEOUT,
     ) -> Transaction:
         """:meth:`send_with_external_pfns` without waiting yet."""
-        if not wait_for_completion:
-            raise SendRefused("external PFNs cannot be sent without WAIT_FOR_COMPLETION")
-        end = len(pfns) if pfn_length is None else pfn_offset + pfn_length
-        if pfn_offset < 0 or pfn_offset >= end or end > len(pfns):
-            raise SendRefused(f"PFNs {pfn_offset} to {end} of {len(pfns)}")
-        chosen = pfns[pfn_offset:end]
-        if byte_count is None:
-            byte_count = len(chosen) * PAGE_SIZE - byte_offset
-        return self.submit_with_external_ranges(
-            payload, [GpaRange(byte_count, byte_offset, chosen)], timeout=timeout
-        )
+        require_completion(wait_for_completion)
+        chosen = range_of_pfns(pfns, pfn_offset, pfn_length, byte_offset, byte_count)
+        return self.submit_with_external_ranges(payload, [chosen], timeout=timeout)
+
+    def send_with_external_data(
+        self,
+        payload: Payload,
+        chain: Sequence[GpaRange],
+        *,
+        offset: int = 0,
+        length: int = 0,
+        force_length: bool = False,
+        wait_for_completion: bool = True,
+        timeout: float = TIMEOUT,
+    ) -> bytes:
+        """``VmbPacketSendWithExternalMdl``, and wait for the completion's payload.
+
+        The data is `length` bytes (0: all) from `offset` bytes into the buffers of `chain`; see
+        :func:`~vhostvmbus.guest.external.ranges_of_chain`, also for what is refused.
+        """
+        require_completion(wait_for_completion)
+        ranges = ranges_of_chain(chain, offset, length, force_length)
+        return self.submit_with_external_ranges(payload, ranges, timeout=timeout).wait(timeout)
 
     def submit_with_external_ranges(
         self, payload: Payload, ranges: Sequence[GpaRange], *, timeout: float = TIMEOUT
@@ -151,19 +175,63 @@ class GuestChannel:
 
         Raises :class:`SendRefused` for a range whose PFN count does not go with its bytes.
         """
-        if not ranges:
-            raise SendRefused("external data without a range")
-        for item in ranges:
-            if (
-                item.byte_count < 1
-                or item.byte_offset < 0
-                or pfn_count(item.byte_offset, item.byte_count) != len(item.pfns)
-            ):
-                raise SendRefused(
-                    f"{item.byte_count} bytes from {item.byte_offset} do not take "
-                    f"{len(item.pfns)} pages"
-                )
+        check_ranges(ranges)
         return self._submit(PacketType.DATA_USING_GPA_DIRECT, payload, ranges, timeout)
+
+    def request(
+        self,
+        payload: Payload,
+        *,
+        completion_size: int | None = None,
+        wait_for_completion: bool = True,
+        timeout: float = TIMEOUT,
+        cancel: threading.Event | None = None,
+    ) -> bytes:
+        """``VmbChannelSendSynchronousRequest``: send in-band, wait for the completion.
+
+        `completion_size` is how many bytes the caller takes, a multiple of 8 (None: any).
+        `timeout` 0 waits for nothing: neither for space in the ring, nor, since there would be no
+        time for one, for a completion, so `wait_for_completion` has to be False then.  Once
+        `cancel` is set the wait ends.
+
+        Raises :class:`RequestFailed`, whose ``status`` is INVALID_PARAMETER for such arguments,
+        BUFFER_OVERFLOW when there is no space, IO_TIMEOUT, CANCELLED, DEVICE_REMOVED when the
+        channel closes, BUFFER_TOO_SMALL for a longer completion.
+        """
+        if completion_size is not None and (completion_size < 0 or completion_size % 8):
+            raise RequestFailed(f"a completion of {completion_size} bytes is not a multiple of 8")
+        if timeout <= 0 and wait_for_completion:
+            raise RequestFailed("a completion cannot be awaited in no time")
+        deadline = time.monotonic() + timeout
+        try:
+            if not wait_for_completion:
+                self._put(PacketType.DATA_INBAND, payload, 0, 0, None, timeout)
+                return b""
+            transaction = self.submit(payload, timeout=timeout)
+            answer = self._await_or_cancel(transaction, deadline, cancel)
+        except GuestSideError as error:
+            raise RequestFailed(str(error), error.status) from error
+        if completion_size is not None and len(answer) > completion_size:
+            raise RequestFailed(
+                f"a completion of {len(answer)} bytes, {completion_size} are wanted",
+                NtStatus.BUFFER_TOO_SMALL,
+            )
+        return answer
+
+    def _await_or_cancel(
+        self, transaction: Transaction, deadline: float, cancel: threading.Event | None
+    ) -> bytes:
+        if cancel is None:
+            return transaction.wait(max(0.0, deadline - time.monotonic()))
+        while True:
+            if cancel.is_set():
+                raise Cancelled("the request was cancelled")
+            left = deadline - time.monotonic()
+            try:
+                return transaction.wait(min(_CANCEL_POLL, max(0.0, left)))
+            except CompletionTimeout:
+                if left <= 0:
+                    raise
 
     def _submit(
         self,
@@ -196,6 +264,7 @@ class GuestChannel:
         timeout: float,
     ) -> None:
         """Into the ring, waiting while it is full; signals the host if it has to be."""
+        payload = bytes(payload)  # PAGED_BUFFER: what changes while we wait does not count
         deadline = time.monotonic() + timeout
         with self._send_lock:
             while True:
@@ -322,6 +391,8 @@ class GuestChannel:
         if transaction is None:
             self.stray_completions.append(packet)
         else:
+            transaction.place = next(self._places)
+            transaction.completed_at = time.perf_counter()
             transaction.completion = packet.payload
 
     def _complete(self, transaction_id: int, payload: bytes) -> None:

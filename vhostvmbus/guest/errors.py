@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What can go wrong for the software guest's user."""
+"""What can go wrong for the software guest's user.
+
+``status`` is what KMCL's client endpoint returns for it.
+"""
 
 from __future__ import annotations
 
@@ -10,37 +13,64 @@ from vhostvmbus.wire.ntstatus import NtStatus
 class GuestSideError(VmbusError):
     """Base of this room's errors."""
 
+    status: NtStatus = NtStatus.UNSUCCESSFUL
+
 
 class SendRefused(GuestSideError):
-    """The arguments of a send are refused before anything reaches the ring.
-
-    ``status`` is what KMCL's client endpoint returns for it.
-    """
+    """The arguments of a send are refused before anything reaches the ring."""
 
     def __init__(self, text: str, status: NtStatus = NtStatus.INVALID_PARAMETER) -> None:
         super().__init__(text)
         self.status = status
 
 
+class RequestFailed(SendRefused):
+    """A synchronous request that has no answer; ``status`` says why."""
+
+
+class Cancelled(GuestSideError):
+    """The caller does not want to wait any more.  The packet is still in flight."""
+
+    status = NtStatus.CANCELLED
+
+
 class CompletionTimeout(GuestSideError):
     """The host did not complete a packet in time.  The packet is still in flight."""
+
+    status = NtStatus.IO_TIMEOUT
 
 
 class ReceiveTimeout(GuestSideError):
     """The host sent nothing in time."""
 
+    status = NtStatus.IO_TIMEOUT
+
 
 class RingFullTimeout(GuestSideError):
     """The host did not make room in the ring in time.  Nothing was sent."""
+
+    status = NtStatus.BUFFER_OVERFLOW
 
 
 class HostBrokeRing(GuestSideError):
     """What the host put into the ring cannot be followed; the channel stops."""
 
+    status = NtStatus.INVALID_DEVICE_STATE
+
+
+class NoSuchDevice(GuestSideError):
+    """What is offered at the socket is not the device that was asked for."""
+
+    status = NtStatus.NO_SUCH_DEVICE
+
 
 class OutOfPages(GuestSideError):
     """The allocator has no such pages left."""
 
+    status = NtStatus.INSUFFICIENT_RESOURCES
+
 
 class ChannelNotOpen(GuestSideError):
     """The channel was closed on this end."""
+
+    status = NtStatus.DEVICE_REMOVED

@@ -20,11 +20,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 
 from vhostvmbus.device import Device, DeviceHost
 from vhostvmbus.guest.channel import GuestChannel
 from vhostvmbus.guest.code_map import GuestCodeMap
-from vhostvmbus.guest.errors import GuestSideError
+from vhostvmbus.guest.errors import GuestSideError, NoSuchDevice
 from vhostvmbus.guest.front_end import ANSWER_TIMEOUT, FrontEnd
 from vhostvmbus.guest.ram import GuestRam, RamRegion
 from vhostvmbus.ring import Ring, Role, signal
@@ -109,9 +110,27 @@ class SoftwareGuest:
             raise
 
     @classmethod
-    def connect(cls, path: str | os.PathLike[str], **options: object) -> SoftwareGuest:
-        """A guest connected to the back end that listens at `path`; options as for the class."""
-        return cls(connect_socket(path), **options)  # type: ignore[arg-type]
+    def connect(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        class_id: UUID | None = None,
+        instance_id: UUID | None = None,
+        **options: object,
+    ) -> SoftwareGuest:
+        """A guest connected to the back end that listens at `path`; options as for the class.
+
+        Given `class_id`, and `instance_id` (None: any of that class), the device has to be that one
+        (``VmbClientChannelInitSetTargetPnp``): else :class:`NoSuchDevice`.
+        """
+        guest = cls(connect_socket(path), **options)  # type: ignore[arg-type]
+        offer = guest.offer
+        assert offer is not None
+        for wanted, offered in ((class_id, offer.class_id), (instance_id, offer.instance_id)):
+            if wanted is not None and wanted != offered:
+                guest.close()
+                raise NoSuchDevice(f"{offered} is offered at {os.fspath(path)}, not {wanted}")
+        return guest
 
     @classmethod
     @contextlib.contextmanager
@@ -128,7 +147,7 @@ class SoftwareGuest:
         :class:`DeviceHost` stays its owner's.
         """
         with serving(device, invalidate_timeout=invalidate_timeout) as (server, path, host):
-            guest = cls.connect(path, **options)
+            guest = cls.connect(path, **options)  # type: ignore[arg-type]
             guest.server, guest.host = server, host
             try:
                 yield guest

@@ -19,6 +19,10 @@ class Transaction:
 
     transaction_id: int
     completion: bytes | None = None
+    #: how many transactions of the channel were completed before this one; -1: it is not yet
+    place: int = -1
+    #: when its completion was taken from the ring (``time.perf_counter``)
+    completed_at: float = 0.0
     #: why no completion will come any more
     failure: Exception | None = None
     _wait: Callable[[Transaction, float], bytes] | None = field(default=None, repr=False)

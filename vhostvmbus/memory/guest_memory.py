@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from vhostvmbus.memory.engine import error_of, ffi, lib
 from vhostvmbus.memory.external import ExternalData
+from vhostvmbus.memory.readonly import ReadOnlyExternalData
 from vhostvmbus.wire.errors import (
     PfnOutsideMemory,
     RegionBusy,
@@ -267,6 +268,7 @@ class GuestMemory:
         *,
         max_bytes: int = UNLIMITED_BYTES,
         max_ranges: int = 0xFFFFFFFF,
+        read_only: bool = False,
     ) -> ExternalData:
         """The memory that ``ranges`` describe. Raises the :exc:`GpaRangeError` that applies."""
         data = build_ranges(ranges)
@@ -279,6 +281,7 @@ class GuestMemory:
                 raise error_of(fault)
             raw = bytes(ffi.buffer(segs.v, segs.count * ffi.sizeof("struct vvb_seg")))
             kept = list(ranges)
-            return ExternalData(self, raw, segs.total, lambda: kept)
+            kind = ReadOnlyExternalData if read_only else ExternalData
+            return kind(self, raw, segs.total, lambda: kept)
         finally:
             lib.vvb_segs_free(segs)

@@ -22,6 +22,9 @@ class PacketOwner(Protocol):
     def packet_failed(self, packet: "Packet", reason: str) -> None:
         """Stops the channel."""
 
+    def packet_deferred(self, packet: "Packet") -> None:
+        """Delivers the packet a second time, on a thread that may block."""
+
 
 class Packet:
     """One packet from the guest.
@@ -42,6 +45,11 @@ class Packet:
         "serial",
         "transaction_id",
     )
+
+    deferred: bool = False
+    """Whether :meth:`defer` was called: the packet is delivered for the second time."""
+    deferrable: bool = True
+    """Whether :meth:`defer` may be called, inside ``packet_received``."""
 
     def __init__(
         self,
@@ -91,6 +99,17 @@ class Packet:
         """
         owner: PacketOwner = self.channel
         owner.packet_failed(self, reason)
+
+    def defer(self) -> None:
+        """Has the packet delivered again, on a thread that may block (…DeferToPassive).
+
+        Only from inside the first ``packet_received`` of this packet, which should return then;
+        the worker thread goes on with the ring, and ``packet_received`` is called once more with
+        :attr:`deferred` set. Deferred packets of a channel come one after the other, in order.
+        Raises :exc:`UsageError` anywhere else, a coroutine (which may wait as it is) included.
+        """
+        owner: PacketOwner = self.channel
+        owner.packet_deferred(self)
 
     def __repr__(self) -> str:
         state = "completed" if self.completed else "open"

@@ -228,7 +228,7 @@ class BackEndSession(Session):
                     return event
         except ProtocolError:
             self.state = State.CLOSED
-            self._stray = fds
+            self._stray = (*self._stray, *fds)  # asked again after an error, still all
             raise
         return None
 

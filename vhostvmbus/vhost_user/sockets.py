@@ -93,8 +93,10 @@ def require_stream_socket(fd: int, name: str) -> socket.socket:
 
 
 @contextlib.contextmanager
-def bind_listener(path: Path) -> Iterator[socket.socket]:
+def bind_listener(path: Path, mode: int | None = None) -> Iterator[socket.socket]:
     """A socket that listens at `path`; the file is removed in the end.
+
+    `mode` are the file's permissions, from the moment it exists (default: the umask's).
 
     Raises :class:`SocketInUse` if a live process listens there, :class:`NotASocket` if
     something else lies there.
@@ -103,6 +105,10 @@ def bind_listener(path: Path) -> Iterator[socket.socket]:
     try:
         with _locked_directory(path.parent):
             _remove_stale(path)
+            if mode is not None:
+                # Linux takes the file's mode from the socket's (less the umask): no moment
+                # at which somebody else could connect.
+                os.fchmod(listener.fileno(), mode)
             listener.bind(str(path))
             identity = _identity(path)
             listener.listen(8)

@@ -202,12 +202,26 @@ class ExternalDataClosed(UsageError):
     """External data was used after its packet's completion."""
 
 
+class ExternalDataReadOnly(UsageError):
+    """A write to external data that was mapped read-only."""
+
+
+class RequestCancelled(UsageError):
+    """Whoever made a request does not want to wait any more."""
+
+    status = NtStatus.CANCELLED
+
+
 class ChannelClosed(UsageError):
     """The channel is no longer open."""
+
+    status = NtStatus.DEVICE_REMOVED
 
 
 class RingFull(VmbusError):
     """The packet does not fit now; ``pending_send_sz`` asks the peer for a signal."""
+
+    status = NtStatus.BUFFER_OVERFLOW
 
 
 class SendQueueFull(UsageError):

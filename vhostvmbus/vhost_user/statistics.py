@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Statistics on a socket of their own, beside the device's: docs/statistics.md.
+
+The device's socket belongs to one front end, which is connected all the time; so counters are
+read from ``SOCKET.stats``, a UNIX stream socket that only its owner can connect to.  Whoever
+connects gets one JSON document, in UTF-8, up to the end of the stream; nothing is read from him.
+Invariant: a reader that does not read holds up other readers for :data:`SEND_TIMEOUT` seconds at
+most, and the device never.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vhostvmbus.vhost_user.sockets import bind_listener
+
+log = logging.getLogger(__name__)
+
+#: Seconds that a reader has to take the document.
+SEND_TIMEOUT = 1.0
+#: Bytes that a document has at most, for the reader.
+MAX_DOCUMENT = 16 << 20
+
+Snapshot = Callable[[], dict[str, Any]]
+
+
+def statistics_path(path: str | os.PathLike[str]) -> Path:
+    """Where the statistics of the device at the socket `path` are."""
+    return Path(f"{os.fspath(path)}.stats")
+
+
+@contextlib.contextmanager
+def serving_statistics(path: str | os.PathLike[str], snapshot: Snapshot) -> Iterator[Path]:
+    """Serve what `snapshot` returns (called in another thread) for as long as the block runs.
+
+    `path` is the device's socket.  Raises as :func:`~.sockets.bind_listener`.
+    """
+    where = statistics_path(path)
+    wake, stop = socket.socketpair()
+    with wake, stop, bind_listener(where, mode=0o600) as listener:
+        thread = threading.Thread(
+            target=_serve, args=(listener, wake, snapshot), name="statistics", daemon=True
+        )
+        thread.start()
+        try:
+            yield where
+        finally:
+            stop.close()
+            thread.join()
+
+
+def _serve(listener: socket.socket, wake: socket.socket, snapshot: Snapshot) -> None:
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    poll.register(wake, select.POLLIN)
+    while not any(fd == wake.fileno() for fd, _ in poll.poll()):
+        with contextlib.suppress(OSError):
+            reader, _ = listener.accept()
+            with reader:
+                _answer(reader, snapshot)
+
+
+def _answer(reader: socket.socket, snapshot: Snapshot) -> None:
+    try:
+        document = json.dumps(snapshot()).encode()
+    except Exception:
+        log.exception("no statistics")  # the reader sees an empty document
+        return
+    reader.settimeout(SEND_TIMEOUT)
+    reader.sendall(document)
+
+
+def read_statistics(path: str | os.PathLike[str], timeout: float = 10.0) -> dict[str, Any]:
+    """The statistics of the device that is served at the socket `path`.
+
+    Raises ``OSError`` if nobody serves them, ``ValueError`` for an answer that is no such document.
+    """
+    document = bytearray()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(timeout)
+        sock.connect(os.fspath(statistics_path(path)))
+        while data := sock.recv(1 << 16):
+            document += data
+            if len(document) > MAX_DOCUMENT:
+                raise ValueError("the answer does not end")
+    found = json.loads(document)
+    if not isinstance(found, dict):
+        raise ValueError("the answer is no JSON object")
+    return found
