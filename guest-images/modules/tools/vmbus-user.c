@@ -375,7 +375,7 @@ static int send_packets(const struct options *options)
 		wait.transaction_id = send.transaction_id;
 		if (ioctl(fd, VMBUS_USER_IOC_WAIT, &wait))
 			failed("wait for the completion");
-		print_bytes(options, reply, wait.reply_length);
+		print_bytes(options, reply, wait.copied);
 	}
 	if (options->pages_to)
 		write_all(options->pages_to, external_data, external_size);

@@ -75,7 +75,7 @@ class _Send(ctypes.Structure):
 class _Wait(ctypes.Structure):
     _fields_ = [
         ("transaction_id", c_uint64), ("reply", c_uint64), ("capacity", c_uint32),
-        ("reply_length", c_uint32), ("timeout", c_int32), ("reserved", c_uint32),
+        ("reply_length", c_uint32), ("timeout", c_int32), ("copied", c_uint32),
     ]  # fmt: skip
 
 
@@ -154,6 +154,15 @@ class Memory(mmap.mmap):
         made = Range(ctypes.addressof(listed), count, byte_offset, len(numbers), 0)
         made.listed = listed  # kept as long as the range
         return made
+
+
+class Completion(NamedTuple):
+    """What the host answered."""
+
+    transaction_id: int
+    payload: bytes
+    length: int
+    """Of the payload as it was sent; more than ``len(payload)`` if that was cut off."""
 
 
 class Received(NamedTuple):
@@ -249,14 +258,15 @@ class Channel:
 
     def wait(
         self, transaction_id: int = 0, timeout: float | None = None, capacity: int = 4096
-    ) -> tuple[int, bytes]:
-        """Wait for a completion, by default whichever comes first: its id, its payload."""
+    ) -> Completion:
+        """Wait for a packet's completion, by default for whichever comes first."""
         buffer = (c_uint8 * max(capacity, 1))()
         request = _Wait(
             transaction_id, ctypes.addressof(buffer), capacity, 0, _milliseconds(timeout), 0
         )
         self._request(IOC_WAIT, request)
-        return int(request.transaction_id), bytes(buffer[: min(request.reply_length, capacity)])
+        payload = bytes(buffer[: request.copied])
+        return Completion(request.transaction_id, payload, request.reply_length)
 
     def request(
         self,
@@ -269,7 +279,7 @@ class Channel:
         """Send a packet and wait for its completion's payload."""
         flags = WAIT_FOR_COMPLETION | (HOST_WRITES if host_writes else 0)
         number = self.send(payload, ranges, flags=flags, timeout=timeout)
-        return self.wait(number, timeout)[1]
+        return self.wait(number, timeout).payload
 
     def receive(self, timeout: float | None = None, capacity: int = 65536) -> Received:
         """Receive a packet that the host sent by itself."""

@@ -355,8 +355,6 @@ int vu_wait(struct vu_session *s, struct vmbus_user_wait *arg)
 	long left;
 	int ret;
 
-	if (arg->reserved)
-		return -EINVAL;
 	left = wait_event_interruptible_timeout(s->vd->wait,
 			(ret = vu_reap(s, arg->transaction_id, &p)) != -EINPROGRESS,
 			vu_jiffies(arg->timeout));
@@ -366,8 +364,8 @@ int vu_wait(struct vu_session *s, struct vmbus_user_wait *arg)
 		return ret;
 	arg->transaction_id = p->id;
 	arg->reply_length = p->reply_length;
-	if (copy_to_user(u64_to_user_ptr(arg->reply), p->reply,
-			 min3(p->reply_length, p->reply_capacity, arg->capacity)))
+	arg->copied = min3(p->reply_length, p->reply_capacity, arg->capacity);
+	if (copy_to_user(u64_to_user_ptr(arg->reply), p->reply, arg->copied))
 		ret = -EFAULT;
 	vu_packet_free(s, p);
 	return ret;

@@ -111,7 +111,8 @@ struct vmbus_user_send {
  * Take the completion of a packet; with transaction_id 0 of whichever packet was completed
  * first and not waited for. A time-out (ETIMEDOUT) leaves the packet in flight, its pages pinned.
  * ENOENT: no such packet. reply_length is the payload's length as the host sent it, a multiple
- * of 8; what is longer than the packet's reply_capacity or than capacity is cut off.
+ * of 8; copied, how much of it is in the buffer: what is longer than the packet's
+ * reply_capacity or than capacity is cut off.
  */
 struct vmbus_user_wait {
 	__u64 transaction_id;		/* in and out */
@@ -119,7 +120,7 @@ struct vmbus_user_wait {
 	__u32 capacity;
 	__u32 reply_length;		/* out */
 	__s32 timeout;
-	__u32 reserved;			/* 0 */
+	__u32 copied;			/* out */
 };
 
 /* The host waits for the packet's completion. */
