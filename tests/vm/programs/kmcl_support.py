@@ -52,8 +52,8 @@ def fails(number: int) -> Iterator[None]:
     raise AssertionError(f"{found} instead of {errno.errorcode[number]}")
 
 
-def there_and_back(channel: Channel, pages: int) -> None:
-    """Data goes out, and comes back turned round, byte for byte."""
+def there_and_back(channel: Channel, pages: int, pinned: int = 0) -> None:
+    """Data goes out, and comes back turned round, byte for byte; *pinned* pages stay so."""
     memory = Memory(pages * PAGE)
     data = pattern(pages, pages * PAGE)
     memory[:] = data
@@ -63,7 +63,7 @@ def there_and_back(channel: Channel, pages: int) -> None:
     answer = ask(channel, "flip", [memory.range()], writes=True)
     assert answer["sha256"] == digest(data)
     assert memory[:] == data[::-1]
-    assert channel.info.pinned_pages == 0
+    assert channel.info.pinned_pages == pinned
 
 
 def in_child(work: Callable[[], None]) -> int:
