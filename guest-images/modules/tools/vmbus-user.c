@@ -451,7 +451,9 @@ int main(int argc, char **argv)
 	while (argc > 1 && (option = getopt(argc, argv, "d:t:r:c:bm:x:f:p:n:o:w:Nh")) != -1) {
 		switch (option) {
 		case 'd': options.device = optarg; break;
-		case 't': options.timeout = strcmp(optarg, "-1") ? (int)number(optarg, INT_MAX) : -1; break;
+		case 't':
+			options.timeout = strcmp(optarg, "-1") ? (int)number(optarg, INT_MAX) : -1;
+			break;
 		case 'r': options.ring_pages = number(optarg, 512); break;
 		case 'c': options.count = number(optarg, ULONG_MAX); break;
 		case 'b': options.binary = true; break;
@@ -463,8 +465,12 @@ int main(int argc, char **argv)
 		case 'o': options.offset = number(optarg, PAGE - 1); break;
 		case 'w': options.pages_to = optarg; break;
 		case 'N': options.no_completion = true; break;
-		case 'h': usage(stdout); return 0;
-		default: usage(stderr); return 1;
+		case 'h':
+			usage(stdout);
+			return 0;
+		default:
+			usage(stderr);
+			return 1;
 		}
 	}
 	if (!strcmp(command, "bind") && optind < argc) {
