@@ -74,10 +74,14 @@ def firmware_folders() -> list[Path]:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A guest kernel and its ``lib/modules/<version>``."""
+    """A guest kernel and its ``lib/modules/<version>``.
+
+    *extras* holds the project's own module and tools for it, if there are any.
+    """
 
     image: Path
     modules: Path
+    extras: Path | None = None
 
     @property
     def release(self) -> str:
@@ -93,7 +97,7 @@ def find_kernel(name: str, modules: str | None = None) -> Kernel:
     if name in KERNEL_SERIES:
         folder = recipe("guest-images/build", "kernel", name)
         (release,) = (folder / "lib" / "modules").iterdir()
-        return Kernel(folder / "vmlinuz", release)
+        return Kernel(folder / "vmlinuz", release, recipe("guest-images/build", "module", name))
     image = Path(name)
     if not image.is_file():
         known = ", ".join(KERNEL_SERIES)
@@ -114,7 +118,9 @@ def find_initramfs(kernel: Kernel) -> Path:
         raise SetupError("no guest-images here: outside the project's tree, name an initramfs")
     busybox = recipe("guest-images/build", "busybox") / "busybox"
     digest = hashlib.sha256()
-    for path in (*sorted(scripts.iterdir()), inittab, busybox, kernel.modules / "modules.dep"):
+    extras = sorted(kernel.extras.iterdir()) if kernel.extras else []
+    made_of = (*sorted(scripts.iterdir()), inittab, busybox, kernel.modules / "modules.dep")
+    for path in (*made_of, *extras):
         digest.update(path.name.encode() + path.read_bytes())
     for path in (Path(__file__), Path(__file__).with_name("initramfs.py")):
         digest.update(path.read_bytes())
@@ -124,7 +130,7 @@ def find_initramfs(kernel: Kernel) -> Path:
     room.mkdir(parents=True, exist_ok=True)
     result = room / f"{kernel.release}-{digest.hexdigest()[:20]}.cpio"
     if not result.exists():
-        data = build_initramfs(scripts, inittab, busybox, kernel.modules)
+        data = build_initramfs(scripts, inittab, busybox, kernel.modules, extras)
         with tempfile.NamedTemporaryFile(dir=room, prefix=".work-", delete=False) as work:
             work.write(data)
         os.chmod(work.name, 0o644)

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from vhostvmbus.vm.cpio import CpioArchive
@@ -72,10 +73,13 @@ def sbin_tool(name: str) -> str:
     raise SetupError(f"the program {name} is not installed")
 
 
-def build_initramfs(recipe: Path, inittab: Path, busybox: Path, modules: Path) -> bytes:
+def build_initramfs(
+    recipe: Path, inittab: Path, busybox: Path, modules: Path, extras: Sequence[Path] = ()
+) -> bytes:
     """An initramfs for the kernel whose modules are in *modules*, a ``lib/modules/<version>``.
 
-    Raises SetupError if the folder is not one.
+    *extras* are the project's own: kernel modules (``.ko``), and tools, which the guest has in
+    its PATH and PYTHONPATH. Raises SetupError if the folder is not one.
     """
     release = modules.name
     archive = CpioArchive()
@@ -99,6 +103,12 @@ def build_initramfs(recipe: Path, inittab: Path, busybox: Path, modules: Path) -
             target = tree / SUFFIX.sub(".ko", path)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(unpacked(modules / path))
+        for extra in extras:
+            if extra.suffix == ".ko":
+                (tree / "updates").mkdir(exist_ok=True)
+                shutil.copy(extra, tree / "updates")
+            else:
+                archive.add_tree(f"/guest/tools/{extra.name}", extra)
         done = subprocess.run(
             [sbin_tool("depmod"), "-b", temporary, release], capture_output=True, text=True
         )
