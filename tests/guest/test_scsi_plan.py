@@ -410,7 +410,7 @@ def test_a_single_planned_completion_waits_for_the_front_end(tmp_path: Path) -> 
 
     def look(ranges: Sequence[tuple[int, int]]) -> None:
         end = time.monotonic() + 0.1
-        while time.monotonic() < end:
+        while time.monotonic() < end or len(in_ring) < 10:
             in_ring.append(channel.ring.state.rx_available)
             time.sleep(0.005)
 
@@ -423,7 +423,7 @@ def test_a_single_planned_completion_waits_for_the_front_end(tmp_path: Path) -> 
         driver.initialize()
         assert driver.read(0, 8).wait().good
         assert controller._sessions[0][0].stats.packets_planned == 1
-        assert len(in_ring) > 5
+        assert len(in_ring) >= 10
         assert set(in_ring) == {0}
 
 

@@ -152,6 +152,8 @@ class Channel:
             self._wanted_quota = quota
             if not self._paused:
                 self._quota = quota
+        with self._plan_turn, self._planning:
+            pass  # a receive that began with the quota before has ended
         self._wake()
 
     def set_plan(self, plan: Plan | None) -> None:
@@ -472,8 +474,7 @@ class Channel:
         delivered = 0
         while not self._stopping:
             self._sender.flush()
-            budget = self._quota - self.outstanding
-            if budget <= 0:
+            if self._quota - self.outstanding <= 0:
                 # Announce the wait, then look again: pairs with _packet_ended(), which takes the
                 # packet off first and looks at the announcement then.
                 self._starved = True
@@ -484,7 +485,10 @@ class Channel:
             with self._plan_turn:
                 self._planning.acquire()
             try:
-                batch = ring.receive(min(max(budget, 1), BATCH), self._plan)
+                budget = self._quota - self.outstanding  # not what it was before the lock
+                if budget <= 0:
+                    continue
+                batch = ring.receive(min(budget, BATCH), self._plan)
             finally:
                 self._planning.release()
             taken = len(batch.packets)
