@@ -22,13 +22,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from benchmarks.disk import IMAGE_SIZE, make_image, processor_time
+from benchmarks.disk import IMAGE_SIZE, make_image
+from benchmarks.table import HostTime
 from vhostvmbus.vm import images
 from vhostvmbus.vm.accel import choose
 from vhostvmbus.vm.backend import BackEndProcess
@@ -46,6 +47,7 @@ STARTS = 15
 CODE_TRIES = 300
 """Reads of code that tell how many make up a measurement."""
 PATIENCE = 120.0
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,12 @@ class Sample:
     """Microseconds of the back end's processor time for each request."""
     machine_cpu: float | None = None
     """Of QEMU's: its virtual processors, its main loop and, for its own disk, the device."""
+    back_end_busy: float | None = None
+    """The part of the time that its busiest thread was running."""
+    machine_busy: float | None = None
+    """The same of QEMU's: mostly one of the guest's processors."""
+    host_busy: float | None = None
+    """The part of all processors' time that was used, by whomever."""
     latency: float | None = None
     """Median, from submission to completion as the guest sees it, in microseconds."""
     wrong: float | None = None
@@ -133,6 +141,32 @@ class Disk:
         with self.image.open("rb", buffering=0) as file:
             while file.read(1 << 20):
                 pass
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a process used of the processors: seconds in all, and the part of the time that its
+    busiest thread was running.
+    """
+
+    seconds: float
+    busiest: float
+
+    @classmethod
+    def between(cls, then: dict[int, float], now: dict[int, float], taken: float) -> Use:
+        """From two looks at the threads, `taken` seconds apart.  One that ended is not counted."""
+        used = [seconds - then.get(thread, 0.0) for thread, seconds in now.items()]
+        return cls(sum(used), max(used, default=0.0) / taken)
+
+
+def thread_times(pid: int) -> dict[int, float]:
+    """Processor seconds of each thread of a process, in user space and in the kernel."""
+    times = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
+            fields = (task / "stat").read_text().rpartition(")")[2].split()
+            times[int(task.name)] = (int(fields[11]) + int(fields[12])) / TICKS
+    return times
 
 
 @dataclass
@@ -169,7 +203,7 @@ class Lab:
         if pattern.processor != "any":
             limit += f" --cpus_allowed={disk.processor ^ (pattern.processor == 'other')}"
         disk.warm()
-        job, machine, device = self._run_fio(
+        job, host, machine, device = self._run_fio(
             disk,
             f"--rw={pattern.kind} --bs={pattern.block} --iodepth={pattern.depth} {limit}",
         )
@@ -177,25 +211,28 @@ class Lab:
         count = figures["total_ios"]
         return Sample(
             figures["iops"],
-            device / count * 1e6,
-            machine / count * 1e6,
+            device.seconds / count * 1e6,
+            machine.seconds / count * 1e6,
+            device.busiest,
+            machine.busiest,
+            host.busy / host.everything,
             figures["lat_ns"]["percentile"]["50.000000"] / 1000,
         )
 
-    def _run_fio(self, disk: Disk, words: str) -> tuple[Any, float, float]:
-        """Runs fio: its report, and the processor seconds of QEMU and of the back end.
+    def _run_fio(self, disk: Disk, words: str) -> tuple[Any, HostTime, Use, Use]:
+        """Runs fio: its report, and the use of processors by all, QEMU and the back end.
 
         Those are of the time of the requests only: a script before and one behind it write to the
         port of the guest's standard error, which is heard at once.
         """
         errors = bytearray()
-        times: list[tuple[float, float]] = []
+        times: list[tuple[HostTime, dict[int, float], dict[int, float]]] = []
 
         def heard(data: bytes) -> None:
             errors.extend(data)
             while len(times) < errors.count(b"mark"):
-                device = processor_time(disk.pid) if disk.pid is not None else 0.0
-                times.append((processor_time(self.machine.qemu.pid), device))
+                device = thread_times(disk.pid) if disk.pid is not None else {}
+                times.append((HostTime.now(), thread_times(self.machine.qemu.pid), device))
 
         mark = "sh -c 'echo mark >/dev/ttyS2'"
         result = self.machine.run(
@@ -210,7 +247,12 @@ class Lab:
             raise RuntimeError(f"fio: {result} {errors.decode(errors='replace')}")
         text = result.stdout.decode()
         report = json.loads(text[text.index("{") :])["jobs"][0]
-        return report, times[1][0] - times[0][0], times[1][1] - times[0][1]
+        (begin, *before), (end, *after) = times
+        host = end - begin
+        machine, device = (
+            Use.between(then, now, host.elapsed) for then, now in zip(before, after, strict=True)
+        )
+        return report, host, machine, device
 
     def code_reads(self, disk: Disk) -> Sample:
         """Reads into a page whose code has just been executed, each followed by a call of it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,25 +77,41 @@ def machine() -> str:
     )
 
 
+@dataclass(frozen=True)
+class HostTime:
+    """Seconds of this machine's processors, all added up; the difference of two is of a span."""
+
+    elapsed: float
+    """Of the clock."""
+    everything: float
+    busy: float
+
+    @classmethod
+    def now(cls) -> HostTime:
+        """Since some time in the past."""
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        ticks = [int(one) / os.sysconf("SC_CLK_TCK") for one in fields]
+        idle = ticks[3] + ticks[4]
+        return cls(time.monotonic(), sum(ticks), sum(ticks) - idle)
+
+    def __sub__(self, other: HostTime) -> HostTime:
+        return HostTime(
+            self.elapsed - other.elapsed,
+            self.everything - other.everything,
+            self.busy - other.busy,
+        )
+
+
 class Bystanders:
     """What other processes use of this machine's processors, from when this is made."""
 
     def __init__(self) -> None:
-        self._at_start = self._read()
-
-    @staticmethod
-    def _read() -> tuple[float, float, float]:
-        """Seconds so far: of all processors, how long they were busy, and how long for us."""
-        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-        ticks = [int(field) / os.sysconf("SC_CLK_TCK") for field in fields]
-        idle = ticks[3] + ticks[4]
-        ours = sum(os.times()[:4])
-        return sum(ticks), sum(ticks) - idle, ours
+        self._start = HostTime.now()
+        self._ours = sum(os.times()[:4])
 
     @property
     def share(self) -> float:
         """Their part of the processors' time; our children count once they have ended."""
-        everything, busy, ours = (
-            now - then for now, then in zip(self._read(), self._at_start, strict=True)
-        )
-        return max(0.0, busy - ours) / everything if everything else 0.0
+        span = HostTime.now() - self._start
+        ours = sum(os.times()[:4]) - self._ours
+        return max(0.0, span.busy - ours) / span.everything if span.everything else 0.0
