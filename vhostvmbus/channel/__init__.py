@@ -4,9 +4,10 @@
 KMCL's VMBCHANNEL at the server endpoint (docs/kmcl.md); the ring protocol is ``ring``'s business.
 """
 
-from vhostvmbus.channel.channel import Channel, ChannelState
+from vhostvmbus.channel.channel import Channel
 from vhostvmbus.channel.gpadl import Gpadl, GpadlTable
 from vhostvmbus.channel.handler import ChannelHandler, ChannelInfo
+from vhostvmbus.channel.life import ChannelState
 from vhostvmbus.channel.stats import ChannelStats
 
 __all__ = [

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Packets that the host sends of its own accord, and which completion belongs to which of them.
+
+Invariants: a transaction id is in flight once; a completion callback is called once, with what the
+guest answered or with ``None`` at the end, unless the packet was refused or nobody waits any more;
+whoever takes the callback out of the table, in one step, is who calls it.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from itertools import count
+
+from vhostvmbus.channel.life import Life
+from vhostvmbus.channel.request import Awaited
+from vhostvmbus.channel.sender import Sender
+from vhostvmbus.channel.stats import ChannelStats
+from vhostvmbus.ring import Outgoing, RawPacket
+from vhostvmbus.wire.errors import ChannelClosed, CompletionUnexpected, GuestError, UsageError
+from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED, PacketType
+
+log = logging.getLogger("vhostvmbus.channel.channel")  # one name for all that a channel logs
+
+
+class HostPackets:
+    """The host's packets on one channel.
+
+    ``before_publish`` is called before each; ``wake_for_space`` when packets wait for space.
+    """
+
+    def __init__(
+        self,
+        life: Life,
+        sender: Sender,
+        stats: ChannelStats,
+        before_publish: Callable[[list[tuple[int, int]]], None],
+        wake_for_space: Callable[[], None],
+    ) -> None:
+        self._life = life
+        self._sender = sender
+        self._stats = stats
+        self._before_publish = before_publish
+        self._wake_for_space = wake_for_space
+        self._awaited: dict[int, Callable[[bytes | None], None]] = {}
+        self._transaction_ids = count(1 << 32)
+
+    def send(
+        self,
+        payload: bytes | bytearray | memoryview,
+        transaction_id: int | None = None,
+        on_completion: Callable[[bytes | None], None] | None = None,
+        packet_type: int = PacketType.DATA_INBAND,
+        header: bytes = b"",
+    ) -> int:
+        """See :meth:`Channel.send`."""
+        flags = 0
+        if on_completion is not None:
+            flags = COMPLETION_REQUESTED
+            if transaction_id is None:
+                transaction_id = next(self._transaction_ids)
+            if self._awaited.setdefault(transaction_id, on_completion) is not on_completion:
+                raise UsageError(f"transaction {transaction_id:#x} is in flight already")
+        elif transaction_id is None:
+            transaction_id = 0
+        if not isinstance(payload, bytes):
+            payload = bytes(memoryview(payload))  # changes after the return do not count
+        outgoing = Outgoing(packet_type, payload, transaction_id, flags, header)
+        try:
+            self._before_publish([])
+            if not self._sender.send([outgoing], bounded=True):
+                raise ChannelClosed(f"channel {self._life.name} is closed")
+        except GuestError as error:
+            self._awaited.pop(transaction_id, None)
+            self._life.fail(error)
+            raise ChannelClosed(f"channel {self._life.name} has failed: {error}") from error
+        except BaseException:
+            if on_completion is not None:
+                self._awaited.pop(transaction_id, None)
+            raise
+        if self._sender.queued:
+            self._wake_for_space()
+        return transaction_id
+
+    def send_now(self, payload: bytes) -> None:
+        """Sends a packet at once or not at all: :exc:`RingFull`."""
+        try:
+            self._before_publish([])
+            if not self._sender.send_now(Outgoing(PacketType.DATA_INBAND, payload, 0)):
+                raise ChannelClosed(f"channel {self._life.name} is closed")
+        except GuestError as error:
+            self._life.fail(error)
+            raise ChannelClosed(f"channel {self._life.name} has failed: {error}") from error
+
+    def request(
+        self, payload: bytes, timeout: float | None, cancel: threading.Event | None
+    ) -> bytes:
+        """See :meth:`Channel.request`; the caller may wait."""
+        awaited = Awaited()
+        transaction_id = self.send(payload, on_completion=awaited.completed)
+        try:
+            return awaited.wait(timeout, cancel)
+        finally:
+            self._awaited.pop(transaction_id, None)
+
+    def completion_arrived(self, raw: RawPacket, payload: bytes) -> None:
+        """The guest completed a packet; on the worker thread."""
+        callback = self._awaited.pop(raw.transaction_id, None)
+        if callback is None:
+            self._life.count_error(
+                CompletionUnexpected("transaction_id", raw.transaction_id, raw.ring_offset)
+            )
+            return
+        self._stats.completions_received += 1
+        try:
+            callback(payload)
+        except Exception:
+            self._stats.errors["DeviceException"] += 1
+            log.exception("%s: a completion callback failed", self._life.name)
+
+    def close(self) -> None:
+        """Tells everybody who waits that no completion will come."""
+        for transaction_id in list(self._awaited):
+            callback = self._awaited.pop(transaction_id, None)
+            if callback is not None:
+                callback(None)

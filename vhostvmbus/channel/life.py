@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How an open channel lives and ends: its state, and the ring and eventfds that it holds.
+
+Everything else about a channel looks here whether it may go on, and stops it here. Invariants:
+
+* a channel fails once, and only while it runs; what was the matter is counted, logged, and told to
+  the handler, while neither lock of this file is held;
+* ring and eventfds exist until the state is CLOSED; one lock is for that, and :attr:`Life.idle` is
+  for those who wait for the channel to come to rest. Neither is taken inside the other.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from enum import Enum
+
+from vhostvmbus.channel.stats import ChannelStats, RateLimitedLog
+from vhostvmbus.ring import Ring, RingState
+from vhostvmbus.wire.errors import GuestError
+
+log = logging.getLogger("vhostvmbus.channel.channel")  # one name for all that a channel logs
+
+
+class ChannelState(Enum):
+    """Life of a channel object; one object lives from an opening to the closing."""
+
+    OPENING = "opening"
+    RUNNING = "running"
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
+class Life:
+    """The state of one channel; ``failed`` is told why it stopped, without a lock held."""
+
+    def __init__(
+        self,
+        name: str,
+        ring: Ring,
+        kick_fd: int,
+        call_fd: int,
+        stats: ChannelStats,
+        failed: Callable[[GuestError], None],
+    ) -> None:
+        self.name = name
+        self.state = ChannelState.OPENING
+        self.error: GuestError | None = None
+        self.stopping = False
+        self.draining = False
+        """While stopping: what was taken from the ring is delivered all the same."""
+        self.idle = threading.Condition()
+        self.kick_fd = os.dup(kick_fd)
+        self.call_fd = os.dup(call_fd)
+        self.stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._handles = threading.Lock()  # ring and eventfds exist until the state is CLOSED
+        self._ring = ring
+        self._last_ring_state: RingState | None = None
+        self._stats = stats
+        self._failed = failed
+        self._log = RateLimitedLog(log)
+
+    @property
+    def dropping(self) -> bool:
+        """Whether what was taken from the ring is not delivered any more."""
+        return self.stopping and not self.draining
+
+    @property
+    def ring_state(self) -> RingState | None:
+        """Occupancy of both rings; the last one known if the channel is closed."""
+        with self._handles:
+            if self.state is not ChannelState.CLOSED:
+                self._note_ring_state()
+            return self._last_ring_state
+
+    def _note_ring_state(self) -> None:
+        state = self._last_ring_state = self._ring.state
+        self._stats.signals_suppressed = state.signals_suppressed
+
+    def wake(self) -> None:
+        """Has the worker look at everything again."""
+        with self._handles:
+            if self.state is not ChannelState.CLOSED:
+                os.eventfd_write(self.wake_fd, 1)
+
+    def notify(self) -> None:
+        """Has those who wait for the channel to come to rest look again."""
+        with self.idle:
+            self.idle.notify_all()
+
+    def count_error(self, error: GuestError) -> None:
+        """A mistake of the guest's that the channel survives, or not; any thread."""
+        with self.idle:  # from any thread
+            self._stats.errors[type(error).__name__] += 1
+        self._log.warning("%s: %s", self.name, error)
+
+    def fail(self, error: GuestError) -> None:
+        """Stops for good: no packet is taken any more. Completions may still go out."""
+        with self.idle:
+            if self.state is not ChannelState.RUNNING:
+                return
+            self.state = ChannelState.FAILED
+            self.error = error
+            self.idle.notify_all()
+        self.count_error(error)
+        self.wake()
+        self._failed(error)
+
+    def close(self) -> None:
+        """Gives the ring and the eventfds up; nobody may be using them."""
+        with self._handles:
+            self._note_ring_state()
+            self.state = ChannelState.CLOSED
+            self._ring.close()
+            for fd in (self.kick_fd, self.call_fd, self.stop_fd, self.wake_fd):
+                os.close(fd)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How many packets may be outstanding; a pause is a quota of 0 that somebody waits for.
+
+Invariants: :attr:`Quota.now` is 0 while the channel is paused, else :attr:`Quota.wanted`; all
+fields change under :attr:`Life.idle`, and the worker reads them without it; a pause has come about
+when the worker rests (it saw the pause with nothing in its hands) and nothing is outstanding.
+"""
+
+import time
+from collections.abc import Sized
+
+from vhostvmbus.channel.life import ChannelState, Life
+from vhostvmbus.channel.stats import ChannelStats
+from vhostvmbus.wire.errors import ChannelClosed
+
+
+class Quota:
+    """The quota of one channel; ``outstanding`` are the packets that are not completed."""
+
+    def __init__(self, quota: int, outstanding: Sized, life: Life, stats: ChannelStats) -> None:
+        self.now = self.wanted = quota
+        self.paused = False
+        self._resting = False  # paused, and the worker has seen it
+        self._outstanding = outstanding
+        self._life = life
+        self._stats = stats
+
+    def set(self, quota: int) -> None:
+        """Changes the quota; while paused, what it will be afterwards."""
+        if quota < 1:
+            raise ValueError("the transaction quota must be at least 1")
+        with self._life.idle:
+            self.wanted = quota
+            if not self.paused:
+                self.now = quota
+
+    def pause(self, timeout: float | None) -> None:
+        """See :meth:`Channel.pause`; the caller may wait."""
+        life = self._life
+        with life.idle:
+            self.paused = True
+            self._resting = False
+            self.now = 0
+        life.wake()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with life.idle:
+            while self.paused and life.state is not ChannelState.OPENING:
+                if life.state is not ChannelState.RUNNING or life.stopping:
+                    raise ChannelClosed(f"channel {life.name} ended before it was paused")
+                if self._resting and not self._outstanding:
+                    return
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise TimeoutError(f"{len(self._outstanding)} packets are not completed")
+                life.idle.wait(left)
+
+    def start(self) -> None:
+        """See :meth:`Channel.start`."""
+        with self._life.idle:
+            self.paused = self._resting = False
+            self.now = self.wanted
+            self._life.idle.notify_all()
+        self._life.wake()
+
+    def reached(self) -> None:
+        """The worker, with nothing in its hands, takes nothing more for now."""
+        if not self.paused:
+            self._stats.quota_reached += 1
+            return
+        with self._life.idle:
+            self._resting = True
+            self._life.idle.notify_all()

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The receiving half of a channel: the worker thread, which takes packets and hands them up.
+
+It waits for the guest's signal, takes packets in batches, has the engine do those that fit the
+device's plan, and delivers the others in the order of the ring. Invariants:
+
+* it takes no more than the quota leaves at the moment when it takes;
+* it rests, with the ring masked, only after it announced that it starves and looked again;
+* the plan is exchanged, and a new quota in force, when no receive by the old one runs.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from itertools import count
+from typing import TYPE_CHECKING
+
+from vhostvmbus.channel.deferred import DeferredPackets
+from vhostvmbus.channel.handler import ChannelHandler
+from vhostvmbus.channel.host_packets import HostPackets
+from vhostvmbus.channel.life import ChannelState, Life
+from vhostvmbus.channel.quota import Quota
+from vhostvmbus.channel.sender import Sender
+from vhostvmbus.channel.stats import ChannelStats
+from vhostvmbus.packet import Packet
+from vhostvmbus.ring import Done, Plan, RawPacket, Ring, wait
+from vhostvmbus.wire.errors import GuestError, PacketFailed, UsageError
+from vhostvmbus.wire.vmbus import PacketType
+
+if TYPE_CHECKING:
+    from vhostvmbus.channel.channel import Channel
+
+log = logging.getLogger("vhostvmbus.channel.channel")  # one name for all that a channel logs
+
+BATCH = 64
+"""Packets taken from the ring at a time, at most."""
+SPACE_POLL_SECONDS = 0.01
+"""How often a full ring is looked at when the guest does not announce ``pending_send_sz``."""
+_KICK, _STOP, _WAKE = 1, 2, 4
+
+
+class Receiver:
+    """The worker of one channel.
+
+    ``publish`` sends what the plan completed; ``delivered`` is called after each batch that was
+    handed up, however that ended. ``outstanding`` is the channel's table: a packet enters it here
+    and leaves it when it ends.
+    """
+
+    def __init__(
+        self,
+        channel: "Channel",
+        handler: ChannelHandler,
+        ring: Ring,
+        life: Life,
+        quota: Quota,
+        sender: Sender,
+        host_packets: HostPackets,
+        outstanding: dict[int, Packet],
+        publish: Callable[[Done, list[tuple[int, int]]], None],
+        delivered: Callable[[], None],
+    ) -> None:
+        self.starved = False
+        """The worker waits for a packet to end: who ends one has to wake it."""
+        self.thread = threading.Thread(target=self._run, name=life.name, daemon=True)
+        self.deferred = DeferredPackets(life.name, self._deliver_again)
+        self._channel = channel
+        self._handler = handler
+        self._ring = ring
+        self._life = life
+        self._quota = quota
+        self._sender = sender
+        self._host_packets = host_packets
+        self._outstanding = outstanding
+        self._publish = publish
+        self._delivered = delivered
+        self._stats: ChannelStats = channel.stats
+        self._serials = count(1)
+        self._to_defer: list[Packet] = []
+        self._plan: Plan | None = None
+        self._planning = threading.Lock()  # held while the engine may do something by the plan
+        self._plan_turn = threading.Lock()  # passed by the worker first: no wait for two receives
+
+    def set_plan(self, plan: Plan | None) -> None:
+        """See :meth:`Channel.set_plan`."""
+        with self._plan_turn, self._planning:
+            self._plan = plan
+
+    def settle(self) -> None:
+        """Returns when a receive that runs, by the quota before, has ended."""
+        with self._plan_turn, self._planning:
+            pass
+
+    def defer(self, packet: Packet) -> None:
+        """See :meth:`Packet.defer`."""
+        if (
+            threading.current_thread() is not self.thread
+            or not packet.deferrable
+            or [*self._outstanding][-1:] != [packet.serial]  # atomic: others complete packets
+        ):
+            raise UsageError(f"{packet!r} cannot be deferred here")
+        packet.deferrable = False
+        self._to_defer.append(packet)
+
+    def _run(self) -> None:
+        life = self._life
+        fds = (life.kick_fd, life.stop_fd, life.wake_fd)
+        try:
+            # Before the first wait: packets may have waited here for a new back end, and the one
+            # before may have left the ring masked.
+            self._process()
+            while life.state is not ChannelState.FAILED:
+                timeout = None
+                if self._sender.queued and not self._ring.state.peer_signals_space:
+                    timeout = SPACE_POLL_SECONDS
+                fired = wait(fds, timeout)
+                self._stats.wakeups += 1
+                if fired & _STOP or life.stopping:
+                    return
+                self._process()
+        except GuestError as error:
+            life.fail(error)
+        except Exception:
+            log.exception("%s: the worker died", life.name)
+            life.fail(PacketFailed("worker", 0, -1, "internal error"))
+
+    def _process(self) -> None:
+        """Takes and hands up everything that is in the ring."""
+        channel, life, quota, ring = self._channel, self._life, self._quota, self._ring
+        ring.mask()
+        delivered = 0
+        while not life.stopping:
+            self._sender.flush()
+            if quota.now - channel.outstanding <= 0:
+                # Announce the wait, then look again: pairs with Channel._packet_ended(), which
+                # takes the packet off first and looks at the announcement then.
+                self.starved = True
+                if quota.now - channel.outstanding <= 0:
+                    quota.reached()
+                    return  # still masked: what is next is a completion, not the guest's signal
+            self.starved = False
+            with self._plan_turn:
+                self._planning.acquire()
+            try:
+                budget = quota.now - channel.outstanding  # not what it was before the lock
+                if budget <= 0:
+                    continue
+                batch = ring.receive(min(budget, BATCH), self._plan)
+            finally:
+                self._planning.release()
+            taken = len(batch.packets)
+            if batch.signal:
+                self._sender.signal_space()
+            if batch.done is not None:
+                taken += batch.done.completions
+                self._count_done(batch.done)
+                spans = batch.done.written() if self._handler.tracks_writes() else []
+                self._publish(batch.done, spans)
+            if taken:
+                self._stats.batches += 1
+                self._stats.max_batch = max(self._stats.max_batch, taken)
+                delivered += taken
+                self._deliver(batch.packets)
+            if batch.error is not None:
+                life.fail(batch.error)
+            if life.state is ChannelState.FAILED:
+                return
+            if not taken:
+                if delivered:
+                    self._handler.processing_complete(channel, delivered)
+                    delivered = 0
+                if not ring.unmask():
+                    return
+                ring.mask()
+
+    def _count_done(self, done: Done) -> None:
+        """What :meth:`_deliver_one` counts, for packets that the plan did."""
+        stats = self._stats
+        stats.packets_received += done.completions
+        stats.packets_planned += done.completions
+        stats.bytes_received += done.payload_bytes
+        stats.external_bytes += done.external_bytes
+
+    def _deliver(self, packets: list[RawPacket]) -> None:
+        life = self._life
+        try:
+            for position, raw in enumerate(packets):
+                if life.dropping or life.state is ChannelState.FAILED:
+                    for rest in packets[position:]:
+                        self._stats.dropped += 1
+                        if rest.external_data is not None:
+                            rest.external_data.close()
+                    return
+                self._deliver_one(raw)
+        finally:
+            self._delivered()
+            if self._to_defer:
+                deferred, self._to_defer = self._to_defer, []
+                self.deferred.put(deferred)
+
+    def _deliver_one(self, raw: RawPacket) -> None:
+        payload = raw.payload
+        self._stats.packets_received += 1
+        self._stats.bytes_received += len(payload)
+        if raw.type == PacketType.COMP:
+            self._host_packets.completion_arrived(raw, payload)
+            return
+        if raw.type == PacketType.CANCEL_REQUEST:
+            return  # a wish, without an answer: the transaction's completion still comes
+        external = raw.external_data
+        packet = Packet(
+            self._channel,
+            next(self._serials),
+            raw.transaction_id,
+            payload,
+            external,
+            raw.completion_requested,
+            raw.ring_offset,
+        )
+        self._outstanding[packet.serial] = packet
+        try:
+            if raw.error is not None:
+                self._life.count_error(raw.error)
+                packet.deferrable = False  # there is nothing to receive
+                self._handler.packet_rejected(self._channel, packet, raw.error)
+            else:
+                if external is not None:
+                    self._stats.external_bytes += len(external)
+                self._handler.packet_received(self._channel, packet)
+        except Exception as error:
+            self._channel.packet_raised(packet, error)
+
+    def _deliver_again(self, packet: Packet) -> None:
+        packet.deferred = True
+        try:
+            self._handler.packet_received(self._channel, packet)
+        except Exception as error:
+            self._channel.packet_raised(packet, error)
