@@ -8,6 +8,7 @@ A request is a JSON object in the in-band bytes, whose member ``op`` names a met
 import hashlib
 import json
 import threading
+import time
 from typing import Any
 from uuid import UUID
 
@@ -70,6 +71,11 @@ class Obedient(Device):
 
     def do_nothing(self, request: dict[str, Any], packet: Packet) -> None:
         packet.complete()
+
+    def do_nap(self, request: dict[str, Any], packet: Packet) -> dict[str, Any]:
+        """Takes nothing from the ring for a while."""
+        time.sleep(request["seconds"])
+        return {}
 
     def do_digest(self, request: dict[str, Any], packet: Packet) -> dict[str, Any]:
         external = packet.external_data

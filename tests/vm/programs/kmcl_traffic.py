@@ -183,6 +183,7 @@ def case_many_senders_and_a_full_ring() -> None:
 def case_a_full_ring_makes_senders_wait() -> None:
     """Requests of nearly the whole ring: the second waits for the first to be taken."""
     with obedient(2, 16) as channel:
+        nap = channel.send(text("nap", seconds=2))
         ids = []
         for index in range(40):
             head = text("raw", size=2900).ljust(63) + b"\0"
@@ -190,6 +191,7 @@ def case_a_full_ring_makes_senders_wait() -> None:
         for index, number in enumerate(ids):
             answer = json.loads(channel.wait(number, 10).payload.rstrip(b"\0"))
             assert answer["sha256"] == digest(pattern(index, 2900))
+        channel.wait(nap, 10)
         assert channel.info.ring_full > 0
 
 
