@@ -199,8 +199,17 @@ def test_the_root_template_is_never_written(qemu: Path, root_template: Path) -> 
     assert hashlib.sha256(root_template.read_bytes()[: 64 * MEBIBYTE]).digest() == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-@pytest.mark.parametrize("moment", [1.0, 15.0])
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGINT, 1.0),
+        (signal.SIGTERM, 1.0),
+        (signal.SIGHUP, 1.0),
+        (signal.SIGKILL, 1.0),
+        (signal.SIGINT, 15.0),
+        (signal.SIGKILL, 15.0),
+    ],
+)
 def test_nothing_survives_a_signal(number: signal.Signals, moment: float, qemu: Path) -> None:
     """While it boots and while a command runs. The folder of a killed run goes with the next."""
     child = subprocess.Popen(
