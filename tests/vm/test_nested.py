@@ -26,12 +26,17 @@ echo nested-marker-end
 def test_the_same_smoke_test_under_kvm(qemu: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk.raw"
     digest = write_random(disk, 8 << 20)
-    done = subprocess.run(
-        [sys.executable, "-m", "vhostvmbus", "vm", "--accel", "nested", "--disk", disk,
-         "--qemu", qemu, "--timeout", "600", "--kernel", "6.12", "--cmd", SCRIPT],
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
+    # Seen once: the inner guest span for ever, in an emulated SVM. Cause unknown; a hang, and only
+    # a hang, is given another try.
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-m", "vhostvmbus", "vm", "--accel", "nested", "--disk", disk,
+             "--qemu", qemu, "--timeout", "240", "--kernel", "6.12", "--cmd", SCRIPT],
+            capture_output=True,
+            text=True,
+        )  # fmt: skip
+        if done.returncode == 0 or "nested-marker" in done.stdout:
+            break
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "Hypervisor detected: Microsoft Hyper-V"
