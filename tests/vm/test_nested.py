@@ -26,8 +26,8 @@ echo nested-marker-end
 def test_the_same_smoke_test_under_kvm(qemu: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk.raw"
     digest = write_random(disk, 8 << 20)
-    # Seen once: the inner guest span for ever, in an emulated SVM. Cause unknown; a hang, and only
-    # a hang, is given another try.
+    # Seen once: the inner guest span for ever, cause unknown. A try that does not
+    # get to its end is repeated, twice at most; what the guest then read and wrote is judged once.
     for _ in range(3):
         done = subprocess.run(
             [sys.executable, "-m", "vhostvmbus", "vm", "--accel", "nested", "--disk", disk,
