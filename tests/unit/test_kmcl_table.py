@@ -165,6 +165,23 @@ def test_a_test_exists(reference: str) -> None:
     assert f"test_{name}" in functions_in(file)
 
 
+def test_the_cases_in_a_real_guest_are_those_that_exist() -> None:
+    """All of them are in the table, and nothing else is; and the functions are KMCL's."""
+    programs = sorted((ROOT / "tests" / "vm" / "programs").glob("kmcl_*.py"))
+    existing = {
+        node.name
+        for path in programs
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("case_")
+    }
+    table = [line for line in DOCUMENT.read_text().splitlines() if "`case_" in line]
+    assert set(re.findall(r"`(case_\w+)`", "\n".join(table))) == existing
+    for line in table:
+        named = set(re.findall(r"Vmb\w+", cells(line)[0]))
+        assert named
+        assert named <= set(FUNCTIONS)
+
+
 def test_what_does_not_exist_is_noticed() -> None:
     """These tests can fail."""
     for name in ("channel.Channel.paws", "packet.Packet.chanel", "nothing.Here", "device.Gadget"):
