@@ -73,7 +73,7 @@ def test_what_the_host_has_not_written_stays(guest: Guest) -> None:
 def test_random_mixed_load_is_verified(guest: Guest) -> None:
     guest.check(
         f"fio --name=mix --filename=$(disk {SCRATCH_LUN}) --rw=randrw --direct=1 "
-        "--ioengine=libaio --iodepth=32 --numjobs=2 --offset_increment=256M "
+        f"--ioengine=libaio --iodepth=32 --numjobs=2 --offset_increment={FIO_SIZE} "
         f"--size={FIO_SIZE} --loops={FIO_LOOPS} --bsrange=512-128k --bs_unaligned=0 "
         "--blockalign=512 --verify=crc32c --verify_fatal=1 --do_verify=1 --output=/tmp/fio.log || "
         "{ cat /tmp/fio.log >&2; false; }",
