@@ -330,3 +330,31 @@ def without_a_back_end(folder: str) -> None:
             time.sleep(0.1)
     there_and_back(channel, 4)
     channel.release()
+
+
+def beside_a_device_that_is_unplugged(folder: str) -> None:
+    """Told "ready"; tells "gone" and waits for a new device. Packets are in flight meanwhile."""
+    channel = obedient()
+    node = vmbus_user.find_node(OBEDIENT)
+    there_and_back(channel, 4)
+    hold_some(channel, Memory(4 * PAGE), 8)
+    channel.create_gpadl(Memory(4 * PAGE))
+    os.mknod(f"{folder}/ready")
+    with fails(errno.ESHUTDOWN):
+        channel.wait(0, 30)
+    poller = select.poll()
+    poller.register(channel, select.POLLIN)
+    deadline = time.monotonic() + 30
+    while not any(events & select.POLLHUP for _, events in poller.poll(0)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    for call in (channel.wait, channel.open, channel.close, lambda: channel.send(b"")):
+        with fails(errno.ENODEV):
+            call()
+    while node.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.mknod(f"{folder}/gone")
+    with obedient() as second:  # waits for the new device
+        there_and_back(second, 4)
+    channel.release()
