@@ -10,6 +10,7 @@ import pytest
 from vm_support import DISK_SCRIPT, MEBIBYTE, MakePlan, device_of, plug, unplug, write_random
 
 from vhostvmbus.vm import images
+from vhostvmbus.vm.backend import BackEndProcess
 from vhostvmbus.vm.machine import Machine
 
 SIZE = 8 * MEBIBYTE
@@ -114,3 +115,83 @@ def test_twice_and_at_a_reboot(hotplug: Hotplug) -> None:
     plug(machine, CHARDEV)
     hotplug.wait_for_disk()
     assert hotplug.check("sha256sum </dev/$(find_ours)").split()[0] == hotplug.digest
+
+
+def channels_of(hotplug: Hotplug) -> list[list[str]]:
+    """The channels' target CPUs, for each controller of the guest."""
+    text = hotplug.check(
+        "for d in /sys/bus/vmbus/devices/*; do cat $d/channels/*/cpu | tr '\\n' ' '; echo; done"
+    )
+    return [line.split() for line in text.splitlines()]
+
+
+def test_a_channel_for_each_cpu(hotplug: Hotplug) -> None:
+    """storvsc asks for subchannels; each has its interrupt elsewhere, and carries requests."""
+    hotplug.wait_for_disk()
+    found = channels_of(hotplug)
+    assert [sorted(cpus) for cpus in found] == [["0", "1", "2", "3"]] * 2
+    script = """
+    for cpu in 0 1 2 3; do
+        taskset -c $cpu dd if=/dev/$(find_ours) of=/dev/null bs=4k count=64 iflag=direct \
+            status=none
+    done
+    cd -P /sys/block/$(find_ours)/device/../../..
+    for channel in channels/*; do cat $channel/interrupts; done
+    """
+    counts = [int(line) for line in hotplug.check(script).split()]
+    assert len(counts) == 4
+    assert min(counts) > 0
+
+
+def test_subchannels_come_again(hotplug: Hotplug) -> None:
+    """With the driver, with the device, and with the guest."""
+    hotplug.wait_for_disk()
+    hotplug.take_disk()
+    hotplug.check(
+        """
+        cd /sys/bus/vmbus/drivers/hv_storvsc
+        for d in *-*; do
+            ls -d $d/host*/target*/*/block/* >/dev/null 2>&1 && continue
+            echo $d >unbind
+            echo $d >bind
+        done
+        """
+    )
+    hotplug.wait_for_disk()
+    hotplug.check(
+        "for i in $(seq 50); do "
+        "[ $(ls -d /sys/bus/vmbus/devices/*/channels/* | wc -l) = 8 ] && exit; sleep 0.1; done; "
+        "ls -d /sys/bus/vmbus/devices/*/channels/*; exit 1"
+    )
+    hotplug.take_disk()
+    unplug(hotplug.machine, CHARDEV)
+    plug(hotplug.machine, CHARDEV)
+    hotplug.wait_for_disk()
+    assert [len(cpus) for cpus in channels_of(hotplug)] == [4, 4]
+    hotplug.machine.reboot()
+    hotplug.wait_for_disk()
+    assert [len(cpus) for cpus in channels_of(hotplug)] == [4, 4]
+    assert hotplug.check("sha256sum </dev/$(find_ours)").split()[0] == hotplug.digest
+
+
+def test_the_first_device_comes_late(plan_for: MakePlan, tmp_path: Path) -> None:
+    """The guest has run without one, so QEMU had no reason to say which code it translated."""
+    disk = tmp_path / "disk.raw"
+    digest = write_random(disk, SIZE)
+    back_end = BackEndProcess("late", ["scsi", str(disk)], tmp_path)
+    try:
+        chardev = f"socket,id=late,path={back_end.socket},reconnect-ms=250"
+        with Machine(plan_for("6.1", extra=("-chardev", chardev))) as machine:
+            machine.wait_ready()
+            hotplug = Hotplug(machine, digest)
+            assert hotplug.check("ls /sys/bus/vmbus/devices | wc -l").strip() == "0"
+            for _ in range(2):
+                plug(machine, "late")
+                hotplug.wait_for_disk()
+                assert hotplug.check("sha256sum </dev/$(find_ours)").split()[0] == digest
+                hotplug.take_disk()
+                unplug(machine, "late")
+            machine.poweroff()
+        assert back_end.problem is None
+    finally:
+        back_end.stop()
