@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 import struct
 import threading
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vhostvmbus.devices.scsi import ScsiController
+from vhostvmbus.devices.scsi import ScsiController, options
 from vhostvmbus.devices.scsi.device import MAX_SUB_CHANNELS
 from vhostvmbus.guest import SoftwareGuest, serving
 from vhostvmbus.guest.storvsc import BEGIN, QUERY_PROPERTIES, RESET_BUS, BadAnswer, Storvsc
@@ -143,6 +144,30 @@ def test_a_front_end_without_offers(tmp_path: Path) -> None:
         with pytest.raises(BadAnswer, match=f"{NtStatus.NOT_SUPPORTED:x}"):
             driver.create_sub_channels(2)
         assert driver.read(0, 8).wait().good
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_fewer_are_announced(tmp_path: Path, count: int) -> None:
+    image = tmp_path / "disk.raw"
+    image.write_bytes(bytes(MIB))
+    with (
+        ScsiController([str(image)], sub_channels=count) as controller,
+        SoftwareGuest.for_device(controller) as guest,
+    ):
+        driver = Storvsc(guest, guest.enable())
+        driver.initialize()
+        assert driver.max_sub_channels == count
+        with pytest.raises(BadAnswer, match=f"{NtStatus.INVALID_PARAMETER:x}"):
+            driver.create_sub_channels(count + 1)
+        if count:
+            assert len(driver.create_sub_channels(count)) == count
+    parser = argparse.ArgumentParser()
+    options.add_arguments(parser)
+    with options.make_device(parser.parse_args([str(image), f"--subchannels={count}"])) as made:
+        assert made.max_channels == 1 + count
+    for wrong in (-1, MAX_SUB_CHANNELS + 1):
+        with pytest.raises(ValueError, match="sub_channels"):
+            ScsiController(sub_channels=wrong)
 
 
 def test_detach_and_attach_reach_every_channel(rig: Rig, tmp_path: Path) -> None:

@@ -115,15 +115,20 @@ class ScsiController(Device):
         *,
         instance_id: UUID | None = None,
         threads: int = 8,
+        sub_channels: int = MAX_SUB_CHANNELS,
         plans: bool | None = None,
     ) -> None:
         """A controller whose LUNs 0, 1, ... are ``disks``.
 
         A string is read by :func:`~vhostvmbus.devices.scsi.disk.parse_disk`.  ``threads`` bounds
-        the requests that sleep in the host at a time; ``plans`` overrides :attr:`plans`.  Raises
+        the requests that sleep in the host at a time, ``sub_channels`` how many the guest may have
+        besides the first channel; ``plans`` overrides :attr:`plans`.  Raises ``ValueError`` and
         what :meth:`~vhostvmbus.devices.scsi.disk.DiskSpec.open` raises.
         """
         super().__init__()
+        if not 0 <= sub_channels <= MAX_SUB_CHANNELS:
+            raise ValueError(f"sub_channels is 0 to {MAX_SUB_CHANNELS}, not {sub_channels}")
+        self.max_channels = 1 + sub_channels
         if plans is not None:
             self.plans = plans
         if instance_id is not None:
@@ -265,7 +270,7 @@ class ScsiController(Device):
         version = primary[1].version if primary is not None else None
         session = Session(
             max_transfer_bytes=MAX_TRANSFER_BYTES,
-            max_sub_channels=MAX_SUB_CHANNELS,
+            max_sub_channels=self.max_channels - 1,
             version=version,
         )
         self._sessions[channel.index] = (channel, session)
@@ -275,7 +280,7 @@ class ScsiController(Device):
     def resumed(self, channel: Channel) -> None:
         """The guest went on while there was no back end: it believes itself initialized."""
         session = Session.resumed(
-            max_transfer_bytes=MAX_TRANSFER_BYTES, max_sub_channels=MAX_SUB_CHANNELS
+            max_transfer_bytes=MAX_TRANSFER_BYTES, max_sub_channels=self.max_channels - 1
         )
         self._sessions[channel.index] = (channel, session)
         self.replan()
