@@ -469,6 +469,8 @@ static void rescinded(void)
 static void offers(uint32_t version, uint64_t interrupt_page)
 {
 	start();
+	/* a guest that knows nothing of it yet */
+	host(HOST_UNPLUGS_AND_PLUGS);
 	contact_and_offers(version, interrupt_page);
 	report("good", create(1, 8));
 	report("open", open_channel(1, 0, 4));
