@@ -110,6 +110,29 @@ def test_all_channels_at_once(rig: Rig) -> None:
     assert problems == []
 
 
+def test_state_changes_from_every_channel(rig: Rig) -> None:
+    """Each change makes the plan anew for all channels, while all of them transfer."""
+    problems: list[BaseException] = []
+
+    def work(driver: Storvsc) -> None:
+        try:
+            for _ in range(40):
+                reads = [driver.read(8 * n, 8) for n in range(8)]
+                start = driver.submit(bytes.fromhex("1b 00 00 00 01 00"))
+                reads += [driver.read(8 * n, 8) for n in range(8)]
+                assert all(request.wait().good for request in (*reads, start))
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=work, args=(driver,)) for driver in rig.drivers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert problems == []
+
+
 def test_a_subchannel_has_no_negotiation(rig: Rig) -> None:
     for driver in rig.subchannels:
         for operation in (BEGIN, QUERY_PROPERTIES):
