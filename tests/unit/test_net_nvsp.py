@@ -186,10 +186,8 @@ def test_the_configuration_comes_before_the_buffers() -> None:
 
 def test_subchannels() -> None:
     card = negotiated(subchannels=3)
-    action = card.receive(message(133, struct.pack("<II", 1, 7)))
-    assert isinstance(action, OfferSubchannels)
-    assert action.count == 3
-    assert struct.unpack_from("<III", action.payload) == (133, 1, 3)
+    assert card.receive(message(133, struct.pack("<II", 1, 7))) == OfferSubchannels(3)
+    assert struct.unpack_from("<III", protocol.subchannels_answer(3)) == (133, 1, 3)
     for operation, count in ((0, 1), (2, 1), (1, 0)):
         refused = card.receive(message(133, struct.pack("<II", operation, count)))
         assert isinstance(refused, Answer)

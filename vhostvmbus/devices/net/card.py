@@ -18,6 +18,7 @@ import hashlib
 import logging
 import threading
 from collections import Counter, deque
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -42,6 +43,7 @@ from vhostvmbus.devices.net.protocol import (
     Protocol,
     Revoke,
     refused_buffer,
+    subchannels_answer,
 )
 from vhostvmbus.devices.net.receiver import Delivery, Receiver
 from vhostvmbus.devices.net.rss import ReceiveScaling
@@ -55,6 +57,7 @@ from vhostvmbus.wire.errors import (
     PacketTooBig,
     SendQueueFull,
     UsageError,
+    VmbusError,
 )
 from vhostvmbus.wire.transfer import build_transfer_pages
 from vhostvmbus.wire.vmbus import PacketType
@@ -277,14 +280,25 @@ class NetworkCard(Device):
             case Revoke(receive):
                 self._give_back(channel, receive)
                 packet.complete()
-            case OfferSubchannels(count, payload):
-                offer = getattr(self, "offer_channels", None)
-                if offer is None:
-                    packet.complete(nvsp.subchannels_complete(Status.FAIL, 0))
-                    return
-                self._subchannels = count
-                packet.complete(payload)
-                offer(count)
+            case OfferSubchannels(count):
+                packet.complete(subchannels_answer(self._offer(channel, count)))
+
+    def _offer(self, channel: Channel, count: int) -> int:
+        """Has subchannels offered; how many were."""
+        if self._subchannels or len(self._channels) > 1:
+            self._complain(channel, NvspError("num_subchannels", count, 8, "a second time"))
+            return 0
+        offer: Callable[[int], object] | None = getattr(self, "offer_channels", None)
+        if offer is None:
+            return 0
+        self._subchannels = count
+        try:
+            offer(count)
+        except VmbusError as error:
+            log.warning("%s: no subchannels: %s", self.name, error)
+            self._subchannels = 0
+            return 0
+        return count
 
     def _lend(self, channel: Channel, receive: bool, gpadl: int, buffer_id: int) -> bytes:
         try:

@@ -57,10 +57,13 @@ class Messages:
 
 @dataclass(frozen=True, slots=True)
 class OfferSubchannels:
-    """Complete with ``payload`` first, then offer so many subchannels."""
+    """Offer so many subchannels, then complete with :func:`subchannels_answer`.
+
+    In this order: Linux waits for ever for channels that were promised, and takes those that
+    come early.
+    """
 
     count: int
-    payload: bytes
 
 
 Action = Answer | Lend | Revoke | Messages | OfferSubchannels
@@ -192,8 +195,8 @@ class Protocol:
             raise NvspError("num_subchannels", count, 8)
         granted = min(count, self.max_subchannels)
         if not granted:
-            return Answer(nvsp.subchannels_complete(Status.FAIL, 0))
-        return OfferSubchannels(granted, nvsp.subchannels_complete(Status.SUCCESS, granted))
+            return Answer(subchannels_answer(0))
+        return OfferSubchannels(granted)
 
     @property
     def section_size(self) -> int:
@@ -288,6 +291,11 @@ def refused_buffer(receive: bool) -> bytes:
     if receive:
         return nvsp.receive_buffer_complete(Status.FAIL)
     return nvsp.send_buffer_complete(Status.FAIL)
+
+
+def subchannels_answer(count: int) -> bytes:
+    """What completes a request for subchannels of which ``count`` were offered."""
+    return nvsp.subchannels_complete(Status.SUCCESS if count else Status.FAIL, count)
 
 
 def _refusal(payload: bytes) -> bytes:
