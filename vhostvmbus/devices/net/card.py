@@ -1,0 +1,454 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The synthetic network card: a link behind VMBus channels.
+
+What happens to a packet of the guest: RNDIS data goes through
+:func:`~vhostvmbus.devices.net.sender.send_packet` to the link, on the worker thread of the channel
+it came on; everything else is for :class:`~vhostvmbus.devices.net.protocol.Protocol`, on the
+primary channel's. What comes from the link is the business of a
+:class:`~vhostvmbus.devices.net.receiver.Receiver` for each queue.
+
+Invariants: every packet is completed exactly once; a malformed one costs itself only; a buffer that
+the guest took back is not touched any more when that is completed; RNDIS answers go out in the
+order of their requests, and wait here (some of them) when the guest has no section free.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections import Counter, deque
+from contextlib import suppress
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from vhostvmbus.channel import Channel
+from vhostvmbus.channel.stats import RateLimitedLog
+from vhostvmbus.device import Device
+from vhostvmbus.devices.net import nvsp, rndis, sender
+from vhostvmbus.devices.net.buffers import ReceiveBuffer, Section, SendBuffer
+from vhostvmbus.devices.net.errors import NetError, NvspError, ReturnError, SectionError
+from vhostvmbus.devices.net.link import Capabilities, Link
+from vhostvmbus.devices.net.nvsp import NO_SECTION, MessageType, RndisChannel, Status
+from vhostvmbus.devices.net.oids import Adapter, Change
+from vhostvmbus.devices.net.protocol import (
+    Action,
+    Answer,
+    Lend,
+    Messages,
+    OfferSubchannels,
+    Outcome,
+    Protocol,
+    Revoke,
+    refused_buffer,
+)
+from vhostvmbus.devices.net.receiver import Delivery, Receiver
+from vhostvmbus.devices.net.rss import ReceiveScaling
+from vhostvmbus.devices.net.statistics import Counters
+from vhostvmbus.packet import Packet
+from vhostvmbus.wire.errors import (
+    ChannelClosed,
+    ExternalDataClosed,
+    FrontEndError,
+    GuestError,
+    PacketTooBig,
+    SendQueueFull,
+    UsageError,
+)
+from vhostvmbus.wire.transfer import build_transfer_pages
+from vhostvmbus.wire.vmbus import PacketType
+
+log = logging.getLogger(__name__)
+
+MAX_CHANNELS = 64
+"""Most channels of a card; Linux has room for as many."""
+MAX_WAITING = 64
+"""RNDIS answers that may wait for a section."""
+_DATA = nvsp.rndis_packet(RndisChannel.DATA)
+_CONTROL = nvsp.rndis_packet(RndisChannel.CONTROL)
+_SENT = nvsp.rndis_packet_complete(Status.SUCCESS)
+_INVALID = nvsp.rndis_packet_complete(Status.INVALID_RNDIS_PACKET)
+_COMPLETE = MessageType.SEND_RNDIS_PACKET_COMPLETE.to_bytes(4, "little")
+
+
+def address_for(name: str) -> bytes:
+    """A locally administered station address that is always the same for a name."""
+    return b"\x02" + hashlib.sha256(name.encode()).digest()[:5]
+
+
+class NetworkCard(Device):
+    """One network card with one link."""
+
+    class_id = UUID("f8615163-df3e-46c5-913f-f2d2f965ed0e")
+    name = "net"
+    max_packet_size = 256  # an NVSP message has 40 bytes; a longer one is answered, not dropped
+    max_external_data = (1 << 17) + 4096
+    max_external_ranges = 64
+    transaction_quota = 1024
+    gather_completions = True  # a link never waits
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        mac: bytes | None = None,
+        queues: int | None = None,
+        instance_id: UUID | None = None,
+    ) -> None:
+        """A card on ``link``, which it starts, and closes in the end.
+
+        ``mac`` is the station address (default: the link's, else one made from its name);
+        ``queues`` the most channels that a guest gets (default: what the link has).
+        """
+        super().__init__()
+        if instance_id is not None:
+            self.instance_id = instance_id
+        address = mac or link.mac or address_for(link.name)
+        if len(address) != 6 or address[0] & 1:
+            raise ValueError(f"{address.hex(':')} is no station address")
+        self.link = link
+        self.max_channels = max(1, min(queues or link.queues, MAX_CHANNELS))
+        self.adapter = Adapter(
+            address,
+            link.mtu,
+            link.capabilities,
+            ReceiveScaling(self.max_channels),
+            self._sum,
+        )
+        self.protocol = Protocol(self.adapter, max_subchannels=self.max_channels - 1)
+        self.tagging = False
+        self.errors: Counter[str] = Counter()
+        """Mistakes of the guest, by name."""
+        self._complaints = RateLimitedLog(log)
+        self._lock = threading.RLock()
+        self._channels: dict[int, Channel] = {}
+        self._sent: dict[int, Counters] = {}
+        self._past = Counters()
+        self._receivers: list[Receiver] = []
+        self._receive: ReceiveBuffer | None = None
+        self._send: SendBuffer | None = None
+        self._lent: dict[bool, int] = {}
+        self._waiting: deque[bytes] = deque()
+        self._subchannels = 0
+        link.start(self._link_changed)
+        self.adapter.connected = link.carrier()
+
+    def close(self) -> None:
+        """Closes the link. The card must not be serving any more."""
+        self._stop_receivers()
+        self.link.close()
+
+    # -- channels ------------------------------------------------------------------------------
+
+    def opened(self, channel: Channel) -> None:
+        """A channel was opened; with the primary, a new conversation begins."""
+        with self._lock:
+            self._sent[channel.index] = Counters()
+            self._channels[channel.index] = channel
+            if channel.index:
+                return
+            self.adapter.coalescing = False
+            self.adapter.reset()
+            self.protocol = Protocol(self.adapter, max_subchannels=self.max_channels - 1)
+            self.tagging = False
+            self._use_queues(1)
+
+    def resumed(self, channel: Channel) -> None:
+        """The guest went on while there was no back end; what it had set up is not known here.
+
+        Whatever it sends is refused, by the protocol's means, until its driver starts anew.
+        """
+        if not channel.index:
+            log.warning("%s: the guest's driver has to be started anew", self.name)
+        self.opened(channel)
+
+    def started(self, channel: Channel) -> None:
+        """Once all subchannels that were asked for are open, they are used, both ways."""
+        with self._lock:
+            if channel.index and self._subchannels and len(self._channels) > self._subchannels:
+                self._subchannels = 0
+                self._use_queues(len(self._channels))
+                self._send_table()
+
+    def closed(self, channel: Channel) -> None:
+        """The channel is gone; with the primary, so is what the guest lent and set."""
+        with self._lock:
+            self._channels.pop(channel.index, None)
+            self._past.add(self._sent.pop(channel.index, Counters()))
+            if channel.index:
+                return
+            receivers = self._receivers
+        self._stop_receivers(receivers)
+        with self._lock:
+            for receive in list(self._lent):
+                self._give_back(channel, receive)
+            self._waiting.clear()
+            self._subchannels = 0
+            self.adapter.reset()
+
+    def _use_queues(self, channels: int) -> None:
+        """Receives from as many queues of the link as there are channels."""
+        count = min(channels, self.link.queues)
+        self.link.use_queues(count)
+        for queue in range(len(self._receivers), count):
+            receiver = Receiver(self, self.link, queue, f"{self.name} receive {queue}")
+            self._receivers.append(receiver)
+            if self._receive is not None:
+                receiver.attach(self._receive)
+            receiver.start()
+
+    def _stop_receivers(self, receivers: list[Receiver] | None = None) -> None:
+        for receiver in list(self._receivers if receivers is None else receivers):
+            receiver.stop()
+            with self._lock:
+                if receiver in self._receivers:
+                    self._receivers.remove(receiver)
+                self._past.add(receiver.counters)
+
+    def _link_changed(self) -> None:
+        """The link's carrier, MTU or descriptor may be another one; any thread."""
+        with self._lock:
+            for receiver in self._receivers:
+                receiver.wake()
+            self.adapter.mtu = self.link.mtu
+            self._send_control(self.protocol.link_changed(self.link.carrier()))
+
+    # -- packets of the guest ------------------------------------------------------------------
+
+    def packet_received(self, channel: Channel, packet: Packet) -> None:
+        """Takes one packet and completes it."""
+        try:
+            action = self.protocol.receive(packet.payload, primary=not channel.index)
+            if isinstance(action, Messages):
+                packet.complete(self._messages(channel, packet, action.packet))
+            else:
+                self._negotiate(channel, packet, action)
+        except GuestError as error:
+            # Pages that vanished, above all: the packet is lost, the channel is not.
+            self._complain(channel, error)
+            packet.complete(_INVALID)
+
+    def packet_rejected(self, channel: Channel, packet: Packet, error: GuestError) -> None:
+        """External data that is malformed or too large."""
+        self._complain(channel, error)
+        packet.complete(_INVALID if packet.payload[:4] == nvsp.RNDIS_PACKET else b"")
+
+    def _complain(self, channel: Channel, error: GuestError) -> None:
+        self.errors[type(error).__name__] += 1
+        self._complaints.warning("%s channel %d: %s", self.name, channel.index, error)
+
+    def _messages(self, channel: Channel, packet: Packet, where: nvsp.RndisPacket) -> bytes:
+        """Sends or answers the RNDIS messages of a packet; what completes it."""
+        counters = self._sent[channel.index]
+        try:
+            section = b""
+            if where.section != NO_SECTION:
+                if self._send is None:
+                    raise SectionError("send_buf_section_index", where.section, 8, "no send buffer")
+                section = self._send.read(where.section, where.size)
+            stream = sender.Stream(section, packet.external_data)
+            if where.channel == RndisChannel.DATA:
+                send = partial(self.link.send, channel.index % self.link.queues)
+                sender.send_packet(stream, self.adapter, send, counters)
+            elif where.channel == RndisChannel.CONTROL and not channel.index:
+                self._control(channel, stream.copy(0, rndis.MAX_CONTROL_SIZE))
+            else:
+                raise NvspError("channel_type", where.channel, 4)
+        except NetError as error:
+            counters.send_errors += 1
+            self._complain(channel, error)
+            return _INVALID
+        except ExternalDataClosed as error:
+            counters.send_errors += 1
+            self._complain(channel, SectionError("gpadl_handle", 0, 4, str(error)))
+            return _INVALID
+        return _SENT
+
+    def _negotiate(self, channel: Channel, packet: Packet, action: Action) -> None:
+        match action:
+            case Answer(payload, error):
+                if error is not None:
+                    self._complain(channel, error)
+                self.tagging = self.protocol.tagging
+                packet.complete(payload)
+            case Lend(receive, gpadl, buffer_id):
+                packet.complete(self._lend(channel, receive, gpadl, buffer_id))
+            case Revoke(receive):
+                self._give_back(channel, receive)
+                packet.complete()
+            case OfferSubchannels(count, payload):
+                offer = getattr(self, "offer_channels", None)
+                if offer is None:
+                    packet.complete(nvsp.subchannels_complete(Status.FAIL, 0))
+                    return
+                self._subchannels = count
+                packet.complete(payload)
+                offer(count)
+
+    def _lend(self, channel: Channel, receive: bool, gpadl: int, buffer_id: int) -> bytes:
+        try:
+            mapping = channel.map_gpadl(gpadl, read_only=not receive)
+        except ChannelClosed:
+            return refused_buffer(receive)
+        except (FrontEndError, UsageError, GuestError) as error:
+            detail = str(error)
+            self._complain(channel, SectionError("gpadl_handle", gpadl, 4, detail))
+            return refused_buffer(receive)
+        self._lent[receive] = gpadl
+        try:
+            if receive:
+                buffer = ReceiveBuffer(mapping, buffer_id, self.protocol.section_size)
+                answer = self.protocol.lent(buffer)
+                with self._lock:
+                    self._receive = buffer
+                    for receiver in self._receivers:
+                        receiver.attach(buffer)
+                return answer
+            self._send = SendBuffer(mapping)
+            return self.protocol.lent(self._send)
+        except GuestError as error:
+            self._complain(channel, error)
+            self._give_back(channel, receive)
+            return refused_buffer(receive)
+
+    def _give_back(self, channel: Channel, receive: bool) -> None:
+        """Touches a buffer no more."""
+        if receive:
+            with self._lock:
+                self._receive = None
+                receivers = list(self._receivers)
+            for receiver in receivers:
+                receiver.detach()
+        else:
+            self._send = None
+        gpadl = self._lent.pop(receive, None)
+        if gpadl is not None:
+            # The guest may have torn it down already.
+            with suppress(FrontEndError, UsageError):
+                channel.unmap_gpadl(gpadl)
+
+    # -- RNDIS control -------------------------------------------------------------------------
+
+    def _control(self, channel: Channel, data: bytes) -> None:
+        with self._lock:
+            outcome = self.protocol.control(data, self.max_external_data)
+            self._apply(outcome)
+            self._send_control(outcome.messages)
+        if outcome.error is not None:
+            self._complain(channel, outcome.error)
+
+    def _apply(self, outcome: Outcome) -> None:
+        if outcome.reset or Change.OFFLOADS in outcome.change:
+            wanted, able = self.adapter.offloads.receive, self.adapter.able
+            self.link.use_receive_offloads(
+                Capabilities(
+                    wanted.checksum and able.checksum,
+                    wanted.tso4 and able.tso4,
+                    wanted.tso6 and able.tso6,
+                )
+            )
+
+    def _send_control(self, messages: list[bytes]) -> None:
+        """Sends RNDIS messages of the host's own, or keeps them; with the lock held."""
+        for message in messages:
+            if len(self._waiting) >= MAX_WAITING:
+                self._past.control_dropped += 1
+                continue
+            self._waiting.append(message)
+        channel, buffer = self._channels.get(0), self._receive
+        while self._waiting and channel is not None and buffer is not None:
+            taken = buffer.take(1, reserve=0)
+            if not taken:
+                return
+            message = self._waiting.popleft()
+            (section,) = taken
+            section.write(message)
+            delivery = Delivery([(len(message), section.offset)], taken, section.spans)
+            if not self._tell(channel, buffer, delivery, _CONTROL):
+                self._past.control_dropped += 1
+
+    # -- what the guest receives ---------------------------------------------------------------
+
+    def deliver(self, channel: int, buffer: ReceiveBuffer, delivery: Delivery) -> int:
+        """See :class:`~vhostvmbus.devices.net.receiver.Owner`."""
+        found = self._channels.get(channel) or self._channels.get(0)
+        if found is not None and self._tell(found, buffer, delivery, _DATA):
+            return 0
+        if found is None:
+            buffer.give(delivery.sections)
+        return len(delivery.sections)
+
+    def _tell(
+        self, channel: Channel, buffer: ReceiveBuffer, delivery: Delivery, payload: bytes
+    ) -> bool:
+        """Sends a transfer page packet; else the sections are free again."""
+        try:
+            channel.send(
+                payload,
+                packet_type=PacketType.DATA_USING_XFER_PAGES,
+                header=build_transfer_pages(buffer.set_id, delivery.ranges),
+                on_completion=partial(self._returned, channel, buffer, delivery.sections),
+                written=delivery.written,
+            )
+        except (ChannelClosed, SendQueueFull, PacketTooBig):
+            buffer.give(delivery.sections)
+            return False
+        return True
+
+    def _returned(
+        self,
+        channel: Channel,
+        buffer: ReceiveBuffer,
+        sections: list[Section],
+        payload: bytes | None,
+    ) -> None:
+        """The guest is done with sections, or its channel is closed."""
+        buffer.give(sections)
+        if payload is None:
+            return
+        if payload[:4] != _COMPLETE or len(payload) < 8:
+            kind = int.from_bytes(payload[:4], "little")
+            self._complain(channel, ReturnError("msg_type", kind, 0, "no receive completion"))
+        if self._waiting:
+            with self._lock:
+                self._send_control([])
+
+    def _send_table(self) -> None:
+        """Tells the guest to spread what it sends over all open channels."""
+        primary, count = self._channels.get(0), len(self._channels)
+        if primary is not None:
+            table = [number % count for number in range(nvsp.SEND_TABLE_SIZE)]
+            with suppress(ChannelClosed, SendQueueFull):
+                primary.send(nvsp.indirection_table(table))
+
+    # -- counters ------------------------------------------------------------------------------
+
+    def _sum(self) -> Counters:
+        """All counters since the card was made, about: threads count without a lock."""
+        total = Counters()
+        with self._lock:
+            for counters in (
+                self._past,
+                *self._sent.values(),
+                *(receiver.counters for receiver in self._receivers),
+            ):
+                total.add(counters)
+        return total
+
+    def stats(self) -> dict[str, Any]:
+        """The link, the negotiation, frames and bytes, and the guest's mistakes by name."""
+        protocol, buffer = self.protocol, self._receive
+        return {
+            "link": self.link.name,
+            "address": self.adapter.current_address.hex(":"),
+            "connected": self.adapter.connected,
+            "mtu": self.adapter.mtu,
+            "version": str(protocol.version) if protocol.version else None,
+            "packet_filter": self.adapter.packet_filter,
+            "channels": len(self._channels),
+            "receive_sections": buffer.count if buffer else 0,
+            "receive_sections_free": buffer.free if buffer else 0,
+            **self._sum().as_dict(),
+            "errors": dict(self.errors),
+        }
