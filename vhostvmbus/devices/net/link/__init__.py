@@ -124,4 +124,7 @@ class Link(Protocol):
         """Counters of what the link dropped or lost, ready for JSON."""
 
     def close(self) -> None:
-        """End, and remove what was made for the card on the host. Nobody uses the link any more."""
+        """End, and remove what was made for the card on the host; again does nothing.
+
+        Nobody else uses the link any more.
+        """

@@ -30,6 +30,8 @@ class Slot:
         os.dup2(self._reader, self.number, inheritable=False)
 
     def close(self) -> None:
-        """Give the number up."""
-        for fd in (self.number, self._reader, self._writer):
-            os.close(fd)
+        """Give the number up; again does nothing."""
+        if self.number >= 0:
+            for fd in (self.number, self._reader, self._writer):
+                os.close(fd)
+            self.number = -1

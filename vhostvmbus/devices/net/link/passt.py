@@ -13,7 +13,6 @@ Made for passt 2023-03-09 (Debian 12) and newer.
 import contextlib
 import logging
 import os
-import re
 import select
 import shutil
 import subprocess
@@ -40,7 +39,7 @@ LONGEST_PAUSE: Final = 30.0
 _LAST_WORDS: Final = 10
 _NOISE: Final = ("Failed to send", "Don't run as root")
 """What passt says to a system without a system logger, and to root."""
-_NO_NETWORK: Final = re.compile(r"xternal interface|routable interface")
+_NO_NETWORK: Final = "External interface not usable"
 """What passt says when the host itself has no network."""
 _PROBE: Final = bytes(6) + b"\x02" + bytes(5) + b"\x88\xb5" + bytes(46)
 """A frame of the "local experimental" type (IEEE 802, 88-B5), which nobody answers."""
@@ -81,7 +80,7 @@ class Passt:
         try:
             self._start()
         except LinkDown as error:
-            if not _NO_NETWORK.search(str(error)):
+            if _NO_NETWORK not in str(error):
                 self.close()
                 raise
             log.warning("%s; trying again until the host has a network", error)
@@ -287,6 +286,8 @@ class Passt:
 
     def close(self) -> None:
         """End passt: its connection is closed."""
+        if self._closing:
+            return
         self._closing = True
         os.eventfd_write(self._wake, 1)
         if self._thread.is_alive():

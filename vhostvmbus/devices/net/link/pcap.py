@@ -148,7 +148,10 @@ class Recording:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._fd)
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
 
 
 class Recorded:

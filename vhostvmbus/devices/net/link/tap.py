@@ -264,6 +264,7 @@ class Tap:
         """Give the descriptors up; with them goes a TAP that was made here."""
         if self._watch is not None:
             self._watch.close()
+            self._watch = None
         for slot in self._slots:
             slot.close()
         if self._namespace is not None:
