@@ -63,6 +63,7 @@ def wrap(plan: Plan, inner: Inner) -> Plan:
         initramfs=images.find_initramfs(kernel),
         accel="tcg",
         bus="virtio",
+        networks=(),
         backends=(),
         # Level 1's own root: the disk after all of level 2's. Nothing is written to the template.
         extra=(

@@ -61,22 +61,33 @@ class Capabilities:
     tso6: bool = False
 
 
-class LinkDown(Exception):
-    """The link cannot be used now; the message says why, for the user."""
+class LinkDown(OSError):
+    """A link cannot be made or used; the message says why, and what would work, for the user."""
 
 
 class Link(Protocol):
     """A connection of one card. Queues are numbered from 0; any thread may use any queue, but
     one thread at a time each direction of one queue."""
 
-    name: str
-    queues: int
-    """Most queues that :meth:`use_queues` takes."""
-    mtu: int
-    """Largest IP packet in bytes."""
-    mac: bytes | None
-    """The address that the card shall have, six bytes; None leaves the choice to the card."""
-    capabilities: Capabilities
+    @property
+    def name(self) -> str:
+        """For people: the interface's, or the kind of link."""
+
+    @property
+    def queues(self) -> int:
+        """Most queues that :meth:`use_queues` takes."""
+
+    @property
+    def mtu(self) -> int:
+        """Largest IP packet in bytes."""
+
+    @property
+    def mac(self) -> bytes | None:
+        """The address that the card shall have, six bytes; None leaves the choice to the card."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What may be left undone in frames that are sent, and asked for in those received."""
 
     def start(self, changed: Callable[[], None]) -> None:
         """Begin. ``changed()`` is called, on any thread, when carrier or MTU may have changed."""
@@ -85,20 +96,23 @@ class Link(Protocol):
         """Whether frames can pass."""
 
     def fileno(self, queue: int) -> int:
-        """A descriptor that is readable when a frame waits; may be another one after
-        ``changed()``; -1 while there is none."""
+        """A descriptor that is readable when a frame waits, and never while there is none.
+
+        The number stays the same for the link's life, but what is behind it may be replaced
+        before ``changed()`` is called: an epoll registration has to be renewed then.
+        """
 
     def receive_into(self, queue: int, buffers: Sequence[memoryview]) -> tuple[int, Offload] | None:
         """One frame, scattered over *buffers*, and its length; None if none waits.
 
-        A frame longer than the buffers is dropped and counted. Raises LinkDown.
+        A frame longer than the buffers is dropped and counted. While the link is down, None.
         """
 
     def send(self, queue: int, pieces: Sequence[Buffer], offload: Offload) -> bool:
         """Send one Ethernet frame, gathered from *pieces*; False if it was dropped."""
 
     def use_queues(self, count: int) -> None:
-        """Spread what is received over the first *count* queues."""
+        """Spread what is received over the first *count* queues (ValueError: 1 to ``queues``)."""
 
     def use_receive_offloads(self, wanted: Capabilities) -> None:
         """Frames with these offloads may be given from now on, and no others."""
@@ -106,5 +120,11 @@ class Link(Protocol):
     def set_mtu(self, mtu: int) -> None:
         """Make the host side's MTU *mtu* bytes. Raises OSError when that is impossible."""
 
+    def stats(self) -> dict[str, int]:
+        """Counters of what the link dropped or lost, ready for JSON."""
+
     def close(self) -> None:
-        """End; removes what was made for the card on the host."""
+        """End, and remove what was made for the card on the host; again does nothing.
+
+        Nobody else uses the link any more.
+        """
