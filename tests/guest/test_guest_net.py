@@ -7,7 +7,7 @@ import random
 import struct
 
 import pytest
-from net_support import (
+from net_card_support import (
     EVERYTHING,
     MAC,
     SOURCE4,

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from net_support import MAC, SocketLink, ethernet, eventually, ip_frame
+from net_card_support import MAC, SocketLink, ethernet, eventually, ip_frame
 
 from vhostvmbus.devices.net import NetworkCard
 from vhostvmbus.guest import SoftwareGuest
