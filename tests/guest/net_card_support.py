@@ -53,6 +53,7 @@ class SocketLink:
             sock.setblocking(False)
         self.up = True
         self.down_error = False
+        self.largest_mtu = 65521
         self.queues_used: list[int] = []
         self.wanted: list[Capabilities] = []
         self.changed: Callable[[], None] = lambda: None
@@ -105,7 +106,12 @@ class SocketLink:
         self.wanted.append(wanted)
 
     def set_mtu(self, mtu: int) -> None:
+        if mtu > self.largest_mtu:
+            raise OSError(22, "too large for this link")
         self.mtu = mtu
+
+    def stats(self) -> dict[str, int]:
+        return {"lost": 7}
 
     def close(self) -> None:
         for sock in (*self.card, *self.world):

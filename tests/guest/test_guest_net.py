@@ -116,6 +116,28 @@ def test_the_driver_goes_and_comes_back() -> None:
             pass
 
 
+def test_the_host_side_follows_the_guests_mtu() -> None:
+    with rig() as r:
+        for mtu, largest, expected in (
+            (1500, 65521, 1500),
+            (9000, 65521, 9000),
+            (1400, 65521, 1500),
+            (9000, 4000, 1500),
+            (3000, 4000, 3000),
+            (65521, 65521, 65521),
+        ):
+            r.link.largest_mtu = largest
+            r.driver.initialize(mtu=mtu, receive_bytes=2 << 20)
+            assert r.link.mtu == expected
+            assert struct.unpack("<I", r.driver.query(0x00010106)) == (expected,)
+            frame = ethernet(bytes(expected))
+            assert r.driver.send(frame).wait() == 1
+            assert r.link.get().frame == frame
+            r.driver.revoke(True)
+            r.driver.revoke(False)
+        assert r.card.stats()["link"] == {"name": "test", "lost": 7}
+
+
 # -- RNDIS requests --------------------------------------------------------------------------------
 
 

@@ -30,6 +30,7 @@ from vhostvmbus.device import Device
 from vhostvmbus.devices.net import nvsp, rndis, sender
 from vhostvmbus.devices.net.buffers import ReceiveBuffer, Section, SendBuffer
 from vhostvmbus.devices.net.errors import NetError, NvspError, ReturnError, SectionError
+from vhostvmbus.devices.net.frame import ETHERNET_SIZE
 from vhostvmbus.devices.net.link import Capabilities, Link
 from vhostvmbus.devices.net.nvsp import NO_SECTION, MessageType, RndisChannel, Status
 from vhostvmbus.devices.net.oids import Adapter, Change
@@ -134,6 +135,8 @@ class NetworkCard(Device):
         self._lent: dict[bool, int] = {}
         self._waiting: deque[bytes] = deque()
         self._subchannels = 0
+        self._queues = 1
+        self._own_mtu = link.mtu
         link.start(self._link_changed)
         self.adapter.connected = link.carrier()
 
@@ -192,14 +195,29 @@ class NetworkCard(Device):
 
     def _use_queues(self, channels: int) -> None:
         """Receives from as many queues of the link as there are channels."""
-        count = min(channels, self.link.queues)
-        self.link.use_queues(count)
+        count = self._queues = min(channels, self.link.queues)
+        self._ask_link(lambda: self.link.use_queues(count))
         for queue in range(len(self._receivers), count):
             receiver = Receiver(self, self.link, queue, f"{self.name} receive {queue}")
             self._receivers.append(receiver)
             if self._receive is not None:
                 receiver.attach(self._receive)
             receiver.start()
+
+    def _ask_link(self, what: Callable[[], None]) -> None:
+        """Has the link change something; a link that is gone just now goes on as it was."""
+        try:
+            what()
+        except OSError as error:
+            log.warning("%s: %s", self.link.name, error)
+
+    def _follow_mtu(self) -> None:
+        """Makes the host side's MTU the guest's if that is larger than what the link began with,
+        and what it began with otherwise."""
+        wanted = max(self._own_mtu, self.protocol.frame_size - ETHERNET_SIZE)
+        if wanted != self.link.mtu:
+            self._ask_link(lambda: self.link.set_mtu(wanted))
+            self.adapter.mtu = self.link.mtu
 
     def _stop_receivers(self, receivers: list[Receiver] | None = None) -> None:
         for receiver in list(self._receivers if receivers is None else receivers):
@@ -252,7 +270,7 @@ class NetworkCard(Device):
                 section = self._send.read(where.section, where.size)
             stream = sender.Stream(section, packet.external_data)
             if where.channel == RndisChannel.DATA:
-                send = partial(self.link.send, channel.index % self.link.queues)
+                send = partial(self.link.send, channel.index % self._queues)
                 sender.send_packet(stream, self.adapter, send, counters)
             elif where.channel == RndisChannel.CONTROL and not channel.index:
                 self._control(channel, stream.copy(0, rndis.MAX_CONTROL_SIZE))
@@ -274,6 +292,7 @@ class NetworkCard(Device):
                 if error is not None:
                     self._complain(channel, error)
                 self.tagging = self.protocol.tagging
+                self._follow_mtu()
                 packet.complete(payload)
             case Lend(receive, gpadl, buffer_id):
                 packet.complete(self._lend(channel, receive, gpadl, buffer_id))
@@ -355,13 +374,12 @@ class NetworkCard(Device):
     def _apply(self, outcome: Outcome) -> None:
         if outcome.reset or Change.OFFLOADS in outcome.change:
             wanted, able = self.adapter.offloads.receive, self.adapter.able
-            self.link.use_receive_offloads(
-                Capabilities(
-                    wanted.checksum and able.checksum,
-                    wanted.tso4 and able.tso4,
-                    wanted.tso6 and able.tso6,
-                )
+            given = Capabilities(
+                wanted.checksum and able.checksum,
+                wanted.tso4 and able.tso4,
+                wanted.tso6 and able.tso6,
             )
+            self._ask_link(lambda: self.link.use_receive_offloads(given))
 
     def _send_control(self, messages: list[bytes]) -> None:
         """Sends RNDIS messages of the host's own, or keeps them; with the lock held."""
@@ -454,7 +472,7 @@ class NetworkCard(Device):
         """The link, the negotiation, frames and bytes, and the guest's mistakes by name."""
         protocol, buffer = self.protocol, self._receive
         return {
-            "link": self.link.name,
+            "link": {"name": self.link.name, **self.link.stats()},
             "address": self.adapter.current_address.hex(":"),
             "connected": self.adapter.connected,
             "mtu": self.adapter.mtu,
