@@ -8,8 +8,7 @@ primary channel's. What comes from the link is the business of a
 :class:`~vhostvmbus.devices.net.receiver.Receiver` for each queue.
 
 Invariants: every packet is completed exactly once; a malformed one costs itself only; a buffer that
-the guest took back is not touched any more when that is completed; RNDIS answers go out in the
-order of their requests, and wait here (some of them) when the guest has no section free.
+the guest took back is not touched any more when that is completed.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -28,12 +27,13 @@ from vhostvmbus.channel import Channel
 from vhostvmbus.channel.stats import RateLimitedLog
 from vhostvmbus.device import Device
 from vhostvmbus.devices.net import nvsp, rndis, sender
-from vhostvmbus.devices.net.buffers import ReceiveBuffer, Section, SendBuffer
-from vhostvmbus.devices.net.errors import NetError, NvspError, ReturnError, SectionError
+from vhostvmbus.devices.net.buffers import ReceiveBuffer, SendBuffer
+from vhostvmbus.devices.net.errors import NetError, NvspError, SectionError
 from vhostvmbus.devices.net.frame import ETHERNET_SIZE
 from vhostvmbus.devices.net.link import Capabilities, Link
-from vhostvmbus.devices.net.nvsp import NO_SECTION, MessageType, RndisChannel, Status
+from vhostvmbus.devices.net.nvsp import NO_SECTION, RndisChannel, Status
 from vhostvmbus.devices.net.oids import Adapter, Change
+from vhostvmbus.devices.net.outbox import Outbox
 from vhostvmbus.devices.net.protocol import (
     Action,
     Answer,
@@ -46,7 +46,7 @@ from vhostvmbus.devices.net.protocol import (
     refused_buffer,
     subchannels_answer,
 )
-from vhostvmbus.devices.net.receiver import Delivery, Receiver
+from vhostvmbus.devices.net.receiver import Receiver
 from vhostvmbus.devices.net.rss import ReceiveScaling
 from vhostvmbus.devices.net.statistics import Counters
 from vhostvmbus.packet import Packet
@@ -55,25 +55,16 @@ from vhostvmbus.wire.errors import (
     ExternalDataClosed,
     FrontEndError,
     GuestError,
-    PacketTooBig,
-    SendQueueFull,
     UsageError,
     VmbusError,
 )
-from vhostvmbus.wire.transfer import build_transfer_pages
-from vhostvmbus.wire.vmbus import PacketType
 
 log = logging.getLogger(__name__)
 
 MAX_CHANNELS = 64
 """Most channels of a card; Linux has room for as many."""
-MAX_WAITING = 64
-"""RNDIS answers that may wait for a section."""
-_DATA = nvsp.rndis_packet(RndisChannel.DATA)
-_CONTROL = nvsp.rndis_packet(RndisChannel.CONTROL)
 _SENT = nvsp.rndis_packet_complete(Status.SUCCESS)
 _INVALID = nvsp.rndis_packet_complete(Status.INVALID_RNDIS_PACKET)
-_COMPLETE = MessageType.SEND_RNDIS_PACKET_COMPLETE.to_bytes(4, "little")
 
 
 def address_for(name: str) -> bytes:
@@ -126,14 +117,13 @@ class NetworkCard(Device):
         """Mistakes of the guest, by name."""
         self._complaints = RateLimitedLog(log)
         self._lock = threading.RLock()
-        self._channels: dict[int, Channel] = {}
+        self._outbox = Outbox(self._complain)
+        self._channels = self._outbox.channels
         self._sent: dict[int, Counters] = {}
         self._past = Counters()
         self._receivers: list[Receiver] = []
-        self._receive: ReceiveBuffer | None = None
         self._send: SendBuffer | None = None
         self._lent: dict[bool, int] = {}
-        self._waiting: deque[bytes] = deque()
         self._subchannels = 0
         self._queues = 1
         self._own_mtu = link.mtu
@@ -175,7 +165,7 @@ class NetworkCard(Device):
             if channel.index and self._subchannels and len(self._channels) > self._subchannels:
                 self._subchannels = 0
                 self._use_queues(len(self._channels))
-                self._send_table()
+                self._outbox.send_table()
 
     def closed(self, channel: Channel) -> None:
         """The channel is gone; with the primary, so is what the guest lent and set."""
@@ -189,7 +179,7 @@ class NetworkCard(Device):
         with self._lock:
             for receive in list(self._lent):
                 self._give_back(channel, receive)
-            self._waiting.clear()
+            self._outbox.forget()
             self._subchannels = 0
             self.adapter.reset()
 
@@ -198,10 +188,12 @@ class NetworkCard(Device):
         count = self._queues = min(channels, self.link.queues)
         self._ask_link(lambda: self.link.use_queues(count))
         for queue in range(len(self._receivers), count):
-            receiver = Receiver(self, self.link, queue, f"{self.name} receive {queue}")
+            receiver = Receiver(
+                self, self._outbox.deliver, self.link, queue, f"{self.name} receive {queue}"
+            )
             self._receivers.append(receiver)
-            if self._receive is not None:
-                receiver.attach(self._receive)
+            if self._outbox.buffer is not None:
+                receiver.attach(self._outbox.buffer)
             receiver.start()
 
     def _ask_link(self, what: Callable[[], None]) -> None:
@@ -233,7 +225,7 @@ class NetworkCard(Device):
             for receiver in self._receivers:
                 receiver.wake()
             self.adapter.mtu = self.link.mtu
-            self._send_control(self.protocol.link_changed(self.link.carrier()))
+            self._outbox.answer(self.protocol.link_changed(self.link.carrier()))
 
     # -- packets of the guest ------------------------------------------------------------------
 
@@ -334,7 +326,7 @@ class NetworkCard(Device):
                 buffer = ReceiveBuffer(mapping, buffer_id, self.protocol.section_size)
                 answer = self.protocol.lent(buffer)
                 with self._lock:
-                    self._receive = buffer
+                    self._outbox.buffer = buffer
                     for receiver in self._receivers:
                         receiver.attach(buffer)
                 return answer
@@ -349,7 +341,7 @@ class NetworkCard(Device):
         """Touches a buffer no more."""
         if receive:
             with self._lock:
-                self._receive = None
+                self._outbox.buffer = None
                 receivers = list(self._receivers)
             for receiver in receivers:
                 receiver.detach()
@@ -367,7 +359,7 @@ class NetworkCard(Device):
         with self._lock:
             outcome = self.protocol.control(data, self.max_external_data)
             self._apply(outcome)
-            self._send_control(outcome.messages)
+            self._outbox.answer(outcome.messages)
         if outcome.error is not None:
             self._complain(channel, outcome.error)
 
@@ -381,79 +373,6 @@ class NetworkCard(Device):
             )
             self._ask_link(lambda: self.link.use_receive_offloads(given))
 
-    def _send_control(self, messages: list[bytes]) -> None:
-        """Sends RNDIS messages of the host's own, or keeps them; with the lock held."""
-        for message in messages:
-            if len(self._waiting) >= MAX_WAITING:
-                self._past.control_dropped += 1
-                continue
-            self._waiting.append(message)
-        channel, buffer = self._channels.get(0), self._receive
-        while self._waiting and channel is not None and buffer is not None:
-            taken = buffer.take(1, reserve=0)
-            if not taken:
-                return
-            message = self._waiting.popleft()
-            (section,) = taken
-            section.write(message)
-            delivery = Delivery([(len(message), section.offset)], taken, section.spans)
-            if not self._tell(channel, buffer, delivery, _CONTROL):
-                self._past.control_dropped += 1
-
-    # -- what the guest receives ---------------------------------------------------------------
-
-    def deliver(self, channel: int, buffer: ReceiveBuffer, delivery: Delivery) -> int:
-        """See :class:`~vhostvmbus.devices.net.receiver.Owner`."""
-        found = self._channels.get(channel) or self._channels.get(0)
-        if found is not None and self._tell(found, buffer, delivery, _DATA):
-            return 0
-        if found is None:
-            buffer.give(delivery.sections)
-        return len(delivery.sections)
-
-    def _tell(
-        self, channel: Channel, buffer: ReceiveBuffer, delivery: Delivery, payload: bytes
-    ) -> bool:
-        """Sends a transfer page packet; else the sections are free again."""
-        try:
-            channel.send(
-                payload,
-                packet_type=PacketType.DATA_USING_XFER_PAGES,
-                header=build_transfer_pages(buffer.set_id, delivery.ranges),
-                on_completion=partial(self._returned, channel, buffer, delivery.sections),
-                written=delivery.written,
-            )
-        except (ChannelClosed, SendQueueFull, PacketTooBig):
-            buffer.give(delivery.sections)
-            return False
-        return True
-
-    def _returned(
-        self,
-        channel: Channel,
-        buffer: ReceiveBuffer,
-        sections: list[Section],
-        payload: bytes | None,
-    ) -> None:
-        """The guest is done with sections, or its channel is closed."""
-        buffer.give(sections)
-        if payload is None:
-            return
-        if payload[:4] != _COMPLETE or len(payload) < 8:
-            kind = int.from_bytes(payload[:4], "little")
-            self._complain(channel, ReturnError("msg_type", kind, 0, "no receive completion"))
-        if self._waiting:
-            with self._lock:
-                self._send_control([])
-
-    def _send_table(self) -> None:
-        """Tells the guest to spread what it sends over all open channels."""
-        primary, count = self._channels.get(0), len(self._channels)
-        if primary is not None:
-            table = [number % count for number in range(nvsp.SEND_TABLE_SIZE)]
-            with suppress(ChannelClosed, SendQueueFull):
-                primary.send(nvsp.indirection_table(table))
-
     # -- counters ------------------------------------------------------------------------------
 
     def _sum(self) -> Counters:
@@ -466,11 +385,12 @@ class NetworkCard(Device):
                 *(receiver.counters for receiver in self._receivers),
             ):
                 total.add(counters)
+        total.control_dropped = self._outbox.dropped
         return total
 
     def stats(self) -> dict[str, Any]:
         """The link, the negotiation, frames and bytes, and the guest's mistakes by name."""
-        protocol, buffer = self.protocol, self._receive
+        protocol, buffer = self.protocol, self._outbox.buffer
         return {
             "link": {"name": self.link.name, **self.link.stats()},
             "address": self.adapter.current_address.hex(":"),

@@ -18,6 +18,7 @@ import os
 import select
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -58,16 +59,18 @@ class Owner(Protocol):
     adapter: Adapter
     tagging: bool
 
-    def deliver(self, channel: int, buffer: ReceiveBuffer, delivery: Delivery) -> int:
-        """Tells the guest; returns how many frames could not be told (their sections are free)."""
+
+Deliver = Callable[[int, ReceiveBuffer, Delivery], int]
+"""Tells the guest of frames on a channel; how many could not be told (their sections are free)."""
 
 
 class Receiver:
     """Serves one queue of a link."""
 
-    def __init__(self, owner: Owner, link: Link, queue: int, name: str) -> None:
+    def __init__(self, owner: Owner, deliver: Deliver, link: Link, queue: int, name: str) -> None:
         self.counters = Counters()
         self._owner = owner
+        self._deliver = deliver
         self._link = link
         self._queue = queue
         self._name = name
@@ -191,7 +194,7 @@ class Receiver:
             finally:
                 buffer.give(stock)
                 for channel, delivery in groups.items():
-                    lost = self._owner.deliver(channel, buffer, delivery)
+                    lost = self._deliver(channel, buffer, delivery)
                     self.counters.receive_no_buffer += lost
             if more is None:
                 return self._starved()
