@@ -252,9 +252,8 @@ def network_session(data: bytes) -> None:
                     assert struct.unpack_from("<I", answer, 4)[0] == len(answer) <= 1024
                     assert struct.unpack_from("<I", answer)[0] & rndis.COMPLETION
             case 2:
-                stream = sender.Stream(message, None)
                 with contextlib.suppress(NetError):
-                    sender.send_packet(stream, adapter, _inside, counters)
+                    sender.send_packet(message, adapter, _inside, counters)
             case 3:
                 channel, _ = adapter.scaling.current.channel(message)
                 assert channel <= options >> 4 & 3

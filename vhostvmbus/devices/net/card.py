@@ -38,7 +38,6 @@ from vhostvmbus.devices.net.protocol import (
     Action,
     Answer,
     Lend,
-    Messages,
     OfferSubchannels,
     Outcome,
     Protocol,
@@ -231,11 +230,12 @@ class NetworkCard(Device):
 
     def packet_received(self, channel: Channel, packet: Packet) -> None:
         """Takes one packet and completes it."""
+        payload = packet.payload
         try:
-            action = self.protocol.receive(packet.payload, primary=not channel.index)
-            if isinstance(action, Messages):
-                packet.complete(self._messages(channel, packet, action.packet))
+            if payload[:4] == nvsp.RNDIS_PACKET and self.protocol.version is not None:
+                packet.complete(self._messages(channel, packet, payload))
             else:
+                action = self.protocol.receive(payload, primary=not channel.index)
                 self._negotiate(channel, packet, action)
         except GuestError as error:
             # Pages that vanished, above all: the packet is lost, the channel is not.
@@ -251,21 +251,23 @@ class NetworkCard(Device):
         self.errors[type(error).__name__] += 1
         self._complaints.warning("%s channel %d: %s", self.name, channel.index, error)
 
-    def _messages(self, channel: Channel, packet: Packet, where: nvsp.RndisPacket) -> bytes:
+    def _messages(self, channel: Channel, packet: Packet, payload: bytes) -> bytes:
         """Sends or answers the RNDIS messages of a packet; what completes it."""
         counters = self._sent[channel.index]
         try:
+            where = nvsp.decode_rndis_packet(payload)
             section = b""
             if where.section != NO_SECTION:
                 if self._send is None:
                     raise SectionError("send_buf_section_index", where.section, 8, "no send buffer")
                 section = self._send.read(where.section, where.size)
-            stream = sender.Stream(section, packet.external_data)
+            if packet.external_data is not None:
+                section += packet.external_data.read()
             if where.channel == RndisChannel.DATA:
                 send = partial(self.link.send, channel.index % self._queues)
-                sender.send_packet(stream, self.adapter, send, counters)
+                sender.send_packet(section, self.adapter, send, counters)
             elif where.channel == RndisChannel.CONTROL and not channel.index:
-                self._control(channel, stream.copy(0, rndis.MAX_CONTROL_SIZE))
+                self._control(channel, section[: rndis.MAX_CONTROL_SIZE])
             else:
                 raise NvspError("channel_type", where.channel, 4)
         except NetError as error:

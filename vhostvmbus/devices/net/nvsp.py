@@ -16,7 +16,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Final
+from typing import Final, NamedTuple
 
 from vhostvmbus.devices.net.errors import NvspError
 
@@ -134,8 +134,7 @@ class RevokeBuffer:
     buffer_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class RndisPacket:
+class RndisPacket(NamedTuple):
     """RNDIS messages are in a send section (index, bytes used) and in the packet's pages."""
 
     channel: int
@@ -251,7 +250,7 @@ def decode(payload: bytes, version: int) -> Message:
         case MessageType.REVOKE_RECEIVE_BUFFER | MessageType.REVOKE_SEND_BUFFER:
             return RevokeBuffer(kind == MessageType.REVOKE_RECEIVE_BUFFER, *fields)
         case MessageType.SEND_RNDIS_PACKET:
-            return RndisPacket(*fields)
+            return decode_rndis_packet(payload)
         case MessageType.SEND_RNDIS_PACKET_COMPLETE:
             return RndisPacketComplete(*fields)
         case MessageType.SEND_NDIS_CONFIG:
@@ -264,6 +263,13 @@ def decode(payload: bytes, version: int) -> Message:
             return Subchannels(*fields)
         case _:
             return PacketDirect(*fields)
+
+
+def decode_rndis_packet(payload: bytes) -> RndisPacket:
+    """:func:`decode` for what begins like :data:`RNDIS_PACKET`, in a version that has it."""
+    if len(payload) < _THREE.size:
+        raise NvspError("length", len(payload), 0, "of an RNDIS packet")
+    return RndisPacket(*_THREE.unpack_from(payload))
 
 
 def negotiate(message: Init) -> tuple[Status, Version | None]:

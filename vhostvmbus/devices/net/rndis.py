@@ -98,6 +98,7 @@ class Keepalive:
 
 Control = Initialize | Halt | Query | Set | Reset | Keepalive
 
+_BODY = PACKET_SIZE - HEADER_SIZE
 _HEADER = struct.Struct("<II")
 _PACKET = struct.Struct("<11I")
 _INITIALIZE = struct.Struct("<8xIIII")
@@ -160,28 +161,31 @@ class PacketLayout(NamedTuple):
     info_length: int
 
 
-def packet_layout(data: bytes, available: int) -> PacketLayout:
-    """The packet message that begins ``data``, of ``available`` bytes with what follows.
+def packet_layout(data: bytes, available: int, at: int = 0) -> PacketLayout:
+    """The packet message at ``data[at:]``, of ``available`` bytes with what follows.
 
-    ``data`` has the first :data:`PACKET_SIZE` bytes or more, private memory. Raises
-    :class:`RndisError`.
+    ``data`` is private memory and has the message's first :data:`PACKET_SIZE` bytes or more.
+    Raises :class:`RndisError`.
     """
-    kind, length = _header(data, available)
+    if available < PACKET_SIZE or len(data) - at < PACKET_SIZE:
+        _header(data[at:], available)
+        raise RndisError("msg_len", available, 4, f"less than {PACKET_SIZE}")
+    kind, length, offset, size, oob_offset, oob_size, _, info_offset, info_size, _, _ = (
+        _PACKET.unpack_from(data, at)
+    )
     if kind != MessageType.PACKET:
         raise RndisError("ndis_msg_type", kind, 0, "not a packet")
-    if length < PACKET_SIZE:
-        raise RndisError("msg_len", length, 4, f"less than {PACKET_SIZE}")
-    fields = _PACKET.unpack_from(data)
-    offset, size, oob_offset, oob_size, _, info_offset, info_size = fields[2:9]
+    if not PACKET_SIZE <= length <= available:
+        raise RndisError("msg_len", length, 4, f"{PACKET_SIZE} to {available}")
     room = length - HEADER_SIZE
-    if offset < PACKET_SIZE - HEADER_SIZE or offset > room:
+    if offset < _BODY or offset > room:
         raise RndisError("data_offset", offset, 8)
     if size > room - offset:
         raise RndisError("data_len", size, 12)
-    if oob_size and (oob_offset < PACKET_SIZE - HEADER_SIZE or oob_size > room - oob_offset):
+    if oob_size and (oob_offset < _BODY or oob_size > room - oob_offset):
         raise RndisError("oob_data_len", oob_size, 20)
     if info_size:
-        if info_offset < PACKET_SIZE - HEADER_SIZE or info_offset > room:
+        if info_offset < _BODY or info_offset > room:
             raise RndisError("per_pkt_info_offset", info_offset, 28)
         if info_size > room - info_offset:
             raise RndisError("per_pkt_info_len", info_size, 32)

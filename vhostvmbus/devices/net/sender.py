@@ -2,11 +2,11 @@
 """Frames from the guest to the link: out of the RNDIS messages of one packet.
 
 A packet's bytes are a send section, pages, or one after the other: Linux puts the messages that it
-gathered, and the last one's header, into the section, and the last one's frame stays in pages.
+gathered, and the last one's header, into the section, and the last one's frame stays in pages. All
+of them come here as one private copy: that costs less than views of a large send's pages do.
 
-Invariants: message headers, per-packet information and every frame header that is looked at are
-private copies; a frame's other bytes go from the guest's pages to the link without one. The frames
-in front of a malformed message are sent, those behind it are not.
+Invariants: what was looked at is what is sent; the frames in front of a malformed message are sent,
+those behind it are not.
 """
 
 from __future__ import annotations
@@ -19,124 +19,51 @@ from vhostvmbus.devices.net.link import PLAIN, Buffer, Offload
 from vhostvmbus.devices.net.oids import Adapter
 from vhostvmbus.devices.net.ppi import PacketInfo
 from vhostvmbus.devices.net.statistics import Counters
-from vhostvmbus.memory import ExternalData
 
-HEAD = 256
-"""Bytes of each message that are copied at once: RNDIS header, information, frame headers."""
-COPY_BELOW = 4096
-"""Frames of fewer bytes in pages are copied: that costs less than a view of them."""
+_NO_INFO = PacketInfo()
 MAX_FRAME = 65535 + frame.ETHERNET_SIZE
 
 Send = Callable[[Sequence[Buffer], Offload], bool]
 
 
-class Stream:
-    """The bytes of one packet: ``section``, private memory, and then ``external``."""
-
-    __slots__ = ("_external", "_section", "length")
-
-    def __init__(self, section: bytes, external: ExternalData | None) -> None:
-        self._section = section
-        self._external = external
-        self.length = len(section) + (0 if external is None else len(external))
-
-    def copy(self, start: int, length: int) -> bytes:
-        """A private copy of bytes, fewer at the end."""
-        here = len(self._section)
-        length = min(length, self.length - start)
-        if start + length <= here:
-            return self._section[start : start + length]
-        assert self._external is not None
-        if start >= here:
-            return self._external.read(start - here, length)
-        return self._section[start:] + self._external.read(0, start + length - here)
-
-    def pieces(self, start: int, length: int) -> list[Buffer]:
-        """The bytes as pieces, those in pages without a copy if there are many."""
-        here = len(self._section)
-        if start + length <= here:
-            return [memoryview(self._section)[start : start + length]]
-        pieces: list[Buffer] = []
-        if start < here:
-            pieces.append(memoryview(self._section)[start:])
-            length -= here - start
-            start = here
-        assert self._external is not None
-        if length < COPY_BELOW:
-            pieces.append(self._external.read(start - here, length))
-        else:
-            pieces.extend(self._external.views(start - here, length))
-        return pieces
-
-
-def send_packet(stream: Stream, adapter: Adapter, send: Send, counters: Counters) -> None:
+def send_packet(data: bytes, adapter: Adapter, send: Send, counters: Counters) -> None:
     """Sends every frame of a packet. Raises a :class:`NetError` for the first malformed one."""
     at = count = 0
-    while at < stream.length:
+    end = len(data)
+    view = memoryview(data)
+    while at < end:
         count += 1
         if count > rndis.MAX_PACKETS_PER_MESSAGE:
             raise RndisError("messages", count, at, "more than announced")
-        head = stream.copy(at, HEAD)
-        layout = rndis.packet_layout(head, stream.length - at)
-        _send_frame(stream, at, head, layout, adapter, send, counters)
+        layout = rndis.packet_layout(data, end - at, at)
+        start = at + layout.data_offset
+        length = layout.data_length
+        info = _NO_INFO
+        if layout.info_length:
+            begin = at + layout.info_offset
+            info = ppi.parse(data[begin : begin + layout.info_length])
+        limit = MAX_FRAME if info.large_send is not None else adapter.mtu + frame.ETHERNET_SIZE
+        # A tag may be in the frame, or beside it.
+        if not frame.ETHERNET_SIZE <= length <= limit + frame.VLAN_SIZE:
+            raise FrameError("data_len", length, 12, f"{frame.ETHERNET_SIZE} to {limit}")
+        offload = PLAIN
+        pieces: list[Buffer]
+        if info is _NO_INFO:
+            pieces = [view[start : start + length]]
+        else:
+            headers = data[start : start + min(length, frame.MAX_HEADERS)]
+            copied = len(headers)
+            headers, offload = _offload(headers, length, info, adapter)
+            pieces = [headers, view[start + copied : start + length]]
+        if send(pieces, offload):
+            counters.sent.count(data[start : start + 6], length)
+            if offload.gso:
+                counters.large_sends += 1
+        else:
+            counters.send_refused += 1
         at += layout.length
     if not count:
         raise RndisError("length", 0, 0, "no message")
-
-
-def _send_frame(
-    stream: Stream,
-    at: int,
-    head: bytes,
-    layout: rndis.PacketLayout,
-    adapter: Adapter,
-    send: Send,
-    counters: Counters,
-) -> None:
-    info = PacketInfo()
-    if layout.info_length:
-        end = layout.info_offset + layout.info_length
-        if end > len(head):
-            head = stream.copy(at, max(end, HEAD))
-        info = ppi.parse(head[layout.info_offset : end])
-    length = layout.data_length
-    limit = MAX_FRAME if info.large_send is not None else adapter.mtu + frame.ETHERNET_SIZE
-    # A tag may be in the frame, or beside it.
-    if not frame.ETHERNET_SIZE <= length <= limit + frame.VLAN_SIZE:
-        raise FrameError("data_len", length, 12, f"{frame.ETHERNET_SIZE} to {limit}")
-    start = at + layout.data_offset
-    offload = PLAIN
-    destination = head[layout.data_offset : layout.data_offset + 6]
-    if info.checksum is None and info.large_send is None and info.vlan is None:
-        pieces = stream.pieces(start, length)
-        if len(destination) < 6:
-            destination = stream.copy(start, 6)
-    else:
-        headers = head[layout.data_offset : layout.data_offset + length]
-        wanted = min(length, _headers_length(info))
-        if len(headers) < wanted:
-            headers = stream.copy(start, wanted)
-        copied = len(headers)
-        destination = headers[:6]
-        headers, offload = _offload(headers, length, info, adapter)
-        pieces = [headers]
-        if copied < length:
-            pieces += stream.pieces(start + copied, length - copied)
-        if info.vlan is not None:
-            length += frame.VLAN_SIZE
-        if offload.gso:
-            counters.large_sends += 1
-    if send(pieces, offload):
-        counters.sent.count(destination, length)
-    else:
-        counters.send_refused += 1
-
-
-def _headers_length(info: PacketInfo) -> int:
-    """How many bytes of the frame have to be looked at."""
-    if info.large_send is not None:
-        return min(ppi.large_send(info.large_send).transport_offset + 60, frame.MAX_HEADERS)
-    return frame.ETHERNET_SIZE + frame.VLAN_SIZE + 60 if info.checksum is not None else 14
 
 
 def _offload(
