@@ -21,11 +21,11 @@ from net_support import (
     BROADCAST,
     Guest,
     arp,
+    connect_to_the_world,
     private_network,
     udp,
     wait_for,
 )
-from pyroute2 import IPRoute
 
 from vhostvmbus.devices.net.link import Capabilities, Link, LinkDown, Offload, spec
 from vhostvmbus.devices.net.link import passt as passt_module
@@ -34,17 +34,6 @@ MAC = bytes.fromhex("525400000001")
 ADDRESS, ROUTER = bytes([192, 0, 2, 2]), bytes([192, 0, 2, 1])
 NOWHERE, EVERYBODY = bytes(4), b"\xff" * 4
 COOKIE = bytes.fromhex("63825363")
-
-
-def connect_to_the_world() -> None:
-    """An interface with an address and a default route, which is what passt looks for."""
-    with IPRoute() as route:
-        route.link("add", ifname="world", kind="veth", peer="beyond")
-        index = route.link_lookup(ifname="world")[0]
-        for name in ("world", "beyond"):
-            route.link("set", index=route.link_lookup(ifname=name)[0], state="up")
-        route.addr("add", index=index, address="192.0.2.2", prefixlen=24)
-        route.route("add", dst="default", gateway="192.0.2.1", oif=index)
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         root=root,
         persistent_root=persistent,
         disks=options.disks,
-        networks=_networks(options),
+        networks=networks(options),
         backends=[[name] for name in options.devices],
         append=append,
         smp=options.smp,
@@ -141,7 +141,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
     )
 
 
-def _networks(options: argparse.Namespace) -> list[str]:
+def networks(options: argparse.Namespace) -> list[str]:
     """The links of the cards; what was not asked for need not be possible."""
     asked: list[str] = options.networks
     try:

@@ -94,6 +94,7 @@ def script(plan: Plan, inner: Inner) -> str:
     words += ["--qemu", f"{PLACE}/qemu", "--kernel", f"{PLACE}/vmlinuz"]
     words += ["--initramfs", f"{PLACE}/initramfs", "--timeout", f"{inner.timeout:.0f}"]
     words += ["--smp", str(plan.smp), "--mem", plan.memory, "--append", plan.append]
+    words += ["--net", "none"]
     first = 0
     if plan.root or plan.persistent_root:
         words += ["--root", _disk(0)]

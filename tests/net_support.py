@@ -46,6 +46,17 @@ def private_network() -> Iterator[None]:
         os.close(before)
 
 
+def connect_to_the_world() -> None:
+    """An interface with an address and a default route, which is what passt looks for."""
+    with IPRoute() as route:
+        route.link("add", ifname="world", kind="veth", peer="beyond")
+        index = route.link_lookup(ifname="world")[0]
+        for name in ("world", "beyond"):
+            route.link("set", index=route.link_lookup(ifname=name)[0], state="up")
+        route.addr("add", index=index, address="192.0.2.2", prefixlen=24)
+        route.route("add", dst="default", gateway="192.0.2.1", oif=index)
+
+
 def namespace_name() -> str:
     """A name that no namespace of the host has."""
     return f"vhostvmbus-test-{uuid.uuid4().hex[:8]}"
