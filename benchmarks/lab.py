@@ -71,7 +71,7 @@ FIND_DISKS = """\
 # Each disk's serial number, its name, and the processor that its channel interrupts.
 for disk in /sys/block/sd*; do
     echo "$(tail -c +5 $disk/device/vpd_pg80) ${disk##*/} \
-        $(head -n 1 $disk/device/../../../channels/*/cpu)"
+        $(cat $disk/device/../../../channels/*/cpu | head -n 1)"
 done
 for disk in /sys/block/vd*; do
     echo "$(cat $disk/serial) ${disk##*/} 0"

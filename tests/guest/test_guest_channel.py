@@ -436,11 +436,10 @@ def test_reset() -> None:
 
 def test_subchannels_are_independent() -> None:
     device = GatheringEcho()
-    with (
-        SoftwareGuest.for_device(device) as guest,
-        guest.open_channel(0) as primary,
-        guest.open_channel(2) as sub,
-    ):
+    with SoftwareGuest.for_device(device) as guest, guest.open_channel(0) as primary:
+        assert device.offer_channels(1) == [2]
+        guest.wait_for_offer(2)
+        sub = guest.enable(2)
         for number in range(50):
             payload = struct.pack("<Q", number)
             assert primary.send(payload) == sub.send(payload) == payload

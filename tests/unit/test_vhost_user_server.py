@@ -17,6 +17,7 @@ from uuid import UUID
 
 import pytest
 
+from vhostvmbus.device.offers import ChannelOffers
 from vhostvmbus.guest.front_end import FrontEnd
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.backend import Invalidate
@@ -56,6 +57,7 @@ class Recorder:
         self.refuse: dict[str, FrontEndError] = {}
         self.open_status = NtStatus.SUCCESS
         self.invalidate: Invalidate | None = None
+        self.offers = ChannelOffers(1, 2)
         self.disconnected = threading.Semaphore(0)
         self.fds: list[int] = []
 
@@ -67,6 +69,10 @@ class Recorder:
 
     def offer(self) -> m.OfferReply:
         return OFFER
+
+    def connected(self) -> None:
+        assert self.offers.offer_channel is not None
+        assert self.offers.rescind_channel is not None
 
     def add_region(self, guest_phys_addr: int, size: int, fd: int, mmap_offset: int = 0) -> object:
         os.fstat(fd)

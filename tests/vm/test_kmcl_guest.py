@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vm_support import MakePlan
+from vm_support import MakePlan, plug, unplug
 
 from vhostvmbus.vm import images
 from vhostvmbus.vm.cpio import CpioArchive
@@ -75,10 +75,14 @@ def test_case(kmcl: KmclGuest, case: str) -> None:
     assert problem is None, f"in the guest:\n{problem}"
 
 
-def test_the_kernel_has_nothing_to_complain_of(kmcl: KmclGuest) -> None:
-    log = kmcl.machine.check("dmesg").splitlines()
+def complaints(machine: Machine) -> list[str]:
+    log = machine.check("dmesg").splitlines()
     assert any("registering driver vmbus_user" in line for line in log)
-    assert [ln for ln in log if LOG_TROUBLE.search(ln) and not LOG_ALLOWED.search(ln)] == []
+    return [line for line in log if LOG_TROUBLE.search(line) and not LOG_ALLOWED.search(line)]
+
+
+def test_the_kernel_has_nothing_to_complain_of(kmcl: KmclGuest) -> None:
+    assert complaints(kmcl.machine) == []
 
 
 def test_the_tool_with_the_examples(kmcl: KmclGuest) -> None:
@@ -151,6 +155,20 @@ def test_the_back_end_is_killed_and_comes_back(kmcl: KmclGuest, what: str) -> No
     backend.start()
     machine.check(f"touch /tmp/{what}/back")
     result_of(machine, what)
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_the_device_is_unplugged_and_plugged_in_again(kmcl: KmclGuest, turn: int) -> None:
+    """The host takes the offer back while packets are in flight."""
+    machine = kmcl.machine
+    start_beside(machine, "unplugged")
+    unplug(machine, "vmbus1")
+    machine.check(
+        "until [ -e /tmp/unplugged/gone ] || [ -s /tmp/unplugged/result ]; do sleep 0.1; done", 60
+    )
+    plug(machine, "vmbus1")
+    result_of(machine, "unplugged")
+    assert complaints(machine) == []
 
 
 def test_how_fast(kmcl: KmclGuest, record_property: Callable[[str, object], None]) -> None:

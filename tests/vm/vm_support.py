@@ -3,10 +3,12 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vhostvmbus.vm.errors import VmError
 from vhostvmbus.vm.machine import Machine, Plan
 
 SOAK = os.environ.get("VHOSTVMBUS_SOAK") == "1"
@@ -53,3 +55,42 @@ class Guest:
     def check(self, script: str, timeout: float = 120.0) -> str:
         """Run a script that has to succeed; it may use ``disk LUN``."""
         return self.machine.check(DISK_SCRIPT + script, timeout)
+
+
+def device_of(machine: Machine, chardev: str) -> str:
+    """The QOM path of the vhost-user-vmbus device whose back end is at *chardev*."""
+    for group in ("peripheral", "peripheral-anon"):
+        for node in machine.monitor.command("qom-list", path=f"/machine/{group}"):
+            path = f"/machine/{group}/{node['name']}"
+            if node["type"] == "child<vhost-user-vmbus>" and chardev == machine.monitor.command(
+                "qom-get", path=path, property="chardev"
+            ):
+                return path
+    raise AssertionError(f"no device at {chardev}")
+
+
+def unplug(machine: Machine, chardev: str, patience: float = 60.0) -> None:
+    """``device_del``, until QEMU says that the device is gone."""
+    monitor = machine.monitor
+    before = monitor.count("DEVICE_DELETED")
+    path = device_of(machine, chardev)
+    monitor.command("device_del", id=path)
+    deadline = time.monotonic() + patience
+    while monitor.count("DEVICE_DELETED") == before:
+        assert time.monotonic() < deadline, f"the guest keeps the device at {chardev}"
+        time.sleep(0.02)
+
+
+def plug(machine: Machine, chardev: str, patience: float = 20.0, **properties: object) -> None:
+    """``device_add``, as soon as the back end has connected again."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            machine.monitor.command(
+                "device_add", driver="vhost-user-vmbus", chardev=chardev, **properties
+            )
+            return
+        except VmError as error:
+            if "no back end" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)

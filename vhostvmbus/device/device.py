@@ -10,8 +10,9 @@ from typing import Any
 from uuid import UUID
 
 from vhostvmbus.channel import Channel
+from vhostvmbus.device.offers import ChannelOffers
 from vhostvmbus.packet import Packet
-from vhostvmbus.wire.errors import PacketError
+from vhostvmbus.wire.errors import PacketError, UsageError
 
 
 class Device:
@@ -50,6 +51,47 @@ class Device:
     gather_completions: bool = False
     """Publish completions made inside ``packet_received`` together, some at a time. Cheaper; only
     for devices whose ``packet_received`` never blocks for long."""
+
+    _offers: ChannelOffers | None = None
+
+    def serve_with(self, offers: ChannelOffers) -> None:
+        """Called by whoever drives the device, before anything else."""
+        self._offers = offers
+
+    @property
+    def offers(self) -> ChannelOffers:
+        """What is on offer now. Raises :exc:`UsageError` as long as nobody serves the device."""
+        if self._offers is None:
+            raise UsageError(f"nobody serves {self.name or type(self).__name__}")
+        return self._offers
+
+    def offer_channels(self, count: int) -> list[int]:
+        """Offers the guest ``count`` subchannels more; their indices, from ``channels`` on.
+
+        From any thread, :meth:`packet_received`'s too. Each comes as :meth:`opened` when, and if,
+        the guest opens it, and has a worker thread of its own. They are gone when channel 0 is
+        closed, and when the guest resets. Raises :exc:`OfferRefused`, with nothing offered then.
+        """
+        return self.offers.add(count)
+
+    def rescind_channel(self, index: int) -> None:
+        """Takes back a subchannel that was offered later; idempotent.
+
+        :meth:`closed` comes afterwards if it is open. Raises :exc:`OfferRefused`.
+        """
+        self.offers.take_back(index)
+
+    def rescind(self) -> None:
+        """Takes the whole device away from the guest, until :meth:`offer_again`; idempotent.
+
+        Every channel that is open is closed, subchannels first. Without a front end it is the next
+        one that hears of it. Raises :exc:`OfferRefused` if the one that is there cannot do it.
+        """
+        self.offers.rescind()
+
+    def offer_again(self) -> None:
+        """Undoes :meth:`rescind`, for the guest that runs and for those to come."""
+        self.offers.offer_again()
 
     def opened(self, channel: Channel) -> None:
         """The guest opens the channel. Raise :exc:`RefuseOpen` to refuse. No traffic yet."""

@@ -17,6 +17,7 @@ from vhostvmbus.channel import Channel, ChannelInfo, ChannelStats, GpadlTable
 from vhostvmbus.device.device import Device
 from vhostvmbus.device.loop import DeviceLoop
 from vhostvmbus.device.offer import Offer
+from vhostvmbus.device.offers import ChannelOffers
 from vhostvmbus.memory import CodeMap, GuestMemory, Region
 from vhostvmbus.packet import Packet
 from vhostvmbus.ring import Limits, Ring, is_eventfd
@@ -25,6 +26,7 @@ from vhostvmbus.wire.errors import (
     ChannelUnknown,
     FrontEndError,
     GuestError,
+    OfferRefused,
     PacketError,
     RefuseOpen,
     RegionBusy,
@@ -56,6 +58,8 @@ class DeviceHost:
         self.invalidate: Invalidate | None = None
         self.channel_failed: Callable[[int, GuestError], None] | None = None
         self._offer = self._make_offer(device)
+        self.offers = ChannelOffers(device.channels, device.max_channels)
+        device.serve_with(self.offers)
         self._channels: dict[int, Channel] = {}
         self._code_map: CodeMap | None = None
         self._handler = _Handler(self)
@@ -91,6 +95,13 @@ class DeviceHost:
     def channels(self) -> dict[int, Channel]:
         """The open channels by index: a copy."""
         return dict(self._channels)
+
+    def connected(self) -> None:
+        """A front end can be asked for something from now on."""
+        try:
+            self.offers.connected()
+        except OfferRefused as error:
+            log.error("%s: the front end offers what is taken back: %s", self.name, error)
 
     # -- memory --------------------------------------------------------------------------------
 
@@ -216,6 +227,7 @@ class DeviceHost:
             self._channels.pop(index, None)
             channel.close(grace=0)
             raise
+        self.offers.opened(index)
         channel.begin()
         if type(self.device).post_started is not Device.post_started:
             channel.run_beside(lambda: self.device.post_started(channel))
@@ -235,6 +247,8 @@ class DeviceHost:
             with self._stats_lock:
                 self._past.add(channel.stats)
                 del self._channels[index]
+            if index == 0:
+                self.offers.forget()
             self._handler.closed(channel)
 
     def modify_channel(self, index: int, target_vp: int) -> None:
@@ -253,6 +267,7 @@ class DeviceHost:
         with self._lock:
             for index in sorted(self._channels, reverse=True):
                 self._close(index, publish)
+            self.offers.forget()
             self.gpadls.clear()
 
     def disconnect(self) -> None:

@@ -23,7 +23,8 @@ from vhostvmbus.guest.errors import (
 from vhostvmbus.guest.front_end import FrontEnd
 from vhostvmbus.guest.hostile import HostileChannel, RawRing
 from vhostvmbus.guest.ram import GuestRam, RamRegion
-from vhostvmbus.guest.software_guest import Gpadl, SoftwareGuest, connect_socket, serving
+from vhostvmbus.guest.serving import connect_socket, serving
+from vhostvmbus.guest.software_guest import Gpadl, SoftwareGuest
 from vhostvmbus.guest.transactions import HostPacket, Transaction
 from vhostvmbus.guest.trial import Exchange, Trial, try_channel
 

@@ -64,6 +64,12 @@ class NoSuchDevice(GuestSideError):
     status = NtStatus.NO_SUCH_DEVICE
 
 
+class NotOffered(GuestSideError):
+    """The host does not offer this channel, or has taken the offer back."""
+
+    status = NtStatus.NO_SUCH_DEVICE
+
+
 class OutOfPages(GuestSideError):
     """The allocator has no such pages left."""
 

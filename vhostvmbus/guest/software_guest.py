@@ -15,11 +15,9 @@ import contextlib
 import itertools
 import os
 import socket
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from uuid import UUID
 
 from vhostvmbus.device import Device, DeviceHost
@@ -27,7 +25,9 @@ from vhostvmbus.guest.channel import GuestChannel
 from vhostvmbus.guest.code_map import GuestCodeMap
 from vhostvmbus.guest.errors import GuestSideError, NoSuchDevice
 from vhostvmbus.guest.front_end import ANSWER_TIMEOUT, FrontEnd
+from vhostvmbus.guest.offers import GuestOffers
 from vhostvmbus.guest.ram import GuestRam, RamRegion
+from vhostvmbus.guest.serving import connect_socket, serving
 from vhostvmbus.ring import Ring, Role, signal
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.backchannel import ANSWER_TIMEOUT as INVALIDATE_TIMEOUT
@@ -71,6 +71,7 @@ class SoftwareGuest:
     does, but cannot tell which pages are translated.  `on_invalidate` is called with the ranges
     of each ``INVALIDATE_CODE``, in another thread, before it is answered.
     `ram_in_table` sends ``SET_MEM_TABLE`` instead of one ``ADD_MEM_REG`` for each region.
+    `takes_offers` False: a front end that has no offers but those of the start.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class SoftwareGuest:
         code_map: bool | str = False,
         on_invalidate: Callable[[Sequence[tuple[int, int]]], None] | None = None,
         ram_in_table: bool = False,
+        takes_offers: bool = True,
         timeout: float = ANSWER_TIMEOUT,
     ) -> None:
         self.ram = ram or GuestRam()
@@ -88,8 +90,10 @@ class SoftwareGuest:
         self.code_map: GuestCodeMap | None = None
         #: ranges of each ``INVALIDATE_CODE``, in the order in which they came
         self.invalidations: list[tuple[tuple[int, int], ...]] = []
-        #: subchannels that the back end offered, or rescinded
+        #: each ``OFFER_CHANNEL`` and ``RESCIND_CHANNEL``, in the order in which they came
         self.channel_offers: list[m.Message] = []
+        self._offers = GuestOffers(self._take_back)
+        self._takes_offers = takes_offers
         self.gpadls: dict[int, Gpadl] = {}
         self.channels: dict[int, GuestChannel] = {}
         self.offer: m.OfferReply | None = None
@@ -101,6 +105,8 @@ class SoftwareGuest:
         self._want_code_map = code_map
         self._on_invalidate = on_invalidate
         self._ram_in_table = ram_in_table
+        # Channels are opened and closed by the guest, and closed when the host takes them back.
+        self._channels_lock = threading.RLock()
         self._timeout = timeout
         self._front_end: FrontEnd | None = None
         try:
@@ -167,11 +173,13 @@ class SoftwareGuest:
         features = m.REQUIRED_FEATURES
         if self._want_code_map:
             features |= ProtocolFeature.VMBUS_CODE_MAP
+        self._offers.connecting()
         self._front_end = FrontEnd(sock, features, self._serve_back_end, self._timeout)
         offer = self._front_end.negotiate()
         if self.offer is not None and offer != self.offer:
             raise OfferChanged("the back end came back another one", field="offer", value=offer)
         self.offer = offer
+        self._offers.limit(offer)
         self._share_ram()
         if ProtocolFeature.VMBUS_CODE_MAP in self._front_end.features:
             self.share_code_map()
@@ -216,6 +224,8 @@ class SoftwareGuest:
                 return NtStatus.SUCCESS
             case m.OfferChannel() | m.RescindChannel():
                 self.channel_offers.append(message)
+                if self._takes_offers:
+                    return self._offers.request(message)
         return NtStatus.NOT_SUPPORTED
 
     def disconnect(self) -> None:
@@ -231,16 +241,19 @@ class SoftwareGuest:
     def reconnect(self, path: str | os.PathLike[str]) -> None:
         """Connect to a back end again: GPADLs are repeated, channels opened with ``RESUME``."""
         self.disconnect()
-        self._connect(connect_socket(path))
-        for gpadl in self.gpadls.values():
-            self._create_gpadl(gpadl)
-        for opening in self._openings.values():
-            self._open(opening, m.OPEN_RESUME)
+        with self._channels_lock:
+            self._connect(connect_socket(path))
+            for gpadl in self.gpadls.values():
+                self._create_gpadl(gpadl)
+            for opening in self._openings.values():
+                self._open(opening, m.OPEN_RESUME)
 
     def reset(self) -> None:
         """``VMBUS_RESET``: the guest reboots, or unloads the bus."""
-        self.front_end.request(m.Reset())
-        self._forget_channels()
+        with self._channels_lock:
+            self.front_end.request(m.Reset())
+            self._offers.end_subchannels()
+            self._forget_channels()
         for gpadl in self.gpadls.values():
             self.ram.free_pages(gpadl.owned_pfns)
         self.gpadls.clear()
@@ -248,6 +261,7 @@ class SoftwareGuest:
     def close(self) -> None:
         """Leave, and give everything back."""
         self.disconnect()
+        self._offers.close()
         self._forget_channels()
         self.gpadls.clear()
         if self.code_map is not None:
@@ -315,6 +329,29 @@ class SoftwareGuest:
         self.gpadls.pop(gpadl.gpadl_id, None)
         self.ram.free_pages(gpadl.owned_pfns)
 
+    # ---- offers ----
+
+    @property
+    def offered(self) -> list[int]:
+        """The channels that may be opened, ascending."""
+        return self._offers.offered
+
+    def wait_for_offer(self, index: int, timeout: float = ANSWER_TIMEOUT) -> None:
+        """Until channel `index` is offered.  Raises :class:`NotOffered`."""
+        self._offers.wait(index, timeout)
+
+    def wait_for_rescind(self, index: int, timeout: float = ANSWER_TIMEOUT) -> None:
+        """Until channel `index` is taken back.  Raises ``TimeoutError``."""
+        self._offers.wait_gone(index, timeout)
+
+    def _take_back(self, index: int) -> None:
+        """The host rescinds a channel: nothing of it stays with the back end."""
+        with self._channels_lock:
+            if index in self.channels:
+                self.disable(index)
+            for gpadl in [item for item in self.gpadls.values() if item.channel == index]:
+                self.delete_gpadl(gpadl)
+
     # ---- channels ----
 
     @contextlib.contextmanager
@@ -340,8 +377,9 @@ class SoftwareGuest:
         try:
             yield channel
         finally:
-            if self.channels.get(index) is channel:
-                self.disable(index)
+            with self._channels_lock:
+                if self.channels.get(index) is channel:
+                    self.disable(index)
 
     def enable(
         self,
@@ -356,8 +394,22 @@ class SoftwareGuest:
         """Open a channel.
 
         `ring_pages` are the pages of the out and of the in ring, each with its header page;
-        `user_data` at most 120 bytes.  Raises :class:`RequestRefused` with the device's status.
+        `user_data` at most 120 bytes.  Raises :class:`RequestRefused` with the device's status,
+        :class:`NotOffered`.
         """
+        with self._channels_lock:
+            self._offers.require(index)
+            return self._enable(index, ring_pages, user_data, target_vp, version, scattered)
+
+    def _enable(
+        self,
+        index: int,
+        ring_pages: tuple[int, int],
+        user_data: bytes,
+        target_vp: int,
+        version: int,
+        scattered: bool,
+    ) -> GuestChannel:
         if index in self.channels:
             raise GuestSideError(f"channel {index} is open already")
         pfns = self.ram.alloc_pages(sum(ring_pages), scattered=scattered)
@@ -408,7 +460,16 @@ class SoftwareGuest:
         signal(opening.kick_fd)
 
     def disable(self, index: int = 0) -> None:
-        """Close a channel and take its ring back.  Outstanding transactions end with an error."""
+        """Close a channel and take its ring back.  Outstanding transactions end with an error.
+
+        With channel 0, subchannels that were offered later go.
+        """
+        with self._channels_lock:
+            self._disable(index)
+            for subchannel in self._offers.end_subchannels() if index == 0 else ():
+                self._take_back(subchannel)
+
+    def _disable(self, index: int) -> None:
         channel = self.channels.pop(index)
         opening = self._openings.pop(index)
         gpadl = self.gpadls[opening.message.gpadl_id]
@@ -428,52 +489,3 @@ class SoftwareGuest:
 
 def _described(region: RamRegion) -> m.MemoryRegion:
     return m.MemoryRegion(region.guest_phys_addr, region.size, region.user_addr, region.mmap_offset)
-
-
-def connect_socket(path: str | os.PathLike[str]) -> socket.socket:
-    """A UNIX stream socket connected to `path`."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.connect(os.fspath(path))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-@contextlib.contextmanager
-def serving(
-    device: Device | DeviceHost, *, invalidate_timeout: float = INVALIDATE_TIMEOUT
-) -> Iterator[tuple[Server, Path, DeviceHost]]:
-    """Serve `device` in a thread at a socket in a folder of its own, for as long as the block runs.
-
-    An error of the server's thread is raised here in the end.
-    """
-    host = device if isinstance(device, DeviceHost) else DeviceHost(device)
-    failures: list[BaseException] = []
-    ready = threading.Event()
-    with tempfile.TemporaryDirectory(prefix="vhostvmbus-") as folder:
-        path = Path(folder, "device.sock")
-        server = Server(host, path, answer_timeout=invalidate_timeout)
-
-        def run() -> None:
-            try:
-                server.run(ready.set)
-            except BaseException as error:
-                failures.append(error)
-            finally:
-                ready.set()
-
-        thread = threading.Thread(target=run, name="vhost-user-server", daemon=True)
-        thread.start()
-        ready.wait()
-        try:
-            if not failures:
-                yield server, path, host
-        finally:
-            server.stop()
-            thread.join()
-            if host is not device:
-                host.close()
-    if failures:
-        raise failures[0]

@@ -22,6 +22,7 @@ from vhostvmbus.wire.gpa import GpaRange, pfn_count
 
 BEGIN, END, QUERY_VERSION, QUERY_PROPERTIES = 7, 8, 9, 10
 EXECUTE_SRB, RESET_LUN, RESET_ADAPTER, RESET_BUS, ENUMERATE_BUS = 3, 4, 5, 6, 11
+CREATE_SUB_CHANNELS = 13
 LINUX_VERSIONS = (0x0602, 0x0600, 0x0501)
 """What Linux 6.1 asks for, in its order."""
 LONG, SHORT = 64, 48
@@ -124,8 +125,26 @@ class Storvsc:
         self._must(END)
         return self.version
 
-    def _must(self, operation: int) -> bytes:
-        answer = self.control(operation)
+    def create_sub_channels(self, count: int, **options: object) -> list[Storvsc]:
+        """So many subchannels, opened, as drivers of their own: whichever a request goes to.
+
+        Raises :class:`BadAnswer` if the host does not offer them; `options` as for ``enable``.
+        """
+        before = set(self.guest.offered)
+        self._must(CREATE_SUB_CHANNELS, struct.pack("<H", count))
+        drivers = []
+        for index in range(1, count + 1):
+            self.guest.wait_for_offer(index)
+            if index in before:
+                continue
+            channel = self.guest.enable(index, **options)  # type: ignore[arg-type]
+            driver = Storvsc(self.guest, channel)
+            driver.version, driver.packet_size = self.version, self.packet_size
+            drivers.append(driver)
+        return drivers
+
+    def _must(self, operation: int, body: bytes = b"") -> bytes:
+        answer = self.control(operation, body)
         if answer[8:12] != bytes(4):
             raise BadAnswer(f"operation {operation} failed: {answer[8:12][::-1].hex()}")
         return answer

@@ -24,7 +24,8 @@ from vhostvmbus.vhost_user.errors import (
     UnexpectedReply,
 )
 from vhostvmbus.vhost_user.sockets import close_all, receive_before, send
-from vhostvmbus.wire.errors import VmbusError
+from vhostvmbus.wire.errors import OfferRefused, VmbusError
+from vhostvmbus.wire.ntstatus import NtStatus
 
 #: Seconds that the front end has for an answer.
 ANSWER_TIMEOUT = 10.0
@@ -57,6 +58,25 @@ class BackChannel:
         for start in range(0, len(ranges), m.MAX_INVALIDATE_RANGES):
             part = ranges[start : start + m.MAX_INVALIDATE_RANGES]
             self.request(m.InvalidateCode(tuple(part)))
+
+    def offer_channel(self, index: int) -> None:
+        """Have channel `index` offered; 0 means the device.
+
+        Returns when the front end has taken note.  Raises :class:`OfferRefused`.
+        """
+        self._change(m.OfferChannel(index))
+
+    def rescind_channel(self, index: int) -> None:
+        """Have channel `index` taken back; otherwise as :meth:`offer_channel`."""
+        self._change(m.RescindChannel(index))
+
+    def _change(self, message: m.OfferChannel | m.RescindChannel) -> None:
+        try:
+            self.request(message)
+        except RequestRefused as error:
+            raise OfferRefused(str(error), error.status) from error
+        except VmbusError as error:
+            raise OfferRefused(str(error), NtStatus.DEVICE_NOT_CONNECTED) from error
 
     def request(self, message: m.Message) -> None:
         """Send `message` and wait for its answer.

@@ -16,12 +16,23 @@ from vhostvmbus.wire.ntstatus import NtStatus
 #: ``(guest_phys_addr, size)`` ranges; at most 200 in one call.
 Invalidate = Callable[[list[tuple[int, int]]], None]
 
+#: Returns when the front end has taken note that this channel is to be offered, or taken back;
+#: raises :class:`~vhostvmbus.wire.errors.OfferRefused`.
+ChannelRequest = Callable[[int], None]
+
 
 class PackedOffer(Protocol):
     """An offer that can write itself."""
 
     def pack(self) -> bytes:
         """The 160 bytes of the reply to ``VMBUS_GET_OFFER``."""
+
+
+class Offers(Protocol):
+    """Where a back end finds what it needs to change its offers; None without a connection."""
+
+    offer_channel: ChannelRequest | None
+    rescind_channel: ChannelRequest | None
 
 
 class BackEnd(Protocol):
@@ -33,6 +44,13 @@ class BackEnd(Protocol):
     """
 
     invalidate: Invalidate | None
+
+    @property
+    def offers(self) -> Offers:
+        """What is offered."""
+
+    def connected(self) -> None:
+        """The back-end channel may be used from now on."""
 
     def offer(self) -> PackedOffer:
         """What the device offers; the same for as long as the device lives."""

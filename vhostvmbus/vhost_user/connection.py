@@ -73,6 +73,7 @@ class Connection:
         try:
             self._serve()
         finally:
+            offers = self._back_end.offers
             close_all(self.session.release_fds())
             # First wake a worker that waits for an answer, then wait for the workers.
             if self._back_channel is not None:
@@ -81,6 +82,7 @@ class Connection:
                 self._back_end.disconnect()
             finally:
                 self._back_end.invalidate = None
+                offers.offer_channel = offers.rescind_channel = None
                 if self._back_channel is not None:
                     self._back_channel.close()
 
@@ -110,6 +112,8 @@ class Connection:
                     close_all(event.fds)
                 if not self._flush():
                     return
+                if isinstance(event.message, m.SetBackendReqFd):
+                    self._back_end.connected()
             if not self._flush():
                 return
 
@@ -181,6 +185,8 @@ class Connection:
         sock = require_stream_socket(fd, "backend_req_fd")
         self._back_channel = BackChannel(sock, self._back_channel_failed, self._answer_timeout)
         self._back_end.invalidate = self._back_channel.invalidate
+        self._back_end.offers.offer_channel = self._back_channel.offer_channel
+        self._back_end.offers.rescind_channel = self._back_channel.rescind_channel
 
     def _back_channel_failed(self, error: VmbusError) -> None:
         # Called in a worker's thread.  Without invalidation nothing can be completed, so the

@@ -194,6 +194,18 @@ class UsageError(VmbusError):
     """A mistake in a device's code."""
 
 
+class OfferRefused(UsageError):
+    """A channel cannot be offered or taken back; ``status`` says why, as an NTSTATUS.
+
+    DEVICE_NOT_CONNECTED: no front end. NOT_SUPPORTED: it cannot. INSUFFICIENT_RESOURCES: more than
+    the device's ``max_channels``. INVALID_DEVICE_STATE: the device itself is rescinded.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class AlreadyCompleted(UsageError):
     """A packet was completed, or failed, a second time."""
 

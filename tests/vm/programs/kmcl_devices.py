@@ -174,6 +174,11 @@ class Obedient(Device):
             packet.channel.unmap_gpadl(request["handle"])
         return {"sha256": digest(data), "length": len(data)}
 
+    def do_leave(self, request: dict[str, Any], packet: Packet) -> None:
+        """Takes itself away from the guest, for some seconds. This packet is not answered."""
+        self.rescind()
+        threading.Timer(request["seconds"], self.offer_again).start()
+
     def do_map(self, request: dict[str, Any], packet: Packet) -> dict[str, Any]:
         """Maps a GPADL and keeps it mapped."""
         packet.channel.map_gpadl(request["handle"])

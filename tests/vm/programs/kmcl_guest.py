@@ -2,7 +2,7 @@
 """Runs in the guest: what user space can do with VMBus channels, against ``kmcl_devices.py``.
 
     python3 kmcl_guest.py [CASE...]
-    python3 kmcl_guest.py killed|without FOLDER
+    python3 kmcl_guest.py killed|without|unplugged FOLDER
     python3 kmcl_guest.py rates
 
 Each function named ``case_...`` is a case. Prints one JSON object for each: its name, its seconds,
@@ -60,6 +60,8 @@ def main(words: list[str]) -> None:
         run("killed", lambda: kmcl_life.beside_a_back_end_that_is_killed(words[1]))
     elif words[:1] == ["without"]:
         run("without", lambda: kmcl_life.without_a_back_end(words[1]))
+    elif words[:1] == ["unplugged"]:
+        run("unplugged", lambda: kmcl_life.beside_a_device_that_is_unplugged(words[1]))
     elif words == ["rates"]:
         rates()
     else:

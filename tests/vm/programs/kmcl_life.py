@@ -268,6 +268,34 @@ def wait_for_file(name: str) -> None:
         time.sleep(0.02)
 
 
+def reopened(patience: float = 20.0) -> Channel:
+    """A channel of the device that is there, or comes."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return obedient()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def case_the_device_leaves_and_comes_back() -> None:
+    """The host takes its offer back of its own will, and makes it again."""
+    for seconds in (0, 0.5, 0):
+        channel = reopened()
+        there_and_back(channel, 4)
+        hold_some(channel, Memory(4 * PAGE), 8)
+        channel.create_gpadl(Memory(4 * PAGE))
+        with fails(errno.ESHUTDOWN):
+            channel.request(text("leave", seconds=seconds), timeout=30)
+        with fails(errno.ENODEV):
+            channel.open()
+        channel.release()
+    with reopened() as channel:
+        there_and_back(channel, 4)
+
+
 def beside_a_back_end_that_is_killed(folder: str) -> None:
     """Told by files: "ready", and then "killed", "away", and then "back" or "gone"."""
     with obedient() as channel:
@@ -329,4 +357,32 @@ def without_a_back_end(folder: str) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.1)
     there_and_back(channel, 4)
+    channel.release()
+
+
+def beside_a_device_that_is_unplugged(folder: str) -> None:
+    """Told "ready"; tells "gone" and waits for a new device. Packets are in flight meanwhile."""
+    channel = obedient()
+    node = vmbus_user.find_node(OBEDIENT)
+    there_and_back(channel, 4)
+    hold_some(channel, Memory(4 * PAGE), 8)
+    channel.create_gpadl(Memory(4 * PAGE))
+    os.mknod(f"{folder}/ready")
+    with fails(errno.ESHUTDOWN):
+        channel.wait(0, 30)
+    poller = select.poll()
+    poller.register(channel, select.POLLIN)
+    deadline = time.monotonic() + 30
+    while not any(events & select.POLLHUP for _, events in poller.poll(0)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    for call in (channel.wait, channel.open, channel.close, lambda: channel.send(b"")):
+        with fails(errno.ENODEV):
+            call()
+    while node.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.mknod(f"{folder}/gone")
+    with obedient() as second:  # waits for the new device
+        there_and_back(second, 4)
     channel.release()

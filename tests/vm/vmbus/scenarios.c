@@ -23,6 +23,7 @@
 #define VMBUS_VECTOR 0x40u
 
 #define OFFER_CHANNEL 1u
+#define RESCIND_OFFER 2u
 #define REQUEST_OFFERS 3u
 #define ALL_OFFERS_DELIVERED 4u
 #define OPEN_CHANNEL 5u
@@ -44,6 +45,13 @@
 #define NO_MESSAGE 0xffffffffu
 #define NO_VP 0xffffffffu
 #define INSUFFICIENT_BUFFERS 19u
+
+#define COM1 0x3f8
+#define HOST_UNPLUGS 1u
+#define HOST_SEES_DEVICE 2u
+#define HOST_PLUGS 3u
+#define HOST_UNPLUGS_AND_PLUGS 4u
+#define HOST_SEES_NO_DEVICE 5u
 
 static volatile struct message *const slots = (void *)SIMP_GPA;
 static struct post_input input __attribute__((aligned(4096)));
@@ -424,6 +432,104 @@ static void scenario_undeliverable(void)
 	alive();
 }
 
+static void release(uint32_t id)
+{
+	prepare(RELID_RELEASED, 12);
+	input.payload[2] = id;
+	post();
+}
+
+/* Have the host do something; it says when it has, by a byte on the serial line. */
+static void host(unsigned what)
+{
+	report("host", what);
+	while (!(in8(COM1 + 5) & 1))
+		;
+	in8(COM1);
+}
+
+/* The host has plugged a device in. */
+static void new_device(void)
+{
+	report("offer", take());
+	relid = answer[46];
+	connection = answer[48];
+	report("good", create(1, 8));
+	report("open", open_channel(1, 0, 4));
+}
+
+/* The host wants to unplug the device. */
+static void rescinded(void)
+{
+	report("rescind", take());
+	report("is_it", answer[0] == RESCIND_OFFER && answer[2] == relid);
+}
+
+/* Devices that come and go. */
+static void offers(uint32_t version, uint64_t interrupt_page)
+{
+	start();
+	/* a guest that knows nothing of it yet */
+	host(HOST_UNPLUGS_AND_PLUGS);
+	contact_and_offers(version, interrupt_page);
+	report("good", create(1, 8));
+	report("open", open_channel(1, 0, 4));
+
+	/* a guest that goes on as if nothing had happened */
+	host(HOST_UNPLUGS);
+	rescinded();
+	report("gpadl_refused", create(2, 4) != 0);
+	report("same_id_refused", (header(1, 16, 1, 4096, 0, 1), take_within(SHORT)));
+	report("open_again", open_channel(1, 0, 4));
+	report("close", close_channel());
+	report("teardown", teardown(1));
+	report("teardown_again", teardown(1));
+	prepare(REQUEST_OFFERS, 8);
+	post();
+	report("no_offer", take());
+	release(relid + 1);
+	release(0);
+	release(0xffffffff);
+	prepare(RELID_RELEASED, 8);
+	post();
+	report("not_released", take_within(SHORT));
+	host(HOST_SEES_DEVICE);
+	release(relid);
+	release(relid);
+	host(HOST_PLUGS);
+	new_device();
+
+	/* a guest that released what it has open: it is not asked again */
+	release(relid);
+	report("released", take_within(SHORT));
+	host(HOST_UNPLUGS_AND_PLUGS);
+	new_device();
+
+	/* a guest that leaves the bus, and does not release anything */
+	host(HOST_UNPLUGS);
+	rescinded();
+	contact_and_offers(version, interrupt_page);
+	host(HOST_PLUGS);
+	new_device();
+	host(HOST_UNPLUGS);
+	rescinded();
+	prepare(UNLOAD, 8);
+	post();
+	report("unload", take());
+	host(HOST_SEES_NO_DEVICE);
+	contact_and_offers(version, interrupt_page);
+}
+
+static void scenario_offers(void)
+{
+	offers(VERSION_4_0, 0);
+}
+
+static void scenario_offers_1_1(void)
+{
+	offers(VERSION_1_1, SIMP_GPA + 0x1000);
+}
+
 static const struct {
 	const char *name;
 	void (*run)(void);
@@ -436,6 +542,8 @@ static const struct {
 	{ "unload", scenario_unload },
 	{ "interrupt-page", scenario_interrupt_page },
 	{ "undeliverable", scenario_undeliverable },
+	{ "offers", scenario_offers },
+	{ "offers-1.1", scenario_offers_1_1 },
 };
 
 static bool same(const char *a, const char *b)

@@ -7,14 +7,18 @@ must work after all that was done to it, and what is asked for must be answered 
 """
 
 import os
+import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from vhostvmbus.vm.backend import BackEndProcess
+from vhostvmbus.vm.errors import VmError
 from vhostvmbus.vm.images import firmware_folders
+from vhostvmbus.vm.qmp import Monitor
 
 HERE = Path(__file__).parent
 MACHINE = HERE.parent / "hyperv"
@@ -31,6 +35,8 @@ FINISHED = 1
 """The exit status of QEMU when the guest writes 0 to isa-debug-exit."""
 
 NOTHING = 0xFFFFFFFF
+OFFER_CHANNEL = 1
+RESCIND_OFFER = 2
 ALL_OFFERS_DELIVERED = 4
 OPEN_RESULT = 6
 GPADL_CREATED = 10
@@ -71,8 +77,8 @@ def device(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str
         yield (
             *("-object", "memory-backend-memfd,id=mem,size=128M,share=on"),
             *("-machine", "memory-backend=mem"),
-            *("-chardev", f"socket,id=c0,path={back_end.socket}"),
-            *("-device", "vhost-user-vmbus,chardev=c0"),
+            *("-chardev", f"socket,id=c0,path={back_end.socket},reconnect-ms=50"),
+            *("-device", "vhost-user-vmbus,chardev=c0,id=dev0"),
         )
         assert back_end.problem is None
     finally:
@@ -80,18 +86,28 @@ def device(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str
 
 
 @pytest.fixture
-def run(qemu: Path, bus_guest: Path, device: tuple[str, ...]) -> Callable[[str], Report]:
+def command(qemu: Path, bus_guest: Path, device: tuple[str, ...]) -> Callable[[str], list[str]]:
+    """QEMU's command line for a scenario."""
+
+    def command(scenario: str) -> list[str]:
+        words = [str(qemu), "-nodefaults", "-no-user-config", "-display", "none"]
+        for folder in firmware_folders():
+            words += ["-L", str(folder)]
+        words += ["-accel", "tcg", "-machine", "pc", "-m", "128", "-serial", "stdio"]
+        words += ["-cpu", CPU, "-kernel", str(bus_guest), "-append", scenario]
+        words += ["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-device", "vmbus-bridge"]
+        return [*words, *device]
+
+    return command
+
+
+@pytest.fixture
+def run(command: Callable[[str], list[str]]) -> Callable[[str], Report]:
     """Runs a scenario; QEMU and guest must both come to a regular end."""
 
     def run(scenario: str) -> Report:
-        command = [str(qemu), "-nodefaults", "-no-user-config", "-display", "none"]
-        for folder in firmware_folders():
-            command += ["-L", str(folder)]
-        command += ["-accel", "tcg", "-machine", "pc", "-m", "128", "-serial", "stdio"]
-        command += ["-cpu", CPU, "-kernel", str(bus_guest), "-append", scenario]
-        command += ["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-device", "vmbus-bridge"]
         done = subprocess.run(
-            [*command, *device],
+            command(scenario),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -223,3 +239,128 @@ def test_interrupt_page(run: Callable[[str], Report]) -> None:
 def test_messages_that_cannot_be_delivered(run: Callable[[str], Report]) -> None:
     """The guest takes the message page away with requests queued; what comes later is served."""
     assert run("undeliverable") == [("contact", VERSION_RESPONSE), *ALIVE]
+
+
+class Hand:
+    """Does what the guest asks the host for: plugs the device in and out."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self.monitor = monitor
+        self.present = True
+        self.deleted = 0
+
+    def act(self, what: int) -> None:
+        if what in (1, 4):
+            for _ in range(2 if what == 1 else 1):
+                self.monitor.command("device_del", id="dev0")
+        if what == 2:
+            names = [
+                n["name"] for n in self.monitor.command("qom-list", path="/machine/peripheral")
+            ]
+            assert "dev0" in names
+        if what in (3, 4, 5):
+            self.wait_deleted()
+        if what in (3, 4):
+            self.plug()
+
+    def wait_deleted(self) -> None:
+        self.deleted += 1
+        deadline = time.monotonic() + 30
+        while self.monitor.count("DEVICE_DELETED") != self.deleted:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def plug(self) -> None:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                self.monitor.command(
+                    "device_add", driver="vhost-user-vmbus", chardev="c0", id="dev0"
+                )
+                return
+            except VmError as error:
+                if "no back end" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+
+
+@pytest.mark.parametrize("scenario", ["offers", "offers-1.1"])
+@pytest.mark.parametrize("device", ["vhost-user-vmbus"], indirect=True)
+def test_offers_come_and_go(command: Callable[[str], list[str]], scenario: str) -> None:
+    """A guest that does not obey a rescind, lies about what it released, or just goes away."""
+    ours, theirs = socket.socketpair()
+    words = [*command(scenario), "-chardev", f"socket,id=qmp,fd={theirs.fileno()}"]
+    words += ["-mon", "qmp,mode=control"]
+    report: Report = []
+    with subprocess.Popen(
+        words,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        pass_fds=(theirs.fileno(),),
+    ) as child:
+        theirs.close()
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            monitor = Monitor(ours)
+            hand = Hand(monitor)
+            for line in child.stdout:
+                name, _, value = line.strip().partition("=")
+                if name == "END":
+                    break
+                if name == "host":
+                    hand.act(int(value, 16))
+                    child.stdin.write("x")
+                    child.stdin.flush()
+                else:
+                    report.append((name, int(value, 16)))
+            assert child.wait(30) == FINISHED
+        finally:
+            child.kill()
+            monitor.close()
+    new_device = [("offer", OFFER_CHANNEL), ("good", 0), ("open", 0)]
+    rescind = [("rescind", RESCIND_OFFER), ("is_it", 1)]
+    nobody = [*CONTACT[:3], ("offers", 0)]
+    assert report == [
+        *CONTACT,
+        *new_device[1:],
+        *rescind,
+        ("gpadl_refused", 1),
+        ("same_id_refused", NOTHING),
+        ("open_again", NOTHING),
+        ("close", NOTHING),
+        ("teardown", GPADL_TORNDOWN),
+        ("teardown_again", NOTHING),
+        ("no_offer", ALL_OFFERS_DELIVERED),
+        ("not_released", NOTHING),
+        *new_device,
+        ("released", NOTHING),
+        *new_device,
+        *rescind,
+        *nobody,
+        *new_device,
+        *rescind,
+        ("unload", UNLOAD_RESPONSE),
+        *nobody,
+    ]
+
+
+@pytest.mark.parametrize("device", ["hv-balloon"], indirect=True)
+def test_other_devices_stay(command: Callable[[str], list[str]]) -> None:
+    """What was not made to come and go is refused, with words."""
+    ours, theirs = socket.socketpair()
+    words = [*command("offers"), "-S", "-chardev", f"socket,id=qmp,fd={theirs.fileno()}"]
+    words += ["-mon", "qmp,mode=control"]
+    with subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=(theirs.fileno(),)
+    ) as child:
+        theirs.close()
+        monitor = Monitor(ours)
+        try:
+            with pytest.raises(VmError, match="does not support hotplugging"):
+                monitor.command("device_add", driver="hv-balloon", id="another")
+        finally:
+            child.kill()
+            monitor.close()

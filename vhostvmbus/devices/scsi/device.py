@@ -32,6 +32,7 @@ from uuid import UUID
 from vhostvmbus.channel import Channel
 from vhostvmbus.device import Device
 from vhostvmbus.devices.scsi import sense, storvsp
+from vhostvmbus.devices.scsi.answers import Complaints, answer
 from vhostvmbus.devices.scsi.commands import Outcome, execute, is_slow
 from vhostvmbus.devices.scsi.disk import DiskSpec, parse_disk
 from vhostvmbus.devices.scsi.plan import rules
@@ -48,13 +49,16 @@ from vhostvmbus.devices.scsi.unit import (
 )
 from vhostvmbus.packet import Packet
 from vhostvmbus.ring import Plan
-from vhostvmbus.wire.errors import ChannelClosed, GuestError, VmbusError
+from vhostvmbus.wire.errors import ChannelClosed, GuestError, OfferRefused, VmbusError
 from vhostvmbus.wire.ntstatus import NtStatus
 
 _log = logging.getLogger(__name__)
 
 MAX_TRANSFER_BYTES = 2 << 20
 """Announced to the guest: one ``preadv`` still takes it (513 pages, IOV_MAX is 1024)."""
+MAX_SUB_CHANNELS = 15
+"""Announced to the guest: Linux takes one for each vCPU but the first, at most so many. Each has a
+ring and a thread of its own, so that a request is completed on the vCPU that made it."""
 MAX_LUN = 254
 """Linux scans LUNs 0 to 254 (``STORVSC_MAX_LUNS_PER_TARGET``)."""
 MAX_PLANNED = 32
@@ -90,7 +94,9 @@ class _Barrier:
 
 
 class ScsiController(Device):
-    """One controller with up to 255 disks, all at path 0, target 0; the LUN tells them apart."""
+    """One controller with up to 255 disks, all at path 0, target 0; the LUN tells them apart.
+
+    Subchannels carry requests for the same units."""
 
     class_id = UUID("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f")
     name = "scsi"
@@ -98,6 +104,7 @@ class ScsiController(Device):
     max_external_data = 2 * MAX_TRANSFER_BYTES
     max_external_ranges = 256
     transaction_quota = 1024
+    max_channels = 1 + MAX_SUB_CHANNELS
     gather_completions = True  # what may sleep is not done on the channel's thread
     plans = True
     """Whether the ring engine is given a plan; without, every packet comes to Python."""
@@ -108,15 +115,20 @@ class ScsiController(Device):
         *,
         instance_id: UUID | None = None,
         threads: int = 8,
+        sub_channels: int = MAX_SUB_CHANNELS,
         plans: bool | None = None,
     ) -> None:
         """A controller whose LUNs 0, 1, ... are ``disks``.
 
         A string is read by :func:`~vhostvmbus.devices.scsi.disk.parse_disk`.  ``threads`` bounds
-        the requests that sleep in the host at a time; ``plans`` overrides :attr:`plans`.  Raises
+        the requests that sleep in the host at a time, ``sub_channels`` how many the guest may have
+        besides the first channel; ``plans`` overrides :attr:`plans`.  Raises ``ValueError`` and
         what :meth:`~vhostvmbus.devices.scsi.disk.DiskSpec.open` raises.
         """
         super().__init__()
+        if not 0 <= sub_channels <= MAX_SUB_CHANNELS:
+            raise ValueError(f"sub_channels is 0 to {MAX_SUB_CHANNELS}, not {sub_channels}")
+        self.max_channels = 1 + sub_channels
         if plans is not None:
             self.plans = plans
         if instance_id is not None:
@@ -127,7 +139,7 @@ class ScsiController(Device):
         self._lock = threading.Lock()
         self._planning = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"{self.name}-io")
-        self._complaints = _Complaints()
+        self._complaints = Complaints()
         self._requests = 0
         self._planned = 0
         self.malformed = 0
@@ -251,16 +263,25 @@ class ScsiController(Device):
 
     def opened(self, channel: Channel) -> None:
         """A channel was opened: its negotiation starts, a subchannel's is its primary's."""
-        version = None
-        if channel.index:
-            primary = self._sessions.get(0)
-            version = primary[1].version if primary is not None else None
-        session = Session(max_transfer_bytes=MAX_TRANSFER_BYTES, version=version)
+        primary = self._sessions.get(0) if channel.index else None
+        if primary is not None and primary[1].is_ready and primary[1].version is None:
+            self.resumed(channel)
+            return
+        version = primary[1].version if primary is not None else None
+        session = Session(
+            max_transfer_bytes=MAX_TRANSFER_BYTES,
+            max_sub_channels=self.max_channels - 1,
+            version=version,
+        )
         self._sessions[channel.index] = (channel, session)
+        if session.is_ready:
+            self.replan()
 
     def resumed(self, channel: Channel) -> None:
         """The guest went on while there was no back end: it believes itself initialized."""
-        session = Session.resumed(max_transfer_bytes=MAX_TRANSFER_BYTES)
+        session = Session.resumed(
+            max_transfer_bytes=MAX_TRANSFER_BYTES, max_sub_channels=self.max_channels - 1
+        )
         self._sessions[channel.index] = (channel, session)
         self.replan()
 
@@ -302,21 +323,32 @@ class ScsiController(Device):
         elif isinstance(action, Reset):
             self._reset(packet, action)
         elif isinstance(action, CreateSubChannels):
-            # Not reached as long as no session announces subchannels.
-            packet.complete(storvsp.answer_control(packet.payload, NtStatus.NOT_SUPPORTED))
+            packet.complete(self._create_sub_channels(channel, packet, action))
+
+    def _create_sub_channels(
+        self, channel: Channel, packet: Packet, action: CreateSubChannels
+    ) -> bytes:
+        try:
+            self.offer_channels(action.count)
+        except OfferRefused as error:
+            # The guest goes on with what it has.
+            if self._complaints.allowed():
+                _log.warning("%s channel %d: %s", self.name, channel.index, error)
+            return storvsp.answer_control(packet.payload, error.status)
+        return action.payload
 
     def packet_rejected(self, channel: Channel, packet: Packet, error: GuestError) -> None:
         """External data that is malformed or too large: refused in the protocol's own words."""
         self._complain(channel, error)
         payload = packet.payload
-        answer = storvsp.answer_control(payload, NtStatus.INVALID_PARAMETER)
+        refusal = storvsp.answer_control(payload, NtStatus.INVALID_PARAMETER)
         if payload[:4] == EXECUTE_SRB:  # the only operation that changes no state of the session
             action = self._sessions[channel.index][1].receive(payload)
             if isinstance(action, Execute):
-                answer = action.srb.answer(
+                refusal = action.srb.answer(
                     status=NtStatus.INVALID_PARAMETER, srb_status=SrbStatus.INVALID_REQUEST
                 )
-        packet.complete(answer)
+        packet.complete(refusal)
 
     def _complain(self, channel: Channel, error: GuestError) -> None:
         self.malformed += 1
@@ -356,7 +388,7 @@ class ScsiController(Device):
         self._requests += 1
         try:
             luns = self.luns if here and srb.cdb[0] == 0xA0 else []
-            payload = _answer(srb, execute(unit, request, srb.cdb_length, luns))
+            payload = answer(srb, execute(unit, request, srb.cdb_length, luns))
         except VmbusError as error:
             # The guest's pages are gone, or the channel is.
             if isinstance(error, GuestError):
@@ -366,7 +398,7 @@ class ScsiController(Device):
             )
         except Exception:
             _log.exception("a defect: CDB %s", srb.cdb.hex(" "))
-            payload = _answer(srb, Outcome.failed(sense.INTERNAL_FAILURE))
+            payload = answer(srb, Outcome.failed(sense.INTERNAL_FAILURE))
         try:
             packet.complete(payload)
         except VmbusError as error:
@@ -380,6 +412,8 @@ class ScsiController(Device):
     # Resets
 
     def _reset(self, packet: Packet, reset: Reset) -> None:
+        # What the engine does by itself on other channels is over when there is a plan anew.
+        self.replan()
         barrier = _Barrier(reset, packet)
         with self._lock:
             self._barriers.append(barrier)
@@ -418,33 +452,3 @@ class ScsiController(Device):
             barrier.packet.complete(reset.payload)
         except VmbusError as error:
             _log.debug("completion not delivered: %s", error)
-
-
-def _answer(srb: Srb, outcome: Outcome) -> bytes:
-    """The SRB and NT status for what became of a command, as Linux's storvsc expects them."""
-    if outcome.no_unit:
-        return srb.answer(status=NtStatus.NO_SUCH_DEVICE, srb_status=SrbStatus.INVALID_LUN)
-    if outcome.sense is None:
-        return srb.answer(transferred=outcome.transferred)
-    return srb.answer(
-        status=NtStatus.IO_DEVICE_ERROR,
-        srb_status=SrbStatus.ERROR,
-        scsi_status=outcome.status,
-        sense=outcome.sense.fixed(),
-    )
-
-
-class _Complaints:
-    """Lets through at most ten messages in ten seconds: a guest must not fill the host's log."""
-
-    def __init__(self) -> None:
-        self._since = 0.0
-        self._count = 0
-
-    def allowed(self) -> bool:
-        """Whether one more message may be written now."""
-        now = time.monotonic()
-        if now - self._since > 10:
-            self._since, self._count = now, 0
-        self._count += 1
-        return self._count <= 10

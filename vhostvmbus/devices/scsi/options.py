@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from uuid import UUID
 
-from vhostvmbus.devices.scsi.device import ScsiController
+from vhostvmbus.devices.scsi.device import MAX_SUB_CHANNELS, ScsiController
 from vhostvmbus.devices.scsi.disk import DiskError, DiskSpec, parse_disk
 
 HELP = "a SCSI controller with disks from image files and block devices"
@@ -38,6 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="requests that may wait for the host's disk at a time (default 8)",
     )
     parser.add_argument(
+        "--subchannels",
+        type=int,
+        default=MAX_SUB_CHANNELS,
+        choices=range(MAX_SUB_CHANNELS + 1),
+        metavar="N",
+        help=f"how many the guest may have besides its first channel (default {MAX_SUB_CHANNELS})",
+    )
+    parser.add_argument(
         "--no-plan",
         action="store_true",
         help="leave no READ and WRITE to the ring engine: slower, for comparison",
@@ -50,5 +58,6 @@ def make_device(options: argparse.Namespace) -> ScsiController:
         options.disks,
         instance_id=options.instance_id,
         threads=options.threads,
+        sub_channels=options.subchannels,
         plans=not options.no_plan,
     )

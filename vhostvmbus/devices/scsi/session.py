@@ -97,12 +97,12 @@ class Session:
         self._packet_size = version.packet_size if version is not None else 0
 
     @classmethod
-    def resumed(cls, *, max_transfer_bytes: int) -> Session:
+    def resumed(cls, *, max_transfer_bytes: int, max_sub_channels: int = 0) -> Session:
         """The session of a guest that was initialized by an earlier back end.
 
         Which version it chose is not known; the length of each packet tells its layout.
         """
-        session = cls(max_transfer_bytes=max_transfer_bytes)
+        session = cls(max_transfer_bytes=max_transfer_bytes, max_sub_channels=max_sub_channels)
         session.state = State.READY
         session._packet_size = storvsp.SHORT_PACKET_SIZE
         return session

@@ -252,6 +252,9 @@ void vuv_close_channel(VMBusChannel *chan)
     event_notifier_set_handler(&c->call, NULL);
     event_notifier_cleanup(&c->call);
     c->open = false;
+    if (!vmbus_channel_idx(chan)) {
+        vuv_offers_primary_closed(s);
+    }
 }
 
 void vuv_bus_reset(VMBusDevice *vdev)
@@ -263,6 +266,8 @@ void vuv_bus_reset(VMBusDevice *vdev)
         s->used = false;
         vuv_tell(s, VUV_RESET, NULL, 0);
     }
+    /* what was asked for before the answer goes with the rest */
+    vuv_offers_apply(s);
 }
 
 /* Bring a new back end to where the last one was. */

@@ -30,9 +30,6 @@
 #include "system/tcg.h"
 #include "trace.h"
 
-/* more than any VMBus device has: one per vCPU at most */
-#define MAX_CHANNELS    1024
-
 static void vuv_fill_offer(VMBusChannel *chan,
                            struct vmbus_message_offer_channel *msg)
 {
@@ -45,6 +42,11 @@ static void vuv_fill_offer(VMBusChannel *chan,
 }
 
 static uint16_t vuv_num_channels(VMBusDevice *vdev)
+{
+    return le16_to_cpu(VHOST_USER_VMBUS(vdev)->offer.channels);
+}
+
+static uint16_t vuv_max_channels(VMBusDevice *vdev)
 {
     return VHOST_USER_VMBUS(vdev)->num_chans;
 }
@@ -60,6 +62,9 @@ static uint32_t vuv_backend_request(void *opaque, uint32_t request,
     case VUV_BACKEND_INVALIDATE_CODE:
         return s->have_mem ? vuv_mem_invalidate(&s->mem, payload, size) :
                              VUV_STATUS_INVALID_PARAMETER;
+    case VUV_BACKEND_OFFER_CHANNEL:
+    case VUV_BACKEND_RESCIND_CHANNEL:
+        return vuv_offers_request(s, request, payload, size);
     default:
         return VUV_STATUS_NOT_SUPPORTED;
     }
@@ -83,7 +88,7 @@ static bool get_offer(VHostUserVMBus *s, Error **errp)
     }
 
     channels = le16_to_cpu(offer.channels);
-    if (!channels || channels > MAX_CHANNELS ||
+    if (!channels || channels > VUV_MAX_CHANNELS ||
         le16_to_cpu(offer.max_channels) < channels) {
         error_setg(errp, "the back end offers %u channels of at most %u",
                    channels, le16_to_cpu(offer.max_channels));
@@ -92,6 +97,7 @@ static bool get_offer(VHostUserVMBus *s, Error **errp)
     }
     s->offer = offer;
     s->have_offer = true;
+    vuv_offers_limit(s, le16_to_cpu(offer.max_channels));
     return true;
 }
 
@@ -115,6 +121,7 @@ static bool vuv_connect(VHostUserVMBus *s, Error **errp)
         }
         return false;
     }
+    vuv_offers_connected(s);
     return true;
 }
 
@@ -247,6 +254,7 @@ static void vuv_release(VHostUserVMBus *s)
     stop_hello(s);
     timer_free(s->hello_timer);
     qemu_bh_delete(s->cleanup_bh);
+    vuv_offers_destroy(s);
     g_ptr_array_free(s->gpadls, true);
     g_free(s->chans);
     migrate_del_blocker(&s->migration_blocker);
@@ -286,12 +294,19 @@ static void vuv_realize(DeviceState *dev, Error **errp)
     s->gpadls = g_ptr_array_new_with_free_func(g_free);
     s->cleanup_bh = qemu_bh_new(vuv_cleanup_bh, s);
     s->hello_timer = timer_new_ms(QEMU_CLOCK_REALTIME, vuv_hello_timeout, s);
+    vuv_offers_init(s);
 
+    /* a guest that runs must not wait for a back end to come */
+    if (dev->hotplugged && !qemu_chr_fe_backend_open(&s->conn.chr)) {
+        error_setg(errp, "no back end is connected to chardev '%s'",
+                   qemu_chr_fe_get_driver(&s->conn.chr)->label);
+        goto fail;
+    }
     if (qemu_chr_fe_wait_connected(&s->conn.chr, errp) < 0 ||
         !vuv_connect(s, errp)) {
         goto fail;
     }
-    s->num_chans = le16_to_cpu(s->offer.channels);
+    s->num_chans = s->offers.max_channels;
     s->chans = g_new0(VuvChannel, s->num_chans);
     choose_instance(s);
 
@@ -341,11 +356,11 @@ static void vuv_class_init(ObjectClass *klass, void *data)
     dc->realize = vuv_realize;
     dc->desc = "VMBus device in another process";
     set_bit(DEVICE_CATEGORY_MISC, dc->categories);
-    /* the bus has no rescind yet */
-    dc->hotpluggable = false;
+    dc->hotpluggable = true;
 
     vdc->vmdev_unrealize = vuv_vmdev_unrealize;
     vdc->num_channels = vuv_num_channels;
+    vdc->max_channels = vuv_max_channels;
     vdc->open_channel = vuv_open_channel;
     vdc->close_channel = vuv_close_channel;
     vdc->gpadl_create = vuv_gpadl_create;

@@ -6,10 +6,11 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * The protocol is in vhost-user-vmbus.md of the vhostvmbus project.  The
- * device is made of four parts:
+ * device is made of five parts:
  *
  *   vhost-user-vmbus.c       the device: offer, reconnection, life cycle
  *   vhost-user-vmbus-chan.c  GPADLs and channels
+ *   vhost-user-vmbus-offer.c offers that the back end makes later or takes back
  *   vhost-user-vmbus-conn.c  the connection: messages, time limit, negotiation,
  *                            thread that serves the back end's requests
  *   vhost-user-vmbus-mem.c   guest memory: which parts of it the back end gets
@@ -60,6 +61,10 @@ enum {
 #define VUV_MAX_REGIONS         100
 #define VUV_MAX_INVALIDATIONS   200
 #define VUV_OPEN_RESUME         1
+/* more than any VMBus device has: one per vCPU at most */
+#define VUV_MAX_CHANNELS        1024
+/* offers and rescinds of the back end that the main loop has yet to look at */
+#define VUV_MAX_CHANGES         4096
 
 enum {
     VUV_STATUS_SUCCESS = 0,
@@ -180,6 +185,16 @@ bool vuv_mem_sync(VuvMem *m, Error **errp);
 /* Serve VUV_BACKEND_INVALIDATE_CODE; called in the connection's thread. */
 uint32_t vuv_mem_invalidate(VuvMem *m, const uint8_t *payload, uint32_t size);
 
+/* ---------------------------- offers ---------------------------- */
+
+typedef struct VuvOffers {
+    /* protects @changes and @max_channels */
+    QemuMutex lock;
+    GArray *changes;            /* VuvChange */
+    uint16_t max_channels;
+    QEMUBH *bh;
+} VuvOffers;
+
 /* ---------------------------- device ---------------------------- */
 
 #define TYPE_VHOST_USER_VMBUS "vhost-user-vmbus"
@@ -203,8 +218,9 @@ struct VHostUserVMBus {
     /* the back end has been told something that a reset undoes */
     bool used;
 
-    uint16_t num_chans;
+    uint16_t num_chans;         /* of them, in @chans, some may not exist */
     VuvChannel *chans;
+    VuvOffers offers;
     GPtrArray *gpadls;          /* VuvGpadl: all that the guest has created */
 
     QEMUBH *cleanup_bh;
@@ -224,6 +240,28 @@ void vuv_report(VHostUserVMBus *s, Error *err);
 
 /* Bring a new back end to where the last one was. */
 bool vuv_resume(VHostUserVMBus *s, Error **errp);
+
+void vuv_offers_init(VHostUserVMBus *s);
+void vuv_offers_destroy(VHostUserVMBus *s);
+
+/*
+ * Serve VUV_BACKEND_OFFER_CHANNEL and VUV_BACKEND_RESCIND_CHANNEL; called in
+ * the connection's thread.  Returns an NTSTATUS.
+ */
+uint32_t vuv_offers_request(VHostUserVMBus *s, uint32_t request,
+                            const uint8_t *payload, uint32_t size);
+
+/* Carry out what has been requested; with the BQL held. */
+void vuv_offers_apply(VHostUserVMBus *s);
+
+/* The back end has said how many channels there may be. */
+void vuv_offers_limit(VHostUserVMBus *s, uint16_t max_channels);
+
+/* A new connection begins with the device being offered. */
+void vuv_offers_connected(VHostUserVMBus *s);
+
+/* The guest has closed the primary channel, so subchannels go. */
+void vuv_offers_primary_closed(VHostUserVMBus *s);
 
 /* Callbacks of the class; see VMBusDeviceClass. */
 uint32_t vuv_gpadl_create(VMBusChannel *chan, VMBusGpadl *gpadl);

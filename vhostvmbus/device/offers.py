@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which channels a device has on offer, and the requests that change it.
+
+docs/vhost-user-vmbus.md, *Offers that come and go*. Invariants: a subchannel is handed out once
+until it is taken back, channel 0 closes, or the guest or the connection is reset; a request is
+carried out by the front end in the order of the calls here.
+
+The lock is held while the front end's answer is awaited. It answers without waiting for this end,
+so the thread that serves it may wait for the lock as well.
+"""
+
+import threading
+from collections.abc import Callable
+
+from vhostvmbus.wire.errors import OfferRefused, UsageError
+from vhostvmbus.wire.ntstatus import NtStatus
+
+ChannelRequest = Callable[[int], None]
+
+
+class ChannelOffers:
+    """The offers of one device: ``channels`` from the start, at most ``max_channels``.
+
+    ``offer_channel`` and ``rescind_channel`` send the request for an index to the front end and
+    return when it has taken note; ``None`` while there is no front end. Thread-safe.
+    """
+
+    def __init__(self, channels: int, max_channels: int) -> None:
+        self.offer_channel: ChannelRequest | None = None
+        self.rescind_channel: ChannelRequest | None = None
+        self._later = range(channels, max_channels)
+        self._lock = threading.Lock()
+        self._offered: set[int] = set()
+        self._rescinded = False
+
+    @property
+    def offered(self) -> list[int]:
+        """The subchannels that were offered later and are still, ascending."""
+        return sorted(self._offered)
+
+    @property
+    def rescinded(self) -> bool:
+        """Whether the whole device is taken back."""
+        return self._rescinded
+
+    def add(self, count: int) -> list[int]:
+        """Offers ``count`` subchannels more; their indices. If one is refused, none is offered.
+
+        Raises :exc:`OfferRefused`.
+        """
+        with self._lock:
+            if self._rescinded:
+                raise OfferRefused(
+                    "the device itself is not offered", NtStatus.INVALID_DEVICE_STATE
+                )
+            free = [index for index in self._later if index not in self._offered]
+            if not 0 <= count <= len(free):
+                raise OfferRefused(
+                    f"{count} channels more: there may be {len(free)} more",
+                    NtStatus.INSUFFICIENT_RESOURCES,
+                )
+            done: list[int] = []
+            try:
+                for index in free[:count]:
+                    _ask(self.offer_channel, index)
+                    done.append(index)
+            except OfferRefused:
+                for index in done:
+                    _ask(self.rescind_channel, index)
+                raise
+            self._offered.update(done)
+            return done
+
+    def take_back(self, index: int) -> None:
+        """Takes a subchannel back that was offered later. Raises :exc:`OfferRefused`."""
+        if index not in self._later:
+            raise UsageError(f"channel {index} is none that is offered later")
+        with self._lock:
+            _ask(self.rescind_channel, index)
+            self._offered.discard(index)
+
+    def rescind(self) -> None:
+        """Takes the device back, until :meth:`offer_again`, whether or not there is a front end."""
+        with self._lock:
+            self._rescinded = True
+            if self.rescind_channel is not None:
+                _ask(self.rescind_channel, 0)
+            self._offered.clear()
+
+    def offer_again(self) -> None:
+        """Offers a device anew that was taken back."""
+        with self._lock:
+            self._rescinded = False
+            if self.offer_channel is not None:
+                _ask(self.offer_channel, 0)
+
+    # -- what the front end tells --------------------------------------------------------------
+
+    def connected(self) -> None:
+        """A front end is there; to it the device is offered, so say so if it is not."""
+        with self._lock:
+            if self._rescinded:
+                _ask(self.rescind_channel, 0)
+
+    def opened(self, index: int) -> None:
+        """The guest has this channel. News only if an earlier back end had offered it."""
+        with self._lock:
+            if index in self._later:
+                self._offered.add(index)
+
+    def forget(self) -> None:
+        """Subchannels are gone: channel 0 was closed, or guest or connection begin anew."""
+        with self._lock:
+            self._offered.clear()
+
+
+def _ask(request: ChannelRequest | None, index: int) -> None:
+    if request is None:
+        raise OfferRefused("there is no front end", NtStatus.DEVICE_NOT_CONNECTED)
+    request(index)

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What became of a SCSI command, in the words of storvsp; and how often the log hears of trouble.
+
+SRB and NT status are those that Linux's ``storvsc_drv.c`` acts upon.
+"""
+
+from __future__ import annotations
+
+import time
+
+from vhostvmbus.devices.scsi.commands import Outcome
+from vhostvmbus.devices.scsi.storvsp import Srb, SrbStatus
+from vhostvmbus.wire.ntstatus import NtStatus
+
+
+def answer(srb: Srb, outcome: Outcome) -> bytes:
+    """The SRB and NT status for what became of a command, as Linux's storvsc expects them."""
+    if outcome.no_unit:
+        return srb.answer(status=NtStatus.NO_SUCH_DEVICE, srb_status=SrbStatus.INVALID_LUN)
+    if outcome.sense is None:
+        return srb.answer(transferred=outcome.transferred)
+    return srb.answer(
+        status=NtStatus.IO_DEVICE_ERROR,
+        srb_status=SrbStatus.ERROR,
+        scsi_status=outcome.status,
+        sense=outcome.sense.fixed(),
+    )
+
+
+class Complaints:
+    """Lets through at most ten messages in ten seconds: a guest must not fill the host's log."""
+
+    def __init__(self) -> None:
+        self._since = 0.0
+        self._count = 0
+
+    def allowed(self) -> bool:
+        """Whether one more message may be written now."""
+        now = time.monotonic()
+        if now - self._since > 10:
+            self._since, self._count = now, 0
+        self._count += 1
+        return self._count <= 10
