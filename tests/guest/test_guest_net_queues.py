@@ -11,7 +11,7 @@ import pytest
 from net_card_support import MAC, SocketLink, ethernet, eventually, ip_frame
 
 from vhostvmbus.devices.net import NetworkCard
-from vhostvmbus.guest import SoftwareGuest
+from vhostvmbus.guest import SoftwareGuest, serving
 from vhostvmbus.guest.netvsc import HASH, Netvsc
 
 KEY = bytes.fromhex(
@@ -20,22 +20,11 @@ KEY = bytes.fromhex(
 SCALING = 0x00010204
 
 
-class Card(NetworkCard):
-    """Writes down how many subchannels it would have offered."""
-
-    def __init__(self, link: SocketLink, queues: int | None = None) -> None:
-        self.offered: list[int] = []
-        super().__init__(link, queues=queues)
-
-    def offer_channels(self, count: int) -> None:
-        self.offered.append(count)
-
-
 @contextlib.contextmanager
-def several(queues: int = 4) -> Iterator[tuple[SocketLink, Card, Netvsc]]:
+def several(queues: int = 4) -> Iterator[tuple[SocketLink, NetworkCard, Netvsc]]:
     """A card on a link with four queues, and a driver that is initialized."""
     link = SocketLink(queues)
-    card = Card(link, 4)
+    card = NetworkCard(link, queues=4)
     try:
         with SoftwareGuest.for_device(card) as guest:
             driver = Netvsc(guest, guest.enable(0))
@@ -45,12 +34,13 @@ def several(queues: int = 4) -> Iterator[tuple[SocketLink, Card, Netvsc]]:
         card.close()
 
 
-def open_all(driver: Netvsc, card: Card, count: int) -> None:
-    """Asks for subchannels and opens them."""
+def open_all(driver: Netvsc, count: int) -> int:
+    """Asks for subchannels and opens them; how many there are."""
     granted = driver.subchannels(count)
-    assert card.offered[-1] == granted
     for index in range(1, granted + 1):
+        driver.guest.wait_for_offer(index)
         driver.channels[index] = driver.guest.enable(index)
+    return granted
 
 
 def scaling(table: list[int], flags: int = 0) -> bytes:
@@ -63,12 +53,11 @@ def scaling(table: list[int], flags: int = 0) -> bytes:
 
 @pytest.mark.parametrize("queues", [4, 1])
 def test_frames_go_where_the_table_says(queues: int) -> None:
-    with several(queues) as (link, card, driver):
-        open_all(driver, card, 9)
-        assert card.offered == [3]
+    with several(queues) as (link, _card, driver):
+        assert open_all(driver, 9) == 3
         driver.pump()
         assert driver.send_table == tuple(number % 4 for number in range(16))
-        assert link.queues_used[-1] == min(queues, 4)
+        assert link.queues_used[-1] == queues
         frame = ip_frame(b"first", to=MAC)
         link.put(frame, queue=queues - 1)
         assert driver.receive().channel == 0  # nothing is scaled yet
@@ -97,7 +86,7 @@ def test_frames_go_where_the_table_says(queues: int) -> None:
 
 def test_every_channel_sends_and_returns() -> None:
     with several() as (link, card, driver):
-        open_all(driver, card, 3)
+        assert open_all(driver, 3) == 3
         for index in range(4):
             frame = ethernet(bytes([index]) * 60)
             assert driver.send(frame, channel=index).wait() == 1
@@ -111,8 +100,8 @@ def test_every_channel_sends_and_returns() -> None:
 
 
 def test_a_channel_that_closes_gives_its_frames_to_the_first() -> None:
-    with several() as (link, card, driver):
-        open_all(driver, card, 3)
+    with several() as (link, _card, driver):
+        assert open_all(driver, 3) == 3
         assert driver.set(SCALING, scaling([3] * 128)) == 0
         link.put(ip_frame(b"three", to=MAC))
         assert driver.receive().channel == 3
@@ -124,9 +113,9 @@ def test_a_channel_that_closes_gives_its_frames_to_the_first() -> None:
 
 def test_the_driver_starts_anew_with_another_number() -> None:
     """As ``ethtool -L`` does: everything is closed, and asked for again."""
-    with several() as (link, card, driver):
+    with several() as (link, _card, driver):
         for count in (3, 1, 2):
-            open_all(driver, card, count)
+            assert open_all(driver, count) == count
             assert link.queues_used[-1] == count + 1
             for index in range(count, 0, -1):
                 driver.channels.pop(index)
@@ -136,14 +125,13 @@ def test_the_driver_starts_anew_with_another_number() -> None:
             driver = Netvsc(guest, guest.enable(0))
             driver.initialize()
             assert link.queues_used[-1] == 1
-        assert card.offered == [3, 1, 2]
         link.put(ethernet(b"end", to=MAC))
         assert driver.receive().data == ethernet(b"end", to=MAC)
 
 
 def test_a_subchannel_has_no_say() -> None:
     with several() as (link, card, driver):
-        open_all(driver, card, 1)
+        assert open_all(driver, 1) == 1
         for kind in (1, 100, 101, 103, 106, 125, 133):
             message = struct.pack("<III", kind, 2, 2).ljust(40, b"\0")
             driver.channels[1].send(message)
@@ -153,6 +141,47 @@ def test_a_subchannel_has_no_say() -> None:
         assert card.stats()["version"] == "6.1"
         assert driver.send(ethernet(b"fine"), channel=1).wait() == 1
         assert link.get(1).frame == ethernet(b"fine")
+
+
+def test_a_second_request_is_refused() -> None:
+    with several() as (_, card, driver):
+        assert open_all(driver, 1) == 1
+        assert driver.subchannels(2) == 0
+        assert card.stats()["errors"] == {"NvspError": 1}
+
+
+def test_a_front_end_without_offers() -> None:
+    """The guest goes on with one channel."""
+    card = NetworkCard(SocketLink(4))
+    with SoftwareGuest.for_device(card, takes_offers=False) as guest:
+        driver = Netvsc(guest, guest.enable(0))
+        driver.initialize()
+        assert driver.subchannels(3) == 0
+        assert driver.send(ethernet(b"alone")).wait() == 1
+    card.close()
+
+
+def test_another_back_end_has_the_driver_start_anew() -> None:
+    """What had been agreed died with the first one: the card goes, and is there again."""
+    links = SocketLink(4), SocketLink(4)
+    first, second = (NetworkCard(link) for link in links)
+    with serving(second) as (_, path, _), SoftwareGuest.for_device(first) as guest:
+        driver = Netvsc(guest, guest.enable(0))
+        driver.initialize()
+        assert open_all(driver, 2) == 2
+        gpadls = set(guest.gpadls)
+        guest.reconnect(path)
+        eventually(lambda: not gpadls & set(guest.gpadls))
+        assert guest.channels == {}
+        guest.wait_for_offer(0)
+        driver = Netvsc(guest, guest.enable(0))
+        driver.initialize()
+        assert driver.send(ethernet(b"again")).wait() == 1
+        assert links[1].get().frame == ethernet(b"again")
+        assert open_all(driver, 3) == 3
+        guest.disconnect()
+    first.close()
+    second.close()
 
 
 def test_a_table_with_a_channel_that_cannot_be() -> None:

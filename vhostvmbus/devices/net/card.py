@@ -54,8 +54,8 @@ from vhostvmbus.wire.errors import (
     ExternalDataClosed,
     FrontEndError,
     GuestError,
+    OfferRefused,
     UsageError,
-    VmbusError,
 )
 
 log = logging.getLogger(__name__)
@@ -152,11 +152,20 @@ class NetworkCard(Device):
     def resumed(self, channel: Channel) -> None:
         """The guest went on while there was no back end; what it had set up is not known here.
 
-        Whatever it sends is refused, by the protocol's means, until its driver starts anew.
+        Whatever it sends is refused, by the protocol's means, until :meth:`post_started` has the
+        guest's driver start anew.
         """
-        if not channel.index:
-            log.warning("%s: the guest's driver has to be started anew", self.name)
         self.opened(channel)
+
+    def post_started(self, channel: Channel) -> None:
+        """A card that is taken out and put in again is negotiated with again."""
+        if channel.info.resumed and not channel.index:
+            log.warning("%s: the guest's driver has to start anew: offered once more", self.name)
+            try:
+                self.rescind()
+                self.offer_again()
+            except OfferRefused as error:
+                log.error("%s: %s; the guest has to load its driver again", self.name, error)
 
     def started(self, channel: Channel) -> None:
         """Once all subchannels that were asked for are open, they are used, both ways."""
@@ -301,13 +310,10 @@ class NetworkCard(Device):
         if self._subchannels or len(self._channels) > 1:
             self._complain(channel, NvspError("num_subchannels", count, 8, "a second time"))
             return 0
-        offer: Callable[[int], object] | None = getattr(self, "offer_channels", None)
-        if offer is None:
-            return 0
         self._subchannels = count
         try:
-            offer(count)
-        except VmbusError as error:
+            self.offer_channels(count)
+        except OfferRefused as error:
             log.warning("%s: no subchannels: %s", self.name, error)
             self._subchannels = 0
             return 0
