@@ -11,6 +11,7 @@ unless :attr:`Netvsc.keep` says otherwise.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import struct
 import time
@@ -176,9 +177,19 @@ class Netvsc:
         return answer
 
     def revoke(self, receive: bool) -> None:
-        """Takes a buffer back: the host is done with it when this returns, and it is freed."""
+        """Takes a buffer back: the host is done with it when this returns, and it is freed.
+
+        What the host had told of a receive buffer is not looked at any more.
+        """
         body = struct.pack("<H", RECEIVE_ID if receive else SEND_ID)
         self.nvsp(103 if receive else 106, body)
+        if receive:
+            for opened in self.channels.values():
+                with contextlib.suppress(ReceiveTimeout):
+                    while True:
+                        packet = opened.receive(0.001)
+                        if packet.completion_requested:
+                            self.give_back(packet)
         gpadl = self.receive_gpadl if receive else self.send_gpadl
         if gpadl is not None:
             self.guest.delete_gpadl(gpadl)
