@@ -18,13 +18,12 @@ from pathlib import Path
 
 import pytest
 from net_support import namespace_name, require_root
-from vm_support import MEBIBYTE, MakePlan
+from vm_support import MEBIBYTE, SOAK, MakePlan
 
 from vhostvmbus.devices.net.link.namespace import call_in
 from vhostvmbus.vm import images
 from vhostvmbus.vm.machine import Machine
 
-SOAK = os.environ.get("VHOSTVMBUS_SOAK") == "1"
 MAC = bytes.fromhex("525400000003")
 HOST4, GUEST4, HOST6, GUEST6 = "10.9.0.1", "10.9.0.2", "fd09::1", "fd09::2"
 ADDRESSES = (

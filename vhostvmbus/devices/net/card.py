@@ -182,8 +182,7 @@ class NetworkCard(Device):
             self._past.add(self._sent.pop(channel.index, Counters()))
             if channel.index:
                 return
-            receivers = self._receivers
-        self._stop_receivers(receivers)
+        self._stop_receivers()
         with self._lock:
             for receive in list(self._lent):
                 self._give_back(channel, receive)
@@ -219,12 +218,12 @@ class NetworkCard(Device):
             self._ask_link(lambda: self.link.set_mtu(wanted))
             self.adapter.mtu = self.link.mtu
 
-    def _stop_receivers(self, receivers: list[Receiver] | None = None) -> None:
-        for receiver in list(self._receivers if receivers is None else receivers):
+    def _stop_receivers(self) -> None:
+        with self._lock:
+            receivers, self._receivers = self._receivers, []
+        for receiver in receivers:  # without the lock: they may be waiting for it
             receiver.stop()
             with self._lock:
-                if receiver in self._receivers:
-                    self._receivers.remove(receiver)
                 self._past.add(receiver.counters)
 
     def _link_changed(self) -> None:
