@@ -197,3 +197,20 @@ def test_the_driver_goes_and_comes_back(rig: Rig) -> None:
     rig.ping()
     assert re.findall(r"Combined:\s+(\d+)", rig.guest("ethtool -l eth0")) == ["4", "4"]
     assert "sub channel request failed" not in rig.guest("dmesg")
+
+
+def test_another_back_end_takes_over(rig: Rig) -> None:
+    """The card is offered anew: the interface goes and comes back, and works."""
+    backend = next(backend for backend in rig.machine.backends if backend.name == "net0")
+    before = rig.guest("cat /sys/class/net/eth0/ifindex").strip()
+    rig.machine.backends_may_end = True
+    backend.kill()
+    backend.start()
+    rig.machine.backends_may_end = False
+    rig.guest(
+        "for i in $(seq 300); do index=$(cat /sys/class/net/eth0/ifindex 2>/dev/null); "
+        f'[ -n "$index" ] && [ "$index" != {before} ] && exit; sleep 0.1; done; exit 1'
+    )
+    rig.guest(ADDRESSES)
+    rig.ping()
+    assert re.findall(r"Combined:\s+(\d+)", rig.guest("ethtool -l eth0")) == ["4", "4"]
