@@ -22,6 +22,8 @@ LENGTH_SIZE: Final = 4
 MIN_FRAME: Final = 14
 MAX_FRAME: Final = 65535 + 18
 """Bytes: the longest IP packet, an Ethernet header and a VLAN tag."""
+_SNDBUFFORCE: Final = 32
+"""``asm-generic/socket.h``."""
 MAX_PIECES: Final = 1000
 """Below IOV_MAX of Linux, 1024."""
 
@@ -182,9 +184,14 @@ def _scatter(frame: Buffer, places: Sequence[memoryview]) -> None:
 
 
 def connected_pair(buffer_size: int) -> tuple[socket.socket, socket.socket]:
-    """Two connected sockets that hold *buffer_size* bytes, or as many as the host allows."""
+    """Two connected sockets that hold *buffer_size* bytes, or as many as the host allows.
+
+    An ordinary user gets at most ``net.core.wmem_max``, root as many as wanted.
+    """
     pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     for end in pair:
-        with contextlib.suppress(OSError):
+        try:
+            end.setsockopt(socket.SOL_SOCKET, _SNDBUFFORCE, buffer_size)
+        except OSError:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_size)
     return pair

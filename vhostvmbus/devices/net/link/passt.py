@@ -30,7 +30,7 @@ from vhostvmbus.devices.net.link.spec import MAX_MTU, LinkSpec
 log = logging.getLogger(__name__)
 
 PROGRAM: Final = "passt"
-SOCKET_BUFFER: Final = 1 << 20
+SOCKET_BUFFER: Final = 4 << 20
 START_PATIENCE: Final = 5.0
 """Seconds that passt has from its start until it takes frames."""
 FIRST_PAUSE: Final = 1.0
