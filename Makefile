@@ -10,6 +10,7 @@ SMP ?= 2
 MEM ?= 1G
 ACCEL ?= auto
 DISKS ?=
+NET ?=
 DEVICE ?=
 QEMU ?=
 TIMEOUT ?= 300
@@ -19,6 +20,7 @@ ARGS ?=
 export RUN_VM_CMD = $(value CMD)
 export RUN_VM_APPEND = $(value APPEND)
 export RUN_VM_DISKS = $(value DISKS)
+export RUN_VM_NET = $(value NET)
 export RUN_VM_DEVICE = $(value DEVICE)
 bin := $(VENV)/bin
 # Results of make are made again only by asking; nothing here is a file.
@@ -30,6 +32,7 @@ help:
 	@echo '                  CMD="..." runs that instead, passes its output and its success on'
 	@echo '                  KERNEL=6.1|6.12|vmlinuz MODULES=lib/modules/<version> APPEND= SMP=2'
 	@echo '                  MEM=1G ACCEL=auto|tcg|kvm|nested DISKS="a.raw new.raw:2G"'
+	@echo '                  NET="user|tap|tap:NAME|bridge:NAME|netns:NAME|none"'
 	@echo '                  DEVICE="path.py:Class" QEMU=program TIMEOUT=300'
 	@echo 'make test         every test (20 minutes)'
 	@echo 'make test-fast    the tests without virtual machines (a minute)'

@@ -13,7 +13,7 @@ import fcntl
 import os
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -21,6 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 
 from scsi_support import BytesBuffer, make_unit
 
+from vhostvmbus.devices.net import frame as ethernet
+from vhostvmbus.devices.net import nvsp, protocol, rndis, rss, sender
+from vhostvmbus.devices.net.errors import NetError
+from vhostvmbus.devices.net.link import Buffer, Capabilities, Offload
+from vhostvmbus.devices.net.oids import Adapter
+from vhostvmbus.devices.net.statistics import Counters
 from vhostvmbus.devices.scsi import storvsp
 from vhostvmbus.devices.scsi.commands.execute import execute
 from vhostvmbus.devices.scsi.session import Answer, CreateSubChannels, Execute, Reset, Session
@@ -219,6 +225,63 @@ def _carried_out(srb: Srb, unit: object) -> bytes:
     return srb.answer(scsi_status=outcome.status, transferred=outcome.transferred, sense=sense)
 
 
+def network_session(data: bytes) -> None:
+    """``options u8``, then ``how u8, length u16`` and bytes, as a guest's driver sends them.
+
+    ``how``: 0 an NVSP message, 1 an RNDIS request, 2 RNDIS packets, 3 a frame from the world.
+    Every message gets one action; what is asked of the link lies inside of the frame.
+    """
+    options = data[0] if data else 0
+    able = Capabilities(bool(options & 1), bool(options & 2), bool(options & 4))
+    counters = Counters()
+    adapter = Adapter(
+        b"\x02\0\0\0\0\1", 1500, able, rss.ReceiveScaling(options >> 4 & 3), lambda: counters
+    )
+    card = protocol.Protocol(adapter, max_subchannels=options >> 4 & 3)
+    at = 1
+    while at + 3 <= len(data):
+        how, length = struct.unpack_from("<BH", data, at)
+        message = data[at + 3 : at + 3 + length]
+        at += 3 + length
+        match how & 3:
+            case 0:
+                _negotiated(card, message)
+            case 1:
+                outcome = card.control(message, 1 << 17)
+                for answer in outcome.messages:
+                    assert struct.unpack_from("<I", answer, 4)[0] == len(answer) <= 1024
+                    assert struct.unpack_from("<I", answer)[0] & rndis.COMPLETION
+            case 2:
+                with contextlib.suppress(NetError):
+                    sender.send_packet(message, adapter, _inside, counters)
+            case 3:
+                channel, _ = adapter.scaling.current.channel(message)
+                assert channel <= options >> 4 & 3
+                ethernet.transport(message)
+                if len(message) >= 6:
+                    adapter.wants(message[:6])
+
+
+def _negotiated(card: protocol.Protocol, message: bytes) -> None:
+    action = card.receive(message)
+    match action:
+        case protocol.Answer(payload):
+            assert len(payload) in (0, nvsp.MESSAGE_SIZE)
+        case protocol.Lend(receive):
+            card.receive_lent |= receive
+            card.send_lent |= not receive
+        case protocol.OfferSubchannels(count):
+            assert 0 < count <= card.max_subchannels
+
+
+def _inside(pieces: Sequence[Buffer], offload: Offload) -> bool:
+    length = sum(len(piece) for piece in pieces)
+    assert 14 <= length <= sender.MAX_FRAME + ethernet.VLAN_SIZE
+    assert not offload.needs_checksum or offload.start + offload.offset + 2 <= length
+    assert not offload.gso or offload.start < offload.header_length <= length
+    return True
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
@@ -228,6 +291,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         back_end_session,
         front_end_session,
         storage_session,
+        network_session,
     )
 }
 
@@ -278,6 +342,7 @@ def seeds() -> dict[str, dict[str, bytes]]:
         },
         "front_end_session": {"whole": _answers()},
         "storage_session": _storage(),
+        "network_session": _network(),
     }
 
 
@@ -339,3 +404,88 @@ def _storage() -> dict[str, bytes]:
         "resumed": bytes([4]) + commands["read"],
         "short": bytes([0, 11]) + bytes(11),
     }
+
+
+def _network() -> dict[str, bytes]:
+    def item(how: int, data: bytes) -> bytes:
+        return struct.pack("<BH", how, len(data)) + data
+
+    def words(*values: int) -> bytes:
+        return struct.pack(f"<{len(values)}I", *values)
+
+    def nvsp_message(kind: int, body: bytes = b"") -> bytes:
+        return item(0, (words(kind) + body).ljust(40, b"\0"))
+
+    def request(kind: int, *fields: int, info: bytes = b"") -> bytes:
+        return item(1, words(kind, 8 + 4 * len(fields) + len(info), *fields) + info)
+
+    def set_oid(oid: int, info: bytes) -> bytes:
+        return request(5, 7, oid, len(info), 20, 0, info=info)
+
+    def packet(body: bytes, info: bytes = b"", pad: int = 0) -> bytes:
+        head = 44 + len(info)
+        fields = (1, head + len(body) + pad, head - 8, len(body), 0, 0, 0, 36, len(info), 0, 0)
+        return words(*fields) + info + body + bytes(pad)
+
+    def ppi(kind: int, value: int) -> bytes:
+        return words(16, kind, 12, value)
+
+    start = (
+        nvsp_message(1, words(0x60001, 0x60001))
+        + nvsp_message(125, words(1514, 0, 0x88, 0))
+        + nvsp_message(100, words(6, 30))
+        + nvsp_message(101, words(0xE1E10, 0xCAFE))
+        + nvsp_message(104, words(0xE1E11, 0))
+        + request(2, 1, 1, 0, 0x4000)
+        + set_oid(0x1010E, words(0x0D))
+    )
+    settings = struct.pack("<BBH", 0x80, 3, 28) + bytes([1, 4, 4, 4, 4, 0, 0, 2, 2]).ljust(
+        24, b"\0"
+    )
+    scaling = struct.pack(
+        "<BBHHHIHxxIHxxIIII", 0x89, 2, 40, 0, 0, 0x1701, 16, 40, 40, 56, 0, 0, 0
+    ) + words(1, 2, 1, 2) + bytes(range(40))  # fmt: skip
+    name, value = "NetworkAddress".encode("utf-16-le"), "0a0b0c0d0e0f".encode("utf-16-le")
+    address = words(20, len(name), 2, 20 + len(name), len(value)) + name + value
+    ip4 = bytes(12) + b"\x08\0\x45" + bytes(8) + b"\x06" + bytes(10)
+    tcp4 = ip4 + bytes(12) + b"\x50" + bytes(7)
+    ip6 = bytes(12) + b"\x86\xdd\x60" + bytes(5) + b"\x06\x40" + bytes(32)
+    tcp6 = ip6 + bytes(12) + b"\x50" + bytes(7)
+    plain = packet(bytes(60))
+    large4 = ppi(2, 1000 | 34 << 20 | 1 << 30)
+    large6 = ppi(2, 1000 | 54 << 20 | 3 << 30)
+    cases = {
+        "plain": item(2, plain) + item(2, packet(bytes(61), pad=7) + plain),
+        "checksum": item(2, packet(tcp4 + bytes(9), ppi(0, 5 | 34 << 16)))
+        + item(2, packet(tcp6, ppi(0, 6 | 54 << 16) + ppi(6, 0x123 << 4 | 5)))
+        + item(2, packet(ip4 + bytes(8), ppi(0, 0x19))),
+        "large": item(2, packet(tcp4 + bytes(3000), large4))
+        + item(2, packet(tcp6 + bytes(3000), large6 + ppi(8, 77) + ppi(6, 16))),
+        "queries": b"".join(
+            request(4, 3, oid, 0, 0, 0)
+            for oid in (0x10101, 0x10106, 0x1010101, 0x10204, 0x20106, 0x20216)
+        ),
+        "capabilities": request(4, 3, 0xFC01020D, 4, 20, 0, info=struct.pack("<BBH", 0xA7, 3, 156))
+        + request(4, 3, 0x10203, 18, 20, 0, info=struct.pack("<BBH", 0x88, 2, 18).ljust(18, b"\0")),
+        "settings": set_oid(0xFC01020C, settings[:22])
+        + set_oid(0x1021B, address)
+        + set_oid(0x1010103, bytes.fromhex("01005e000001333300000001"))
+        + set_oid(0x101010A, bytes(12)),
+        "scaling": set_oid(0x10204, scaling)
+        + item(3, tcp4)
+        + item(3, tcp6)
+        + item(3, tcp4[:12] + b"\x81\0\0\5" + tcp4[12:])
+        + set_oid(0x10204, scaling[:4] + b"\x10" + scaling[5:])
+        + item(3, tcp4),
+        "life": request(8, 9) + request(6, 0) + request(3, 9) + request(4, 9, 0x10101, 0, 0, 0),
+        "messages": b"".join(
+            nvsp_message(kind, words(1, 3))
+            for kind in (103, 106, 107, 108, 129, 131, 133, 135, 134)
+        )
+        + nvsp_message(1, words(2, 0x30002)),
+    }
+    return {name: bytes([0x37]) + start + set_oid(0xFC01020C, settings) + data
+            for name, data in cases.items()} | {
+        "unable": bytes([0]) + start + cases["large"],
+        "early": bytes([0x37]) + cases["queries"] + cases["plain"] + cases["messages"],
+    }  # fmt: skip

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ sys.path.insert(0, str(FUZZ))
 
 import parsers  # noqa: E402
 
+from vhostvmbus.devices.net import frame, ppi, rss  # noqa: E402
+from vhostvmbus.devices.net.link import Buffer, Offload  # noqa: E402
 from vhostvmbus.devices.scsi import session, storvsp  # noqa: E402
 from vhostvmbus.vhost_user import codec  # noqa: E402
 from vhostvmbus.wire.gpa import GpaRange  # noqa: E402
@@ -116,3 +120,47 @@ def test_seeds_reach_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storvsp.Srb, "answer", noting)
     replay_all("storage_session")
     assert outcomes.count(0) >= 12
+
+
+def test_network_seeds_reach_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames are sent with each offload, and hashed to other channels than the first."""
+    sent: list[tuple[bool, int]] = []
+    channels: set[int] = set()
+    real = parsers._inside
+
+    def noting(pieces: Sequence[Buffer], offload: Offload) -> bool:
+        sent.append((offload.needs_checksum, offload.gso))
+        return real(pieces, offload)
+
+    scale = rss.Scaling.channel
+
+    def hashing(self: rss.Scaling, head: bytes) -> tuple[int, int | None]:
+        found = scale(self, head)
+        channels.add(found[0])
+        return found
+
+    monkeypatch.setattr(parsers, "_inside", noting)
+    monkeypatch.setattr(rss.Scaling, "channel", hashing)
+    replay_all("network_session")
+    assert {(False, 0), (True, 0), (True, 1), (True, 4)} <= set(sent)
+    assert len(channels) > 1
+
+
+def test_a_card_that_believes_an_offload(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is checked any more: the target notices what the link would be asked."""
+
+    def believing(head: bytes, length: int, wanted: object) -> tuple[bytes, Offload]:
+        return head, Offload(needs_checksum=True, start=length, offset=16)
+
+    monkeypatch.setattr(frame, "checksum_offload", believing)
+    with pytest.raises(AssertionError):
+        replay_all("network_session")
+
+
+def test_a_chain_that_nobody_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: bytes) -> None:
+        raise struct.error("read beyond the end")
+
+    monkeypatch.setattr(ppi, "parse", broken)
+    with pytest.raises(struct.error):
+        replay_all("network_session")

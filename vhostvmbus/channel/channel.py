@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vhostvmbus.channel.gpadl import Gpadl, GpadlTable
@@ -162,15 +162,21 @@ class Channel:
         on_completion: Callable[[bytes | None], None] | None = None,
         packet_type: int = PacketType.DATA_INBAND,
         header: bytes = b"",
+        written: Sequence[tuple[int, int]] = (),
     ) -> int:
         """Sends a packet to the guest (VmbPacketSend); returns its transaction id.
 
+        ``header`` stands between the descriptor and the payload of types that have one
+        (:func:`~vhostvmbus.wire.transfer.build_transfer_pages`). ``written`` is guest memory,
+        as ``(gpa, length)``, that the packet points to and that nothing else counts as written.
         With ``on_completion`` a completion is requested; the callback gets its payload on the
         worker thread, or ``None`` if the channel closes first. Without, the id is 0 unless given.
         If the ring is full the packet waits, in order. Raises :exc:`ChannelClosed`,
         :exc:`PacketTooBig`, :exc:`SendQueueFull`, or :exc:`UsageError` for an id in use.
         """
-        return self._host_packets.send(payload, transaction_id, on_completion, packet_type, header)
+        return self._host_packets.send(
+            payload, transaction_id, on_completion, packet_type, header, written
+        )
 
     def request(
         self,

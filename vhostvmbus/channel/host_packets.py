@@ -8,7 +8,7 @@ whoever takes the callback out of the table, in one step, is who calls it.
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 
 from vhostvmbus.channel.life import Life
@@ -51,6 +51,7 @@ class HostPackets:
         on_completion: Callable[[bytes | None], None] | None = None,
         packet_type: int = PacketType.DATA_INBAND,
         header: bytes = b"",
+        written: Sequence[tuple[int, int]] = (),
     ) -> int:
         """See :meth:`Channel.send`."""
         flags = 0
@@ -66,7 +67,7 @@ class HostPackets:
             payload = bytes(memoryview(payload))  # changes after the return do not count
         outgoing = Outgoing(packet_type, payload, transaction_id, flags, header)
         try:
-            self._before_publish([])
+            self._before_publish(list(written))
             if not self._sender.send([outgoing], bounded=True):
                 raise ChannelClosed(f"channel {self._life.name} is closed")
         except GuestError as error:

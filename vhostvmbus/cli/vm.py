@@ -7,16 +7,18 @@ Only a command's own output goes to stdout; everything else is said on stderr.
 import argparse
 import contextlib
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vhostvmbus.devices.net.link.spec import SpecError, parse
 from vhostvmbus.devices.scsi.disk import parse_disk
 from vhostvmbus.vm import accel, images, nested, terminal
 from vhostvmbus.vm.errors import GuestTimeout, SetupError, VmError
-from vhostvmbus.vm.machine import Machine, Plan
+from vhostvmbus.vm.machine import CARD, Machine, Plan
 from vhostvmbus.vm.streams import Sink
 
 HELP = "start a guest whose disks Python serves over VMBus"
@@ -51,6 +53,9 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="auto: KVM if it can do Hyper-V, else tcg; nested: KVM in a TCG machine")  # fmt: skip
     add("--disk", action="append", default=[], metavar="FILE[:SIZE]", dest="disks",
         help="a further disk, made with SIZE if absent; repeatable")  # fmt: skip
+    add("--net", action="append", default=[], metavar="LINK", dest="networks",
+        help="a network card: user (the default), tap, tap:NAME, bridge:NAME, netns:NAME; "
+        "none for none; see vhostvmbus serve net --help; repeatable")  # fmt: skip
     add("--device", action="append", default=[], metavar="PATH.py:CLASS", dest="devices",
         help="a further VMBus device of your own; repeatable")  # fmt: skip
     add("--root", metavar="IMAGE", help="use this root image, and write to it")
@@ -125,6 +130,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         root=root,
         persistent_root=persistent,
         disks=options.disks,
+        networks=networks(options),
         backends=[[name] for name in options.devices],
         append=append,
         smp=options.smp,
@@ -133,6 +139,31 @@ def make_plan(options: argparse.Namespace) -> Plan:
         extra=options.extra,
         console_log=Path(options.log) if options.log else None,
     )
+
+
+def networks(options: argparse.Namespace) -> list[str]:
+    """The links of the cards; what was not asked for need not be possible."""
+    asked: list[str] = options.networks
+    try:
+        wanted = [link for link in asked if parse(link).kind != "none"]
+    except SpecError as error:
+        raise SetupError(str(error)) from error
+    if options.accel == "nested":
+        if wanted:
+            raise SetupError("a machine in a machine (nested) has no network; use NET=none")
+        return []
+    if not asked:
+        if shutil.which("passt"):
+            return ["user"]
+        say("network: none, since passt is not installed (apt install passt)")
+    return wanted
+
+
+def _say_troubles(machine: Machine) -> None:
+    """What the network cards' back ends warn of: the guest works, but not its network."""
+    for backend in machine.backends:
+        if backend.name.startswith(CARD) and (words := backend.child.last_words()):
+            say(f"the network card {backend.name} says:\n{words}")
 
 
 def _run(plan: Plan, options: argparse.Namespace) -> int:
@@ -149,6 +180,7 @@ def _run(plan: Plan, options: argparse.Namespace) -> int:
     with machine:
         machine.wait_ready(options.timeout)
         say(f"the guest is up after {time.monotonic() - started:.1f} s")
+        _say_troubles(machine)
         if options.cmd is None:
             say(terminal.HELP)
             if script is not None:

@@ -218,11 +218,18 @@ class ExternalData:
             self._leave()
 
     def views(
-        self, offset: int = 0, length: int | None = None, *, writable: bool = False
+        self,
+        offset: int = 0,
+        length: int | None = None,
+        *,
+        writable: bool = False,
+        noted: bool = True,
     ) -> list[memoryview]:
         """Zero-copy views of the guest's pages, in order. The guest may change them at any time.
 
-        A writable view counts as written whole. Views end with the packet's completion.
+        A writable view counts as written whole; with ``noted`` false it does not, and whoever
+        writes says so where the guest is told (``written`` of :meth:`Channel.send`). Views end
+        with the packet's completion.
         """
         length = self._bounds(offset, length)
         self._enter()
@@ -240,7 +247,7 @@ class ExternalData:
                 view = self._memory.view_of(seg.region, seg.gpa + skip, size)
                 views.append(view if writable else view.toreadonly())
                 left -= size
-            if writable:
+            if writable and noted:
                 self._note_written(offset, length)
                 if self._kept_writable is None:
                     self._kept_writable = []

@@ -27,7 +27,12 @@ class ReadOnlyExternalData(ExternalData):
         raise ExternalDataReadOnly("this external data is mapped read-only")
 
     def views(
-        self, offset: int = 0, length: int | None = None, *, writable: bool = False
+        self,
+        offset: int = 0,
+        length: int | None = None,
+        *,
+        writable: bool = False,
+        noted: bool = True,
     ) -> list[memoryview]:
         """Read-only views."""
         if writable:

@@ -18,7 +18,7 @@ from pathlib import Path
 from vhostvmbus.vm.cpio import CpioArchive
 from vhostvmbus.vm.errors import SetupError
 
-SCRIPTS = ("boot", "agent", "console", "shutdown")
+SCRIPTS = ("boot", "agent", "console", "network", "shutdown")
 INDEXES = ("modules.order", "modules.builtin", "modules.builtin.modinfo")
 SUFFIX = re.compile(r"\.ko(\.xz|\.zst|\.gz)?$")
 

@@ -30,13 +30,25 @@ KEPT_LOGS = 10
 ROOT_SERIAL = "vhostvmbus-root"
 """How the guest knows its root disk, whatever else it has and however Linux names it."""
 
+CARD = "net"
+"""What the names of the network cards' back ends begin with."""
+
+
+def with_address(link: str) -> str:
+    """A link with a MAC address, one of its own if it has none: the card is to keep it when its
+    back end is started again. 52:54:00 is what QEMU gives too, locally administered."""
+    if ",mac=" in link:
+        return link
+    return f"{link},mac=52:54:00:{os.urandom(3).hex(':')}"
+
 
 @dataclass(frozen=True)
 class Plan:
     """What machine to make. Paths are absolute; see the command's help for the rest.
 
     *root* is an image to copy for the run, *persistent_root* one to use as it is; with
-    neither the guest stays in its initramfs. *backends* are further ``vhostvmbus serve`` argument
+    neither the guest stays in its initramfs. *networks* has a link for each network card, as
+    ``vhostvmbus serve net --link`` takes it. *backends* are further ``vhostvmbus serve`` argument
     lists, each one more VMBus device.
     """
 
@@ -47,6 +59,7 @@ class Plan:
     root: Path | None = None
     persistent_root: Path | None = None
     disks: Sequence[Path | str] = ()
+    networks: Sequence[str] = ()
     backends: Sequence[Sequence[str]] = ()
     append: str = ""
     smp: int = 2
@@ -153,6 +166,8 @@ class Machine:
         if disks and plan.bus == "vmbus":
             self._add_backend("scsi", ["scsi", *disks])
             disks = []
+        for index, link in enumerate(plan.networks):
+            self._add_backend(f"{CARD}{index}", ["net", "--link", with_address(link)])
         for index, words in enumerate(plan.backends):
             self._add_backend(f"device{index}", words)
         ours, theirs = socket.socketpair()

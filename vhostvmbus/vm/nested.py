@@ -63,6 +63,7 @@ def wrap(plan: Plan, inner: Inner) -> Plan:
         initramfs=images.find_initramfs(kernel),
         accel="tcg",
         bus="virtio",
+        networks=(),
         backends=(),
         # Level 1's own root: the disk after all of level 2's. Nothing is written to the template.
         extra=(
@@ -95,6 +96,7 @@ def script(plan: Plan, inner: Inner) -> str:
     words += ["--qemu", f"{PLACE}/qemu", "--kernel", f"{PLACE}/vmlinuz"]
     words += ["--initramfs", f"{PLACE}/initramfs", "--timeout", f"{inner.timeout:.0f}"]
     words += ["--smp", str(plan.smp), "--mem", plan.memory, "--append", plan.append]
+    words += ["--net", "none"]
     first = 0
     if plan.root or plan.persistent_root:
         words += ["--root", _disk(0)]

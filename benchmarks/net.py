@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Frames through the network card: the software guest here, the card in another process.
+
+The link takes every frame at once and always has one, so that what is measured is the card, the
+rings and the guest's software driver. The reference is a plain copy of as many bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from benchmarks.reference import copies
+from benchmarks.ring import in_another_process, processor_time
+from benchmarks.table import Table
+from vhostvmbus.devices.net import NetworkCard
+from vhostvmbus.devices.net.link import PLAIN, Buffer, Capabilities, Gso, Offload
+from vhostvmbus.guest import GuestChannel, HostPacket, ReceiveTimeout, SoftwareGuest
+from vhostvmbus.guest.netvsc import (
+    LARGE_SEND,
+    RSC_CAPABLE,
+    VLAN_CAPABLE,
+    Netvsc,
+    element,
+    packet_message,
+)
+
+MAC = bytes.fromhex("020000000001")
+SIZES = (60, 1514, 65000)
+DEPTH = 32
+_RETURN = struct.pack("<II", 108, 1)
+
+
+class Endless:
+    """A link that takes everything and gives frames of one size, as long as it is allowed to."""
+
+    name = "endless"
+    queues = 1
+    mtu = 1500
+    mac = MAC
+    capabilities = Capabilities(True, True, True)
+
+    def __init__(self) -> None:
+        self._frame = b""
+        self._offload = PLAIN
+        self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def start(self, changed: Callable[[], None]) -> None:
+        """Nothing ever changes."""
+
+    def carrier(self) -> bool:
+        """Always."""
+        return True
+
+    def fileno(self, queue: int) -> int:
+        """Readable once frames are wanted."""
+        return self._fd
+
+    def receive_into(self, queue: int, buffers: Sequence[memoryview]) -> tuple[int, Offload] | None:
+        """The frame, once more."""
+        data = self._frame
+        if not data:
+            return None
+        at = 0
+        for view in buffers:
+            part = data[at : at + len(view)]
+            view[: len(part)] = part
+            at += len(part)
+            if at == len(data):
+                return at, self._offload
+        return None
+
+    def send(self, queue: int, pieces: Sequence[Buffer], offload: Offload) -> bool:
+        """Taken; a frame from us says how long those to it shall be, in its last four bytes."""
+        head = bytes(pieces[0][:18])
+        if head[12:14] == b"\x88\xb5":
+            size = int.from_bytes(head[14:18], "big")
+            self._frame = _frame(size) if size else b""
+            self._offload = PLAIN if size <= 1514 else Offload(gso=Gso.TCPV4, segment_size=1448)
+            if size:
+                os.eventfd_write(self._fd, 1)
+            else:
+                os.eventfd_read(self._fd)
+        return True
+
+    def use_queues(self, count: int) -> None:
+        """One."""
+
+    def use_receive_offloads(self, wanted: Capabilities) -> None:
+        """As wanted."""
+
+    def set_mtu(self, mtu: int) -> None:
+        """As wanted."""
+        self.mtu = mtu
+
+    def stats(self) -> dict[str, int]:
+        """Nothing to count."""
+        return {}
+
+    def close(self) -> None:
+        """Gives the descriptor back."""
+        os.close(self._fd)
+
+
+class Card(NetworkCard):
+    """A card on such a link."""
+
+    def __init__(self) -> None:
+        super().__init__(Endless())
+
+
+def _frame(size: int, to: bytes = MAC) -> bytes:
+    """An Ethernet frame with TCP in IPv4, as far as anybody looks."""
+    ip = struct.pack(">BBHHHBBH8s", 0x45, 0, 0, 0, 0, 64, 6, 0, bytes(8))
+    tcp = struct.pack(">HHIIBBHHH", 1, 2, 3, 4, 5 << 4, 0, 0, 0, 0)
+    return (to + bytes(6) + b"\x08\0" + ip + tcp).ljust(size, b"\0")
+
+
+def _sending(driver: Netvsc, size: int, batch: int, seconds: float) -> tuple[int, float]:
+    frame = _frame(size, bytes.fromhex("020000000002"))
+    info = element(LARGE_SEND, 1448 | 34 << 20 | 1 << 30) if size > 1514 else b""
+    message = packet_message(frame, info)
+    messages = [message + bytes(0)] * batch
+
+    def submit() -> object:
+        if size > 1514:
+            return driver.send(frame, info, pages=True)
+        return driver.send_many(messages)
+
+    flight: deque[object] = deque(submit() for _ in range(DEPTH))
+    done, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        for _ in range(8):
+            flight.popleft().wait()  # type: ignore[attr-defined]
+            flight.append(submit())
+        done += 8 * batch
+    for item in flight:
+        item.wait()  # type: ignore[attr-defined]
+    return done + DEPTH * batch, done / elapsed
+
+
+def _receiving(
+    driver: Netvsc, channel: GuestChannel, size: int, seconds: float
+) -> tuple[int, float]:
+    parts = -(-size // (driver.receive_section - 112))
+    order = bytes(6) + MAC + b"\x88\xb5"
+    driver.send(order + size.to_bytes(4, "big") + bytes(42)).wait()
+    done, start = 0, time.perf_counter()
+
+    def take(timeout: float) -> int:
+        packet: HostPacket = channel.receive(timeout)
+        count = struct.unpack_from("<I", packet.raw.raw, 20)[0]
+        packet.complete(_RETURN)
+        return int(count) // parts
+
+    while (elapsed := time.perf_counter() - start) < seconds:
+        done += take(5.0)
+    figure = done / elapsed
+    driver.send(order + bytes(46)).wait()
+    try:
+        while True:
+            done += take(0.2)
+    except ReceiveTimeout:
+        return done, figure
+
+
+def tables(seconds: float) -> list[Table]:
+    """The table of this benchmark."""
+    table = Table(
+        "Network card: software guest <-> card in another process",
+        ("frames", "a packet", "frames/s", "Gbit/s", "x memcpy", "card CPU us", "guest CPU us"),
+    )
+    with (
+        in_another_process(Card) as (path, pid),
+        SoftwareGuest.connect(path) as guest,
+        guest.open_channel(ring_pages=(33, 33)) as channel,
+    ):
+        driver = Netvsc(guest, channel)
+        driver.initialize(
+            capabilities=VLAN_CAPABLE | RSC_CAPABLE, receive_bytes=16 << 20, send_bytes=1 << 20
+        )
+        settings = bytes([1, 4, 4, 4, 4, 0, 0, 2, 2, 0, 0]).ljust(18, b"\0") + bytes([2, 2])
+        if driver.set(0xFC01020C, struct.pack("<BBH", 0x80, 3, 28) + settings + bytes(4)):
+            raise RuntimeError("the card's offloads could not be switched on")
+        for name, size, batch in (
+            ("sent", 60, 1),
+            ("sent", 60, 32),
+            ("sent", 1514, 3),
+            ("sent", 65000, 1),
+            ("received", 60, 0),
+            ("received", 1514, 0),
+            ("received", 65000, 0),
+        ):
+            card, own = processor_time(pid), time.process_time()
+            if batch:
+                count, figure = _sending(driver, size, batch, seconds)
+            else:
+                count, figure = _receiving(driver, channel, size, seconds)
+            card, own = processor_time(pid) - card, time.process_time() - own
+            table.add(
+                f"{size} B, {name}",
+                str(batch) if batch else "up to 32",
+                figure,
+                figure * size * 8 / 1e9,
+                figure / copies(size, seconds / 10),
+                card / count * 1e6,
+                own / count * 1e6,
+            )
+    table.notes = [
+        "x memcpy: frames per plain copy of as many bytes",
+        "CPU: processor time for each frame, user space and kernel",
+    ]
+    return [table]

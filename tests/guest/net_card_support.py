@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A link of socket pairs, and a guest with a bound driver, for tests of the network card."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from vhostvmbus.devices.net import NetworkCard
+from vhostvmbus.devices.net.link import Buffer, Capabilities, Gso, LinkDown, Offload
+from vhostvmbus.guest import GuestChannel, SoftwareGuest
+from vhostvmbus.guest.netvsc import Netvsc
+
+HEADER = struct.Struct("<BBHHHH")
+"""``struct virtio_net_hdr``: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset."""
+EVERYTHING = Capabilities(checksum=True, tso4=True, tso6=True)
+MAC = bytes.fromhex("020000000001")
+PEER = bytes.fromhex("020000000099")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A frame that reached the world."""
+
+    frame: bytes
+    offload: Offload
+
+
+class SocketLink:
+    """Frames over sequenced-packet sockets, a virtio-net header in front; the other ends are in
+    :attr:`world`."""
+
+    def __init__(
+        self,
+        queues: int = 1,
+        mtu: int = 1500,
+        capabilities: Capabilities = EVERYTHING,
+        mac: bytes | None = MAC,
+    ) -> None:
+        self.name = "test"
+        self.queues = queues
+        self.mtu = mtu
+        self.mac = mac
+        self.capabilities = capabilities
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(queues)]
+        self.card = [pair[0] for pair in pairs]
+        self.world = [pair[1] for pair in pairs]
+        for sock in self.card:
+            sock.setblocking(False)
+        self.up = True
+        self.down_error = False
+        self.largest_mtu = 65521
+        self.queues_used: list[int] = []
+        self.wanted: list[Capabilities] = []
+        self.changed: Callable[[], None] = lambda: None
+
+    # -- Link --
+
+    def start(self, changed: Callable[[], None]) -> None:
+        self.changed = changed
+
+    def carrier(self) -> bool:
+        return self.up
+
+    def fileno(self, queue: int) -> int:
+        return self.card[queue].fileno()
+
+    def receive_into(self, queue: int, buffers: Sequence[memoryview]) -> tuple[int, Offload] | None:
+        if self.down_error:
+            raise LinkDown("the test took it down")
+        header = bytearray(HEADER.size)
+        try:
+            size, _, flags, _ = self.card[queue].recvmsg_into([header, *buffers])
+        except BlockingIOError:
+            return None
+        if not size or flags & socket.MSG_TRUNC:
+            return None
+        bits, gso, headers, segment, start, offset = HEADER.unpack(header)
+        return size - HEADER.size, Offload(
+            bool(bits & 1), bool(bits & 2), start, offset, Gso(gso), segment, headers
+        )
+
+    def send(self, queue: int, pieces: Sequence[Buffer], offload: Offload) -> bool:
+        header = HEADER.pack(
+            offload.needs_checksum,
+            offload.gso,
+            offload.header_length,
+            offload.segment_size,
+            offload.start,
+            offload.offset,
+        )
+        try:
+            self.card[queue].sendmsg([header, *pieces])
+        except BlockingIOError:
+            return False
+        return True
+
+    def use_queues(self, count: int) -> None:
+        self.queues_used.append(count)
+
+    def use_receive_offloads(self, wanted: Capabilities) -> None:
+        self.wanted.append(wanted)
+
+    def set_mtu(self, mtu: int) -> None:
+        if mtu > self.largest_mtu:
+            raise OSError(22, "too large for this link")
+        self.mtu = mtu
+
+    def stats(self) -> dict[str, int]:
+        return {"lost": 7}
+
+    def close(self) -> None:
+        for sock in (*self.card, *self.world):
+            sock.close()
+
+    # -- the world --
+
+    def put(
+        self,
+        frame: bytes,
+        *,
+        queue: int = 0,
+        needs_checksum: bool = False,
+        valid: bool = False,
+        start: int = 0,
+        offset: int = 0,
+        gso: int = 0,
+        segment: int = 0,
+    ) -> None:
+        """Sends a frame to the card."""
+        bits = needs_checksum | valid << 1
+        self.world[queue].sendall(HEADER.pack(bits, gso, 0, segment, start, offset) + frame)
+
+    def get(self, queue: int = 0, timeout: float = 5.0) -> Seen:
+        """The next frame of the card."""
+        self.world[queue].settimeout(timeout)
+        data = self.world[queue].recv(1 << 17)
+        bits, gso, headers, segment, start, offset = HEADER.unpack_from(data)
+        offload = Offload(bool(bits & 1), False, start, offset, Gso(gso), segment, headers)
+        return Seen(data[HEADER.size :], offload)
+
+    def set_carrier(self, up: bool) -> None:
+        """The cable is pulled, or put in."""
+        self.up = up
+        self.changed()
+
+
+class Rig:
+    """A card on a link, and a guest whose driver has it."""
+
+    def __init__(
+        self, link: SocketLink, card: NetworkCard, guest: SoftwareGuest, channel: GuestChannel
+    ) -> None:
+        self.link = link
+        self.card = card
+        self.guest = guest
+        self.channel = channel
+        self.driver = Netvsc(guest, channel)
+
+
+@contextlib.contextmanager
+def rig(
+    queues: int = 1,
+    mtu: int = 1500,
+    capabilities: Capabilities = EVERYTHING,
+    ring_pages: tuple[int, int] = (17, 17),
+    **options: object,
+) -> Iterator[Rig]:
+    """A card whose primary channel is open; nothing is negotiated."""
+    link = SocketLink(queues, mtu, capabilities)
+    card = NetworkCard(link)
+    try:
+        with (
+            SoftwareGuest.for_device(card, **options) as guest,  # type: ignore[arg-type]
+            guest.open_channel(ring_pages=ring_pages) as channel,
+        ):
+            yield Rig(link, card, guest, channel)
+    finally:
+        card.close()
+
+
+def ethernet(payload: bytes = bytes(46), to: bytes = PEER, kind: int = 0x88B5) -> bytes:
+    """A frame from the guest, or with ``to`` its address, to it."""
+    return to + (MAC if to != MAC else PEER) + kind.to_bytes(2, "big") + payload
+
+
+def internet_checksum(data: bytes) -> int:
+    """RFC 1071, word by word."""
+    total = 0
+    for at in range(0, len(data), 2):
+        total += data[at] << 8 | (data[at + 1] if at + 1 < len(data) else 0)
+        total = (total & 0xFFFF) + (total >> 16)
+    return total ^ 0xFFFF
+
+
+def pseudo_header(ip6: bool, source: bytes, target: bytes, protocol: int, length: int) -> bytes:
+    if ip6:
+        return source + target + struct.pack(">IxxxB", length, protocol)
+    return source + target + struct.pack(">BBH", 0, protocol, length)
+
+
+SOURCE4, TARGET4 = bytes([10, 0, 0, 2]), bytes([10, 0, 0, 1])
+SOURCE6, TARGET6 = bytes.fromhex("fd" + "00" * 14 + "02"), bytes.fromhex("fd" + "00" * 14 + "01")
+
+
+def ip_frame(
+    payload: bytes,
+    *,
+    ip6: bool = False,
+    udp: bool = False,
+    to: bytes = PEER,
+    seed: str = "full",
+    ports: tuple[int, int] = (1234, 80),
+    options: int = 12,
+    tag: int | None = None,
+) -> bytes:
+    """An Ethernet frame with TCP (``options`` bytes of options) or UDP in IP.
+
+    ``seed``: the transport checksum is ``"full"``, the sum of the pseudo-header (``"pseudo"``), or
+    as Linux leaves it for a large send (``"large"``: pseudo-header without length, no IP lengths).
+    """
+    source, target = (SOURCE6, TARGET6) if ip6 else (SOURCE4, TARGET4)
+    if udp:
+        transport = struct.pack(">HHHH", *ports, 8 + len(payload), 0)
+        at, protocol = 6, 17
+    else:
+        words = (20 + options) // 4
+        transport = struct.pack(">HHIIBBHHH", *ports, 7, 9, words << 4, 0x10, 512, 0, 0)
+        transport += bytes([1]) * options
+        at, protocol = 16, 6
+    segment = transport + payload
+    length = 0 if seed == "large" else len(segment)
+    pseudo = pseudo_header(ip6, source, target, protocol, length)
+    if seed == "full":
+        value = internet_checksum(pseudo + segment)
+    else:
+        value = internet_checksum(pseudo) ^ 0xFFFF
+    segment = segment[:at] + value.to_bytes(2, "big") + segment[at + 2 :]
+    if ip6:
+        size = 0 if seed == "large" else len(segment)
+        header = struct.pack(">IHBB", 6 << 28, size, protocol, 64) + source + target
+    else:
+        size = 0 if seed == "large" else 20 + len(segment)
+        header = struct.pack(">BBHHHBBH", 0x45, 0, size, 1, 0x4000, 64, protocol, 0)
+        header += source + target
+        if seed != "large":
+            header = header[:10] + internet_checksum(header).to_bytes(2, "big") + header[12:]
+    body = (0x86DD if ip6 else 0x0800).to_bytes(2, "big") + header + segment
+    if tag is not None:
+        body = b"\x81\x00" + tag.to_bytes(2, "big") + body
+    return to + (MAC if to != MAC else PEER) + body
+
+
+def eventually(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Waits until ``condition`` holds; fails the test if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.002)

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The two buffers that a guest lends the card: cut into sections, mapped for as long as it does.
+
+The receive buffer's sections belong to the card, one at a time to the guest: it gets them with a
+packet and gives them back with that packet's completion. The send buffer's sections belong to the
+guest; the card copies what a packet says is in one.
+
+Invariants: a section is in the free list or in one packet, never in two; nothing outside a section
+is read or written; bytes of the send buffer are copied before they are looked at.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from itertools import accumulate
+from typing import Final
+
+from vhostvmbus.devices.net.errors import SectionError
+from vhostvmbus.memory import ExternalData
+
+FRAME_OFFSET: Final = 112
+"""Where a frame begins in a receive section: behind an RNDIS packet header (44 bytes) and four
+elements of per-packet information (16 bytes each), at a multiple of 16."""
+DEFAULT_SECTION: Final = 1728
+"""Bytes of a receive section for frames of the ordinary size; what Linux reckons with."""
+COALESCED_SECTION: Final = 16384
+"""... for a guest that takes a frame in several sections: five hold any frame."""
+SEND_SECTION: Final = 6144
+"""Bytes of a send section; what Linux reckons with."""
+MAX_BUFFER: Final = 31 << 20
+"""Longest buffer taken, in bytes: what Linux has for its largest."""
+CONTROL_RESERVE: Final = 8
+"""Receive sections kept for RNDIS answers."""
+
+
+def section_size(frame_size: int, coalescing: bool) -> int:
+    """Bytes of a receive section for frames of ``frame_size`` bytes, a tag included."""
+    least = COALESCED_SECTION if coalescing else DEFAULT_SECTION
+    return max(least, (FRAME_OFFSET + frame_size + 63) & ~63)
+
+
+class Section:
+    """One receive section."""
+
+    __slots__ = ("frame", "header", "number", "offset", "room", "spans")
+
+    def __init__(
+        self,
+        number: int,
+        offset: int,
+        header: list[memoryview],
+        frame: list[memoryview],
+        spans: list[tuple[int, int]],
+    ) -> None:
+        self.number = number
+        self.offset = offset
+        """Bytes from the buffer's start."""
+        self.header = header
+        """Guest memory, :data:`FRAME_OFFSET` bytes."""
+        self.frame = frame
+        """Guest memory behind it."""
+        self.spans = spans
+        """All of it as ``(gpa, length)``."""
+        self.room = sum(len(view) for view in frame)
+        """Bytes of a frame that fit."""
+
+    def write(self, data: bytes) -> None:
+        """Puts bytes at the start; they must fit."""
+        scatter(self.header, 0, data[:FRAME_OFFSET])
+        if len(data) > FRAME_OFFSET:
+            scatter(self.frame, 0, data[FRAME_OFFSET:])
+
+    def write_frame(self, position: int, data: bytes) -> None:
+        """Puts bytes into the frame's part; they must fit."""
+        scatter(self.frame, position, data)
+
+    def read_frame(self, position: int, length: int) -> bytes:
+        """A copy of bytes of the frame's part; the guest may have changed them."""
+        return gather(self.frame, position, length)
+
+
+def scatter(views: list[memoryview], position: int, data: bytes) -> None:
+    """Puts ``data`` at ``position`` bytes; it must fit."""
+    for view in views:
+        size = len(view)
+        if position >= size:
+            position -= size
+            continue
+        if position + len(data) <= size:
+            view[position : position + len(data)] = data
+            return
+        part = size - position
+        view[position:] = data[:part]
+        data, position = data[part:], 0
+    if data:
+        raise ValueError(f"{len(data)} bytes do not fit")
+
+
+def gather(views: list[memoryview], position: int, length: int) -> bytes:
+    """A copy of ``length`` bytes from ``position`` on; fewer at the end."""
+    parts = []
+    for view in views:
+        size = len(view)
+        if position >= size:
+            position -= size
+            continue
+        part = view[position : position + length]
+        parts.append(part)
+        length -= len(part)
+        position = 0
+        if not length:
+            break
+    return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+
+
+class ReceiveBuffer:
+    """The receive sections of one card. Any thread may take and give back."""
+
+    def __init__(self, mapping: ExternalData, set_id: int, size: int) -> None:
+        """Cuts ``mapping`` into sections of ``size`` bytes. Raises :class:`SectionError`.
+
+        ``set_id`` is the guest's name for the buffer.
+        """
+        length = len(mapping)
+        count = length // size
+        if length > MAX_BUFFER or count < 2 * CONTROL_RESERVE:
+            raise SectionError("gpadl_length", length, 4, f"sections have {size} bytes")
+        self.set_id = set_id
+        self.section_size = size
+        self.count = count
+        self.mapping = mapping
+        self._views = mapping.views(writable=True, noted=False)
+        self._addresses = [gpa for gpa, _ in mapping.segments]
+        self._starts = [0, *accumulate(len(view) for view in self._views)]
+        self._sections: list[Section | None] = [None] * count
+        self._free = deque(range(count))
+
+    @property
+    def free(self) -> int:
+        """Sections that the guest does not have."""
+        return len(self._free)
+
+    def take(self, count: int = 1, *, reserve: int = CONTROL_RESERVE) -> list[Section]:
+        """``count`` free sections, or none if that would leave fewer than ``reserve``."""
+        if len(self._free) < count + reserve:
+            return []
+        taken = []
+        try:
+            for _ in range(count):
+                taken.append(self._section(self._free.popleft()))
+        except IndexError:  # somebody else was faster
+            self.give(taken)
+            return []
+        return taken
+
+    def give(self, sections: list[Section]) -> None:
+        """Takes sections back; each must have been taken."""
+        self._free.extend(section.number for section in sections)
+
+    def _section(self, number: int) -> Section:
+        section = self._sections[number]
+        if section is None:
+            section = self._sections[number] = self._cut(number)
+        return section
+
+    def _cut(self, number: int) -> Section:
+        offset = number * self.section_size
+        header = self._pieces(offset, FRAME_OFFSET)
+        frame = self._pieces(offset + FRAME_OFFSET, self.section_size - FRAME_OFFSET)
+        spans: list[tuple[int, int]] = []
+        for gpa, view in header + frame:
+            if spans and spans[-1][0] + spans[-1][1] == gpa:
+                spans[-1] = (spans[-1][0], spans[-1][1] + len(view))
+            else:
+                spans.append((gpa, len(view)))
+        return Section(
+            number, offset, [view for _, view in header], [view for _, view in frame], spans
+        )
+
+    def _pieces(self, offset: int, length: int) -> list[tuple[int, memoryview]]:
+        pieces = []
+        index = bisect_right(self._starts, offset) - 1
+        while length:
+            skip = offset - self._starts[index]
+            view = self._views[index][skip : skip + length]
+            pieces.append((self._addresses[index] + skip, view))
+            offset += len(view)
+            length -= len(view)
+            index += 1
+        return pieces
+
+
+class SendBuffer:
+    """The send sections of one card."""
+
+    def __init__(self, mapping: ExternalData, size: int = SEND_SECTION) -> None:
+        """Raises :class:`SectionError` if not one section of ``size`` bytes fits."""
+        length = len(mapping)
+        if not size <= length <= MAX_BUFFER:
+            raise SectionError("gpadl_length", length, 4, f"sections have {size} bytes")
+        self.mapping = mapping
+        self.section_size = size
+        self.count = length // size
+
+    def read(self, number: int, size: int) -> bytes:
+        """A copy of the first ``size`` bytes of a section. Raises :class:`SectionError`."""
+        if number >= self.count:
+            raise SectionError("send_buf_section_index", number, 8, f"{self.count} sections")
+        if size > self.section_size:
+            raise SectionError("send_buf_section_size", size, 12)
+        return self.mapping.read(number * self.section_size, size)

@@ -1,0 +1,413 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The synthetic network card: a link behind VMBus channels.
+
+What happens to a packet of the guest: RNDIS data goes through
+:func:`~vhostvmbus.devices.net.sender.send_packet` to the link, on the worker thread of the channel
+it came on; everything else is for :class:`~vhostvmbus.devices.net.protocol.Protocol`, on the
+primary channel's. What comes from the link is the business of a
+:class:`~vhostvmbus.devices.net.receiver.Receiver` for each queue.
+
+Invariants: every packet is completed exactly once; a malformed one costs itself only; a buffer that
+the guest took back is not touched any more when that is completed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from vhostvmbus.channel import Channel
+from vhostvmbus.channel.stats import RateLimitedLog
+from vhostvmbus.device import Device
+from vhostvmbus.devices.net import nvsp, rndis, sender
+from vhostvmbus.devices.net.buffers import ReceiveBuffer, SendBuffer
+from vhostvmbus.devices.net.errors import NetError, NvspError, SectionError
+from vhostvmbus.devices.net.frame import ETHERNET_SIZE
+from vhostvmbus.devices.net.link import Capabilities, Link
+from vhostvmbus.devices.net.nvsp import NO_SECTION, RndisChannel, Status
+from vhostvmbus.devices.net.oids import Adapter, Change
+from vhostvmbus.devices.net.outbox import Outbox
+from vhostvmbus.devices.net.protocol import (
+    Action,
+    Answer,
+    Lend,
+    OfferSubchannels,
+    Outcome,
+    Protocol,
+    Revoke,
+    refused_buffer,
+    subchannels_answer,
+)
+from vhostvmbus.devices.net.receiver import Receiver
+from vhostvmbus.devices.net.rss import ReceiveScaling
+from vhostvmbus.devices.net.statistics import Counters
+from vhostvmbus.packet import Packet
+from vhostvmbus.wire.errors import (
+    ChannelClosed,
+    ExternalDataClosed,
+    FrontEndError,
+    GuestError,
+    OfferRefused,
+    UsageError,
+)
+
+log = logging.getLogger(__name__)
+
+MAX_CHANNELS = 64
+"""Most channels of a card; Linux has room for as many."""
+_SENT = nvsp.rndis_packet_complete(Status.SUCCESS)
+_INVALID = nvsp.rndis_packet_complete(Status.INVALID_RNDIS_PACKET)
+
+
+def address_for(name: str) -> bytes:
+    """A locally administered station address that is always the same for a name."""
+    return b"\x02" + hashlib.sha256(name.encode()).digest()[:5]
+
+
+class NetworkCard(Device):
+    """One network card with one link."""
+
+    class_id = UUID("f8615163-df3e-46c5-913f-f2d2f965ed0e")
+    name = "net"
+    max_packet_size = 256  # an NVSP message has 40 bytes; a longer one is answered, not dropped
+    max_external_data = (1 << 17) + 4096
+    max_external_ranges = 64
+    transaction_quota = 1024
+    gather_completions = True  # a link never waits
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        mac: bytes | None = None,
+        queues: int | None = None,
+        instance_id: UUID | None = None,
+    ) -> None:
+        """A card on ``link``, which it starts, and closes in the end.
+
+        ``mac`` is the station address (default: the link's, else one made from its name);
+        ``queues`` the most channels that a guest gets (default: what the link has).
+        """
+        super().__init__()
+        if instance_id is not None:
+            self.instance_id = instance_id
+        address = mac or link.mac or address_for(link.name)
+        if len(address) != 6 or address[0] & 1:
+            raise ValueError(f"{address.hex(':')} is no station address")
+        self.link = link
+        self.max_channels = max(1, min(queues or link.queues, MAX_CHANNELS))
+        self.adapter = Adapter(
+            address,
+            link.mtu,
+            link.capabilities,
+            ReceiveScaling(self.max_channels),
+            self._sum,
+        )
+        self.protocol = Protocol(self.adapter, max_subchannels=self.max_channels - 1)
+        self.tagging = False
+        self.errors: Counter[str] = Counter()
+        """Mistakes of the guest, by name."""
+        self._complaints = RateLimitedLog(log)
+        self._lock = threading.RLock()
+        self._outbox = Outbox(self._complain)
+        self._channels = self._outbox.channels
+        self._sent: dict[int, Counters] = {}
+        self._past = Counters()
+        self._receivers: list[Receiver] = []
+        self._send: SendBuffer | None = None
+        self._lent: dict[bool, int] = {}
+        self._subchannels = 0
+        self._queues = 1
+        self._own_mtu = link.mtu
+        link.start(self._link_changed)
+        self.adapter.connected = link.carrier()
+
+    def close(self) -> None:
+        """Closes the link. The card must not be serving any more."""
+        self._stop_receivers()
+        self.link.close()
+
+    # -- channels ------------------------------------------------------------------------------
+
+    def opened(self, channel: Channel) -> None:
+        """A channel was opened; with the primary, a new conversation begins."""
+        with self._lock:
+            self._sent[channel.index] = Counters()
+            self._channels[channel.index] = channel
+            if channel.index:
+                return
+            self.adapter.coalescing = False
+            self.adapter.reset()
+            self.protocol = Protocol(self.adapter, max_subchannels=self.max_channels - 1)
+            self.tagging = False
+            self._use_queues(1)
+
+    def resumed(self, channel: Channel) -> None:
+        """The guest went on while there was no back end; what it had set up is not known here.
+
+        Whatever it sends is refused, by the protocol's means, until :meth:`post_started` has the
+        guest's driver start anew.
+        """
+        self.opened(channel)
+
+    def post_started(self, channel: Channel) -> None:
+        """A card that is taken out and put in again is negotiated with again."""
+        if channel.info.resumed and not channel.index:
+            log.warning("%s: the guest's driver has to start anew: offered once more", self.name)
+            try:
+                self.rescind()
+                self.offer_again()
+            except OfferRefused as error:
+                log.error("%s: %s; the guest has to load its driver again", self.name, error)
+
+    def started(self, channel: Channel) -> None:
+        """Once all subchannels that were asked for are open, they are used, both ways."""
+        with self._lock:
+            if channel.index and self._subchannels and len(self._channels) > self._subchannels:
+                self._subchannels = 0
+                self._use_queues(len(self._channels))
+                self._outbox.send_table()
+
+    def closed(self, channel: Channel) -> None:
+        """The channel is gone; with the primary, so is what the guest lent and set."""
+        with self._lock:
+            self._channels.pop(channel.index, None)
+            self._past.add(self._sent.pop(channel.index, Counters()))
+            if channel.index:
+                return
+        self._stop_receivers()
+        with self._lock:
+            for receive in list(self._lent):
+                self._give_back(channel, receive)
+            self._outbox.forget()
+            self._subchannels = 0
+            self.adapter.reset()
+
+    def _use_queues(self, channels: int) -> None:
+        """Receives from as many queues of the link as there are channels."""
+        count = self._queues = min(channels, self.link.queues)
+        self._ask_link(lambda: self.link.use_queues(count))
+        for queue in range(len(self._receivers), count):
+            receiver = Receiver(
+                self, self._outbox.deliver, self.link, queue, f"{self.name} receive {queue}"
+            )
+            self._receivers.append(receiver)
+            if self._outbox.buffer is not None:
+                receiver.attach(self._outbox.buffer)
+            receiver.start()
+
+    def _ask_link(self, what: Callable[[], None]) -> None:
+        """Has the link change something; a link that is gone just now goes on as it was."""
+        try:
+            what()
+        except OSError as error:
+            log.warning("%s: %s", self.link.name, error)
+
+    def _follow_mtu(self) -> None:
+        """Makes the host side's MTU the guest's if that is larger than what the link began with,
+        and what it began with otherwise."""
+        wanted = max(self._own_mtu, self.protocol.frame_size - ETHERNET_SIZE)
+        if wanted != self.link.mtu:
+            self._ask_link(lambda: self.link.set_mtu(wanted))
+            self.adapter.mtu = self.link.mtu
+
+    def _stop_receivers(self) -> None:
+        with self._lock:
+            receivers, self._receivers = self._receivers, []
+        for receiver in receivers:  # without the lock: they may be waiting for it
+            receiver.stop()
+            with self._lock:
+                self._past.add(receiver.counters)
+
+    def _link_changed(self) -> None:
+        """The link's carrier, MTU or descriptor may be another one; any thread."""
+        with self._lock:
+            for receiver in self._receivers:
+                receiver.wake()
+            self.adapter.mtu = self.link.mtu
+            self._outbox.answer(self.protocol.link_changed(self.link.carrier()))
+
+    # -- packets of the guest ------------------------------------------------------------------
+
+    def packet_received(self, channel: Channel, packet: Packet) -> None:
+        """Takes one packet and completes it."""
+        payload = packet.payload
+        try:
+            if payload[:4] == nvsp.RNDIS_PACKET and self.protocol.version is not None:
+                packet.complete(self._messages(channel, packet, payload))
+            else:
+                action = self.protocol.receive(payload, primary=not channel.index)
+                self._negotiate(channel, packet, action)
+        except GuestError as error:
+            # Pages that vanished, above all: the packet is lost, the channel is not.
+            self._complain(channel, error)
+            packet.complete(_INVALID)
+
+    def packet_rejected(self, channel: Channel, packet: Packet, error: GuestError) -> None:
+        """External data that is malformed or too large."""
+        self._complain(channel, error)
+        packet.complete(_INVALID if packet.payload[:4] == nvsp.RNDIS_PACKET else b"")
+
+    def _complain(self, channel: Channel, error: GuestError) -> None:
+        self.errors[type(error).__name__] += 1
+        self._complaints.warning("%s channel %d: %s", self.name, channel.index, error)
+
+    def _messages(self, channel: Channel, packet: Packet, payload: bytes) -> bytes:
+        """Sends or answers the RNDIS messages of a packet; what completes it."""
+        counters = self._sent[channel.index]
+        try:
+            where = nvsp.decode_rndis_packet(payload)
+            section = b""
+            if where.section != NO_SECTION:
+                if self._send is None:
+                    raise SectionError("send_buf_section_index", where.section, 8, "no send buffer")
+                section = self._send.read(where.section, where.size)
+            if packet.external_data is not None:
+                section += packet.external_data.read()
+            if where.channel == RndisChannel.DATA:
+                send = partial(self.link.send, channel.index % self._queues)
+                sender.send_packet(section, self.adapter, send, counters)
+            elif where.channel == RndisChannel.CONTROL and not channel.index:
+                self._control(channel, section[: rndis.MAX_CONTROL_SIZE])
+            else:
+                raise NvspError("channel_type", where.channel, 4)
+        except NetError as error:
+            counters.send_errors += 1
+            self._complain(channel, error)
+            return _INVALID
+        except ExternalDataClosed as error:
+            counters.send_errors += 1
+            self._complain(channel, SectionError("gpadl_handle", 0, 4, str(error)))
+            return _INVALID
+        return _SENT
+
+    def _negotiate(self, channel: Channel, packet: Packet, action: Action) -> None:
+        match action:
+            case Answer(payload, error):
+                if error is not None:
+                    self._complain(channel, error)
+                self.tagging = self.protocol.tagging
+                self._follow_mtu()
+                packet.complete(payload)
+            case Lend(receive, gpadl, buffer_id):
+                packet.complete(self._lend(channel, receive, gpadl, buffer_id))
+            case Revoke(receive):
+                self._give_back(channel, receive)
+                packet.complete()
+            case OfferSubchannels(count):
+                packet.complete(subchannels_answer(self._offer(channel, count)))
+
+    def _offer(self, channel: Channel, count: int) -> int:
+        """Has subchannels offered; how many were."""
+        if self._subchannels or len(self._channels) > 1:
+            self._complain(channel, NvspError("num_subchannels", count, 8, "a second time"))
+            return 0
+        self._subchannels = count
+        try:
+            self.offer_channels(count)
+        except OfferRefused as error:
+            log.warning("%s: no subchannels: %s", self.name, error)
+            self._subchannels = 0
+            return 0
+        return count
+
+    def _lend(self, channel: Channel, receive: bool, gpadl: int, buffer_id: int) -> bytes:
+        try:
+            mapping = channel.map_gpadl(gpadl, read_only=not receive)
+        except ChannelClosed:
+            return refused_buffer(receive)
+        except (FrontEndError, UsageError, GuestError) as error:
+            detail = str(error)
+            self._complain(channel, SectionError("gpadl_handle", gpadl, 4, detail))
+            return refused_buffer(receive)
+        self._lent[receive] = gpadl
+        try:
+            if receive:
+                buffer = ReceiveBuffer(mapping, buffer_id, self.protocol.section_size)
+                answer = self.protocol.lent(buffer)
+                with self._lock:
+                    self._outbox.buffer = buffer
+                    for receiver in self._receivers:
+                        receiver.attach(buffer)
+                return answer
+            self._send = SendBuffer(mapping)
+            return self.protocol.lent(self._send)
+        except GuestError as error:
+            self._complain(channel, error)
+            self._give_back(channel, receive)
+            return refused_buffer(receive)
+
+    def _give_back(self, channel: Channel, receive: bool) -> None:
+        """Touches a buffer no more."""
+        if receive:
+            with self._lock:
+                self._outbox.buffer = None
+                receivers = list(self._receivers)
+            for receiver in receivers:
+                receiver.detach()
+        else:
+            self._send = None
+        gpadl = self._lent.pop(receive, None)
+        if gpadl is not None:
+            # The guest may have torn it down already.
+            with suppress(FrontEndError, UsageError):
+                channel.unmap_gpadl(gpadl)
+
+    # -- RNDIS control -------------------------------------------------------------------------
+
+    def _control(self, channel: Channel, data: bytes) -> None:
+        with self._lock:
+            outcome = self.protocol.control(data, self.max_external_data)
+            self._apply(outcome)
+            self._outbox.answer(outcome.messages)
+        if outcome.error is not None:
+            self._complain(channel, outcome.error)
+
+    def _apply(self, outcome: Outcome) -> None:
+        if outcome.reset or Change.OFFLOADS in outcome.change:
+            wanted, able = self.adapter.offloads.receive, self.adapter.able
+            given = Capabilities(
+                wanted.checksum and able.checksum,
+                wanted.tso4 and able.tso4,
+                wanted.tso6 and able.tso6,
+            )
+            self._ask_link(lambda: self.link.use_receive_offloads(given))
+
+    # -- counters ------------------------------------------------------------------------------
+
+    def _sum(self) -> Counters:
+        """All counters since the card was made, about: threads count without a lock."""
+        total = Counters()
+        with self._lock:
+            for counters in (
+                self._past,
+                *self._sent.values(),
+                *(receiver.counters for receiver in self._receivers),
+            ):
+                total.add(counters)
+        total.control_dropped = self._outbox.dropped
+        return total
+
+    def stats(self) -> dict[str, Any]:
+        """The link, the negotiation, frames and bytes, and the guest's mistakes by name."""
+        protocol, buffer = self.protocol, self._outbox.buffer
+        return {
+            "link": {"name": self.link.name, **self.link.stats()},
+            "address": self.adapter.current_address.hex(":"),
+            "connected": self.adapter.connected,
+            "mtu": self.adapter.mtu,
+            "version": str(protocol.version) if protocol.version else None,
+            "packet_filter": self.adapter.packet_filter,
+            "channels": len(self._channels),
+            "receive_sections": buffer.count if buffer else 0,
+            "receive_sections_free": buffer.free if buffer else 0,
+            **self._sum().as_dict(),
+            "errors": dict(self.errors),
+        }

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is asked of the kernel about an interface, through netlink (pyroute2).
+
+Every function works in the calling thread's network namespace and raises ``OSError``.
+"""
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from pyroute2 import IPRoute
+
+from vhostvmbus.devices.net.link import LinkDown
+from vhostvmbus.devices.net.link.namespace import kernel_errors
+
+_UP: Final = 0x1
+_LOWER_UP: Final = 0x10000
+"""``linux/if.h``: switched on by the administrator; has a carrier."""
+_NO_DAD: Final = 0x02
+"""``linux/if_addr.h``: the address is good at once."""
+_NO_SUCH_DEVICE: Final = 19
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """An interface at one moment; *mtu* in bytes."""
+
+    index: int
+    name: str
+    carrier: bool
+    mtu: int
+
+
+def look(route: IPRoute, index: int) -> State | None:
+    """The interface *index*; None if there is none."""
+    try:
+        with kernel_errors():
+            found = list(route.get_links(index))
+    except OSError as error:
+        if error.errno == _NO_SUCH_DEVICE:
+            return None
+        raise
+    if not found:
+        return None
+    both = _UP | _LOWER_UP
+    return State(
+        index,
+        str(found[0].get_attr("IFLA_IFNAME")),
+        int(found[0]["flags"]) & both == both,
+        int(found[0].get_attr("IFLA_MTU")),
+    )
+
+
+def find(name: str) -> int | None:
+    """The index of the interface *name*."""
+    with kernel_errors(), IPRoute() as route:
+        found = list(route.link_lookup(ifname=name))
+    return int(found[0]) if found else None
+
+
+def configure(
+    index: int, *, mtu: int | None, bridge: str | None, addresses: Sequence[str] = ()
+) -> State:
+    """Give an interface what it was made for and switch it on; how it is then.
+
+    Without *mtu* it has its bridge's, or else what the kernel gave it.
+    """
+    with kernel_errors(), IPRoute() as route:
+        if bridge is not None:
+            found = list(route.link_lookup(ifname=bridge))
+            there = route.get_links(found[0])[0] if found else None
+            if there is None or there.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") != "bridge":
+                raise LinkDown(
+                    f"there is no bridge {bridge}; to make one: ip link add {bridge} type bridge"
+                )
+            route.link("set", index=index, mtu=mtu or there.get_attr("IFLA_MTU"))
+            route.link("set", index=index, master=found[0])
+        elif mtu is not None:
+            route.link("set", index=index, mtu=mtu)
+        for text in addresses:
+            address = ipaddress.ip_interface(text)
+            route.addr(
+                "add",
+                index=index,
+                address=str(address.ip),
+                prefixlen=address.network.prefixlen,
+                flags=_NO_DAD if address.version == 6 else 0,
+            )
+        route.link("set", index=index, state="up")
+        state = look(route, index)
+    if state is None:
+        raise LinkDown("the interface vanished while it was made")
+    return state
+
+
+def set_mtu(index: int, mtu: int) -> None:
+    """Change an interface's MTU."""
+    with kernel_errors(), IPRoute() as route:
+        route.link("set", index=index, mtu=mtu)

@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A TAP device of the host: the kernel's end of the card's cable is an interface.
+
+Facts: ``Documentation/networking/tuntap.rst`` and ``linux/if_tun.h``. Each queue is a descriptor
+of ``/dev/net/tun``; a frame is one read or write, with a virtio-net header before it.
+
+A TAP that is made here is not persistent: it exists as long as its descriptors, so the kernel
+removes it when this process ends, also when it is killed. When the interface vanishes from the
+host (``ip link del``), the link is down; one that was made here is made again, an existing one is
+waited for by name.
+"""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from pyroute2 import IPRoute
+
+from vhostvmbus.devices.net.link import Buffer, Capabilities, LinkDown, Offload, vnet
+from vhostvmbus.devices.net.link import interface as interfaces
+from vhostvmbus.devices.net.link.idle import Slot
+from vhostvmbus.devices.net.link.namespace import Namespace, call_in
+from vhostvmbus.devices.net.link.spec import LinkSpec
+from vhostvmbus.devices.net.link.watch import Watch
+
+log = logging.getLogger(__name__)
+
+DEVICE: Final = "/dev/net/tun"
+NAME_PATTERN: Final = "vmbus%d"
+"""Of interfaces that are made; the kernel counts."""
+DEFAULT_QUEUES: Final = 8
+RETRY: Final = 1.0
+"""Seconds between attempts to make a vanished interface again."""
+
+_TUNSETIFF: Final = 0x400454CA
+_TUNSETOFFLOAD: Final = 0x400454D0
+_TUNSETVNETHDRSZ: Final = 0x400454D8
+_TUNSETQUEUE: Final = 0x400454D9
+_TUNSETVNETLE: Final = 0x400454DC
+_IFF_TAP: Final = 0x0002
+_IFF_MULTI_QUEUE: Final = 0x0100
+_IFF_ATTACH_QUEUE: Final = 0x0200
+_IFF_DETACH_QUEUE: Final = 0x0400
+_IFF_NO_PI: Final = 0x1000
+_IFF_VNET_HDR: Final = 0x4000
+_CHECKSUM: Final = 1
+_TSO4: Final = 2
+_TSO6: Final = 4
+_IFREQ: Final = struct.Struct("16sH22x")
+"""``struct ifreq`` with ``ifr_flags``."""
+
+
+class Tap:
+    """A link to a TAP; see :class:`~vhostvmbus.devices.net.link.Link`."""
+
+    capabilities = Capabilities(checksum=True, tso4=True, tso6=True)
+
+    def __init__(self, spec: LinkSpec) -> None:
+        """Make what *spec* asks for, or open the existing TAP that it names.
+
+        Raises LinkDown, whose message says what is missing and what would work.
+        """
+        self._spec = spec
+        self._existing = spec.name if spec.kind == "tap" else None
+        self.name = self._existing or ""
+        self.mac = spec.mac
+        self.mtu = spec.mtu or 1500
+        self._wanted_mtu = spec.mtu
+        self._changed: Callable[[], None] = lambda: None
+        self._lock = threading.Lock()
+        self._used = 1
+        self._attached = 0
+        self._receiving = Capabilities()
+        self._index = -1
+        self._carrier = False
+        self._lost = False
+        self._counters = dict.fromkeys(("too_long", "bad_header", "send_failed", "vanished"), 0)
+        self._spare = bytearray(1)
+        self._namespace = Namespace(spec.name) if spec.kind == "netns" and spec.name else None
+        self._place = self._namespace.name if self._namespace else None
+        self._slots: list[Slot] = []
+        self._watch: Watch | None = None
+        try:
+            fds = call_in(self._place, self._make)
+            self.queues = len(fds)
+            self._headers = [bytearray(vnet.SIZE) for _ in fds]
+            self._slots = [Slot() for _ in fds]
+            self._adopt(fds)
+            self._watch = Watch(self.name, self._place, self._look)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, LinkDown) or not isinstance(error, OSError):
+                raise
+            what = f"TAP {self.name}" if self.name else "making a TAP"
+            raise LinkDown(f"{what}: {_explained(error, self._existing)}") from error
+
+    # -- making ------------------------------------------------------------------------------------
+
+    def _make(self) -> list[int]:
+        """The queues' descriptors, of an interface that is ready; in the right namespace."""
+        spec = self._spec
+        wanted = spec.queues or DEFAULT_QUEUES
+        fds: list[int] = []
+        try:
+            if self._existing is None:
+                name = NAME_PATTERN
+                for _ in range(wanted):
+                    fd, name = _attach(name, _IFF_MULTI_QUEUE)
+                    fds.append(fd)
+            else:
+                name = self._existing
+                self._open_existing(name, wanted, fds)
+            index = interfaces.find(name)
+            if index is None:
+                raise OSError(errno.ENODEV, "the interface vanished")
+            fcntl.ioctl(fds[0], _TUNSETVNETHDRSZ, struct.pack("=i", vnet.SIZE))
+            with contextlib.suppress(OSError):  # an old kernel; then it is little-endian anyway
+                fcntl.ioctl(fds[0], _TUNSETVNETLE, struct.pack("=i", 1))
+            if self._existing is None:
+                state = interfaces.configure(
+                    index, mtu=self._wanted_mtu, bridge=spec.bridge, addresses=spec.addresses
+                )
+            else:
+                if self._wanted_mtu is not None:
+                    interfaces.set_mtu(index, self._wanted_mtu)
+                with IPRoute() as route:
+                    found = interfaces.look(route, index)
+                if found is None:
+                    raise OSError(errno.ENODEV, "the interface vanished")
+                state = found
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        self.name, self._index = state.name, index
+        self._carrier, self.mtu = state.carrier, state.mtu
+        return fds
+
+    def _open_existing(self, name: str, wanted: int, fds: list[int]) -> None:
+        # TUNSETIFF would make one of that name if there were none.
+        if interfaces.find(name) is None:
+            raise LinkDown(
+                f"there is no interface {name}; to make it: "
+                f"ip tuntap add dev {name} mode tap multi_queue vnet_hdr user $USER"
+            )
+        try:
+            fds.append(_attach(name, _IFF_MULTI_QUEUE)[0])
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            fds.append(_attach(name, 0)[0])  # it has one queue
+            return
+        try:
+            while len(fds) < wanted:
+                fds.append(_attach(name, _IFF_MULTI_QUEUE)[0])
+        except OSError as error:
+            if error.errno != errno.E2BIG:
+                raise
+
+    def _adopt(self, fds: list[int]) -> None:
+        """Use these descriptors from now on, as many and with the offloads that were asked for."""
+        with self._lock:
+            # An existing TAP may have come back with more or fewer queues.
+            self._attached = min(len(fds), len(self._slots))
+            for fd in fds[self._used :]:
+                _set_queue(fd, _IFF_DETACH_QUEUE)
+            for slot, fd in zip(self._slots, fds, strict=False):
+                slot.put(fd)
+            for fd in fds[len(self._slots) :]:
+                os.close(fd)
+            self._set_offloads()
+            self._lost = False
+
+    # -- life --------------------------------------------------------------------------------------
+
+    def start(self, changed: Callable[[], None]) -> None:
+        """Watch the interface from now on."""
+        self._changed = changed
+        assert self._watch is not None
+        self._watch.start()
+
+    def _look(self, route: IPRoute) -> float | None:
+        """See how the interface is; the watch calls this, in the namespace."""
+        state = None if self._lost else interfaces.look(route, self._index)
+        if state is None:
+            if not self._lost:
+                self._lose()
+            try:
+                self._adopt(self._make())
+            except OSError as error:
+                log.info("%s: %s", self.name, error)
+                return RETRY
+            log.warning("interface %s is there again", self.name)
+            self._changed()
+        elif (state.carrier, state.mtu) != (self._carrier, self.mtu):
+            self.name = state.name
+            self._carrier, self.mtu = state.carrier, state.mtu
+            self._changed()
+        return None
+
+    def _lose(self) -> None:
+        log.error(
+            "interface %s has vanished from the host; the network card has no link", self.name
+        )
+        with self._lock:
+            self._lost = True
+            self._carrier = False
+            self._counters["vanished"] += 1
+            for slot in self._slots:
+                slot.empty()
+        self._changed()
+
+    def carrier(self) -> bool:
+        """Whether the interface is up and has its own carrier."""
+        return self._carrier
+
+    def set_mtu(self, mtu: int) -> None:
+        """Give the interface this MTU. Raises OSError, of rights for one that is another's."""
+        if self._lost:
+            raise LinkDown(f"interface {self.name} has vanished from the host")
+        if mtu != self.mtu:
+            call_in(self._place, lambda: interfaces.set_mtu(self._index, mtu))
+            self.mtu = self._wanted_mtu = mtu
+
+    def use_queues(self, count: int) -> None:
+        """Attach the first *count* queues, detach the others."""
+        if not 1 <= count <= self.queues:
+            raise ValueError(f"{self.name} has 1 to {self.queues} queues, not {count}")
+        with self._lock:
+            before, self._used = self._used, count
+            if self._lost:
+                return
+            there = self._slots[: self._attached]
+            for slot in there[count:before]:
+                _set_queue(slot.number, _IFF_DETACH_QUEUE)
+            for slot in there[before:count]:
+                _set_queue(slot.number, _IFF_ATTACH_QUEUE)
+
+    def use_receive_offloads(self, wanted: Capabilities) -> None:
+        """Tell the kernel what it may leave undone."""
+        with self._lock:
+            self._receiving = wanted
+            if not self._lost:
+                self._set_offloads()
+
+    def _set_offloads(self) -> None:
+        wanted = self._receiving
+        flags = 0
+        if wanted.checksum:
+            flags = _CHECKSUM | wanted.tso4 * _TSO4 | wanted.tso6 * _TSO6
+        fcntl.ioctl(self._slots[0].number, _TUNSETOFFLOAD, flags)
+
+    def stats(self) -> dict[str, int]:
+        """Frames dropped, by reason; how often the interface vanished."""
+        return dict(self._counters)
+
+    def close(self) -> None:
+        """Give the descriptors up; with them goes a TAP that was made here."""
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        for slot in self._slots:
+            slot.close()
+        if self._namespace is not None:
+            self._namespace.close()
+
+    # -- frames ------------------------------------------------------------------------------------
+
+    def fileno(self, queue: int) -> int:
+        """The queue's descriptor."""
+        return self._slots[queue].number
+
+    def receive_into(self, queue: int, buffers: Sequence[memoryview]) -> tuple[int, Offload] | None:
+        """One frame; the header lands beside, the frame in *buffers*."""
+        number = self._slots[queue].number
+        header = self._headers[queue]
+        # The spare byte tells a frame that just fits from one that was cut off.
+        pieces: list[bytearray | memoryview] = [header, *buffers, self._spare]
+        room = vnet.SIZE + sum([len(buffer) for buffer in buffers])
+        while True:
+            try:
+                size = os.readv(number, pieces)
+            except OSError:  # nothing there (EAGAIN), or the interface has just vanished
+                return None
+            if size > room:
+                self._counters["too_long"] += 1
+                continue
+            try:
+                return size - vnet.SIZE, vnet.unpack(header)
+            except vnet.BadHeader as error:
+                self._counters["bad_header"] += 1
+                log.warning("%s: a frame was dropped: %s", self.name, error)
+
+    def send(self, queue: int, pieces: Sequence[Buffer], offload: Offload) -> bool:
+        """One frame."""
+        try:
+            os.writev(self._slots[queue].number, [vnet.pack(offload), *pieces])
+        except (OSError, vnet.BadHeader):  # down (EIO), no memory, vanished, or nonsense (EINVAL)
+            self._counters["send_failed"] += 1
+            return False
+        return True
+
+
+def _attach(name: str, flags: int) -> tuple[int, str]:
+    """One more queue of the TAP *name*; its descriptor, and the name that the kernel chose."""
+    fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        flags |= _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
+        answer = fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, answer[:16].rstrip(b"\0").decode()
+
+
+def _set_queue(fd: int, flag: int) -> None:
+    fcntl.ioctl(fd, _TUNSETQUEUE, _IFREQ.pack(b"", flag))
+
+
+def _explained(error: OSError, existing: str | None) -> str:
+    """What is missing, and what would work."""
+    otherwise = "or use NET=user, which needs no rights"
+    reason = error.strerror or str(error)
+    if error.filename == DEVICE:
+        if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+            return f"there is no {DEVICE}: load the module (modprobe tun), {otherwise}"
+        return f"{DEVICE}: {reason}: be in its group or root, {otherwise}"
+    if error.errno in (errno.EPERM, errno.EACCES):
+        if existing is not None:
+            return f"{reason}: it is not yours; be root (CAP_NET_ADMIN), {otherwise}"
+        return (
+            f"{reason}: making one needs CAP_NET_ADMIN; be root, or use one that root has made "
+            "for you (ip tuntap add dev tap0 mode tap multi_queue vnet_hdr user $USER; "
+            f"NET=tap:tap0), {otherwise}"
+        )
+    if error.errno == errno.EBUSY:
+        return "it is in use by another program"
+    if error.errno == errno.EINVAL and existing is not None:
+        return "it is no TAP"
+    return reason

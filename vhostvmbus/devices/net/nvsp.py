@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The network virtualization protocol (NVSP): its messages, bytes only.
+
+Layouts: Linux ``drivers/net/hyperv/hyperv_net.h``, ``struct nvsp_message``. Little-endian
+throughout: ``message_type u32``, then a union, packed. The biggest member gives a message of 40
+bytes; this end's completions have that length, because a driver copies as much from the ring
+without looking at the packet's. Messages of the guest may be as short as their own fields.
+
+Invariants: decoding raises nothing but :class:`NvspError`; a message that the negotiated version
+does not have is refused, whatever is in it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from typing import Final, NamedTuple
+
+from vhostvmbus.devices.net.errors import NvspError
+
+MESSAGE_SIZE: Final = 40
+"""``sizeof(struct nvsp_message)``, bytes."""
+NO_SECTION: Final = 0xFFFFFFFF
+"""As a section index: the send buffer is not used."""
+SEND_TABLE_SIZE: Final = 16
+"""Entries of the send indirection table; Linux takes no other number."""
+MAX_MDL_CHAIN_LENGTH: Final = 34
+"""Announced in INIT_COMPLETE; no driver of today looks at it."""
+
+
+class Version(IntEnum):
+    """Protocol versions; the number is what the wire has."""
+
+    V1 = 0x00002
+    V2 = 0x30002
+    V4 = 0x40000
+    V5 = 0x50000
+    V6 = 0x60000
+    V6_1 = 0x60001
+
+    def __str__(self) -> str:
+        return self.name[1:].replace("_", ".")
+
+
+class MessageType(IntEnum):
+    """``hdr.msg_type``. Chimney, VMQ and packet-direct messages are not among them: no answer."""
+
+    INIT = 1
+    INIT_COMPLETE = 2
+    SEND_NDIS_VERSION = 100
+    SEND_RECEIVE_BUFFER = 101
+    SEND_RECEIVE_BUFFER_COMPLETE = 102
+    REVOKE_RECEIVE_BUFFER = 103
+    SEND_SEND_BUFFER = 104
+    SEND_SEND_BUFFER_COMPLETE = 105
+    REVOKE_SEND_BUFFER = 106
+    SEND_RNDIS_PACKET = 107
+    SEND_RNDIS_PACKET_COMPLETE = 108
+    SEND_NDIS_CONFIG = 125
+    SEND_VF_ASSOCIATION = 128
+    SWITCH_DATA_PATH = 129
+    UPLINK_CONNECT_STATE = 130
+    OID_QUERY_EX = 131
+    OID_QUERY_EX_COMPLETE = 132
+    SUBCHANNEL = 133
+    SEND_INDIRECTION_TABLE = 134
+    PACKET_DIRECT = 135
+
+
+class Status(IntEnum):
+    """``NVSP_STAT_*``."""
+
+    SUCCESS = 1
+    FAIL = 2
+    PROTOCOL_TOO_NEW = 3
+    PROTOCOL_TOO_OLD = 4
+    INVALID_RNDIS_PACKET = 5
+    BUSY = 6
+    PROTOCOL_UNSUPPORTED = 7
+
+
+class Capability(IntFlag):
+    """``struct nvsp_2_vsc_capability``: what the guest's driver can do."""
+
+    VMQ = 0x01
+    CHIMNEY = 0x02
+    SRIOV = 0x04
+    IEEE8021Q = 0x08
+    CORRELATION_ID = 0x10
+    TEAMING = 0x20
+    VSUBNET_ID = 0x40
+    RSC = 0x80
+
+
+class RndisChannel(IntEnum):
+    """``channel_type`` of SEND_RNDIS_PACKET."""
+
+    DATA = 0
+    CONTROL = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Init:
+    """The versions that the guest takes, lowest and highest."""
+
+    minimum: int
+    maximum: int
+
+
+@dataclass(frozen=True, slots=True)
+class NdisVersion:
+    """The NDIS version whose structures the guest uses."""
+
+    major: int
+    minor: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendBuffer:
+    """A buffer that the guest lends: for receiving if ``receive``, else for sending."""
+
+    receive: bool
+    gpadl: int
+    buffer_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeBuffer:
+    """A buffer that must not be touched any more once this is completed."""
+
+    receive: bool
+    buffer_id: int
+
+
+class RndisPacket(NamedTuple):
+    """RNDIS messages are in a send section (index, bytes used) and in the packet's pages."""
+
+    channel: int
+    section: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class RndisPacketComplete:
+    """The peer is done with an RNDIS packet."""
+
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class NdisConfig:
+    """From version 2. ``frame_size`` is the guest's MTU and 14 bytes of Ethernet header."""
+
+    frame_size: int
+    capabilities: Capability
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchDataPath:
+    """From version 4: 0 the synthetic path, 1 a virtual function."""
+
+    active: int
+
+
+@dataclass(frozen=True, slots=True)
+class OidQueryEx:
+    """From version 5: a query beside RNDIS. No driver known here sends it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subchannels:
+    """From version 5: the guest asks for ``count`` subchannels if ``operation`` is 1."""
+
+    operation: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class PacketDirect:
+    """From version 6: an operation of the packet-direct interface."""
+
+    operation: int
+
+
+Message = (
+    Init
+    | NdisVersion
+    | SendBuffer
+    | RevokeBuffer
+    | RndisPacket
+    | RndisPacketComplete
+    | NdisConfig
+    | SwitchDataPath
+    | OidQueryEx
+    | Subchannels
+    | PacketDirect
+)
+
+RNDIS_PACKET: Final = MessageType.SEND_RNDIS_PACKET.to_bytes(4, "little")
+"""How an RNDIS packet begins."""
+_U32 = struct.Struct("<I")
+_TWO = struct.Struct("<4xII")
+_THREE = struct.Struct("<4xIII")
+_BUFFER = struct.Struct("<4xIH")
+_ID = struct.Struct("<4xH")
+_ONE = struct.Struct("<4xI")
+_CONFIG = struct.Struct("<4xI4xQ")
+_LAYOUT: dict[int, tuple[struct.Struct, int]] = {
+    MessageType.INIT: (_TWO, 0),
+    MessageType.SEND_NDIS_VERSION: (_TWO, Version.V1),
+    MessageType.SEND_RECEIVE_BUFFER: (_BUFFER, Version.V1),
+    MessageType.REVOKE_RECEIVE_BUFFER: (_ID, Version.V1),
+    MessageType.SEND_SEND_BUFFER: (_BUFFER, Version.V1),
+    MessageType.REVOKE_SEND_BUFFER: (_ID, Version.V1),
+    MessageType.SEND_RNDIS_PACKET: (_THREE, Version.V1),
+    MessageType.SEND_RNDIS_PACKET_COMPLETE: (_ONE, Version.V1),
+    MessageType.SEND_NDIS_CONFIG: (_CONFIG, Version.V2),
+    MessageType.SWITCH_DATA_PATH: (_ONE, Version.V4),
+    MessageType.OID_QUERY_EX: (_U32, Version.V5),
+    MessageType.SUBCHANNEL: (_TWO, Version.V5),
+    MessageType.PACKET_DIRECT: (_ONE, Version.V6),
+}
+
+
+def decode(payload: bytes, version: int) -> Message:
+    """The guest's message; ``version`` 0 before the negotiation, when there is only INIT.
+
+    Raises :class:`NvspError`.
+    """
+    if len(payload) < 4:
+        raise NvspError("length", len(payload), 0)
+    (kind,) = _U32.unpack_from(payload)
+    layout, since = _LAYOUT.get(kind, (_U32, None))
+    if since is None:
+        raise NvspError("msg_type", kind, 0, "unknown")
+    if version < since:
+        raise NvspError("msg_type", kind, 0, f"not in version {version:#x}")
+    if len(payload) < layout.size:
+        raise NvspError("length", len(payload), 0, f"of a message of type {kind}")
+    fields = layout.unpack_from(payload)
+    match kind:
+        case MessageType.INIT:
+            return Init(*fields)
+        case MessageType.SEND_NDIS_VERSION:
+            return NdisVersion(*fields)
+        case MessageType.SEND_RECEIVE_BUFFER | MessageType.SEND_SEND_BUFFER:
+            return SendBuffer(kind == MessageType.SEND_RECEIVE_BUFFER, *fields)
+        case MessageType.REVOKE_RECEIVE_BUFFER | MessageType.REVOKE_SEND_BUFFER:
+            return RevokeBuffer(kind == MessageType.REVOKE_RECEIVE_BUFFER, *fields)
+        case MessageType.SEND_RNDIS_PACKET:
+            return decode_rndis_packet(payload)
+        case MessageType.SEND_RNDIS_PACKET_COMPLETE:
+            return RndisPacketComplete(*fields)
+        case MessageType.SEND_NDIS_CONFIG:
+            return NdisConfig(fields[0], Capability(fields[1]))
+        case MessageType.SWITCH_DATA_PATH:
+            return SwitchDataPath(*fields)
+        case MessageType.OID_QUERY_EX:
+            return OidQueryEx()
+        case MessageType.SUBCHANNEL:
+            return Subchannels(*fields)
+        case _:
+            return PacketDirect(*fields)
+
+
+def decode_rndis_packet(payload: bytes) -> RndisPacket:
+    """:func:`decode` for what begins like :data:`RNDIS_PACKET`, in a version that has it."""
+    if len(payload) < _THREE.size:
+        raise NvspError("length", len(payload), 0, "of an RNDIS packet")
+    return RndisPacket(*_THREE.unpack_from(payload))
+
+
+def negotiate(message: Init) -> tuple[Status, Version | None]:
+    """The highest version that both ends take, or why there is none."""
+    both = [known for known in Version if message.minimum <= known <= message.maximum]
+    if both:
+        return Status.SUCCESS, both[-1]
+    if message.minimum > max(Version):
+        return Status.PROTOCOL_TOO_NEW, None
+    if message.maximum < min(Version):
+        return Status.PROTOCOL_TOO_OLD, None
+    return Status.PROTOCOL_UNSUPPORTED, None
+
+
+def _message(kind: MessageType, body: bytes) -> bytes:
+    return (_U32.pack(kind) + body).ljust(MESSAGE_SIZE, b"\0")
+
+
+def init_complete(status: Status, version: int) -> bytes:
+    """Completes INIT."""
+    body = struct.pack("<III", version, MAX_MDL_CHAIN_LENGTH, status)
+    return _message(MessageType.INIT_COMPLETE, body)
+
+
+def receive_buffer_complete(status: Status, section_size: int = 0, sections: int = 0) -> bytes:
+    """Completes SEND_RECEIVE_BUFFER: one run of sections from offset 0, or none.
+
+    Linux wants exactly one run, from 0.
+    """
+    body = struct.pack("<II", status, 1 if sections else 0)
+    body += struct.pack("<IIII", 0, section_size, sections, section_size * sections)
+    return _message(MessageType.SEND_RECEIVE_BUFFER_COMPLETE, body)
+
+
+def send_buffer_complete(status: Status, section_size: int = 0) -> bytes:
+    """Completes SEND_SEND_BUFFER."""
+    return _message(MessageType.SEND_SEND_BUFFER_COMPLETE, struct.pack("<II", status, section_size))
+
+
+def rndis_packet(channel: RndisChannel) -> bytes:
+    """The payload of a transfer page packet with RNDIS messages."""
+    body = struct.pack("<III", channel, NO_SECTION, 0)
+    return _message(MessageType.SEND_RNDIS_PACKET, body)
+
+
+def rndis_packet_complete(status: Status) -> bytes:
+    """Completes SEND_RNDIS_PACKET, in either direction."""
+    return _message(MessageType.SEND_RNDIS_PACKET_COMPLETE, _U32.pack(status))
+
+
+def subchannels_complete(status: Status, count: int) -> bytes:
+    """Completes SUBCHANNEL: so many will be offered."""
+    return _message(MessageType.SUBCHANNEL, struct.pack("<II", status, count))
+
+
+def packet_direct_complete(operation: int) -> bytes:
+    """Completes a packet-direct operation: not supported, not enabled, no queues."""
+    return _message(MessageType.PACKET_DIRECT, struct.pack("<II", operation, Status.FAIL))
+
+
+def indirection_table(entries: Sequence[int]) -> bytes:
+    """SEND_INDIRECTION_TABLE: the channel of each of :data:`SEND_TABLE_SIZE` hash values.
+
+    The table stands behind a whole message. Linux takes it from there in versions up to 6,
+    whatever the offset says, and from the offset in 6.1.
+    """
+    if len(entries) != SEND_TABLE_SIZE:
+        raise ValueError(f"a send indirection table has {SEND_TABLE_SIZE} entries")
+    body = struct.pack("<II", len(entries), MESSAGE_SIZE)
+    message = _message(MessageType.SEND_INDIRECTION_TABLE, body)
+    return message + struct.pack(f"<{len(entries)}I", *entries)

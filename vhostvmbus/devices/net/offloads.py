@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the card computes for the guest: the NDIS offload structures, and what is in force.
+
+Layouts: NDIS_OFFLOAD and NDIS_OFFLOAD_PARAMETERS of the Windows driver documentation; Linux
+``hyperv_net.h``, ``struct ndis_offload`` and ``ndis_offload_params``. Little-endian, naturally
+aligned. A structure of an older NDIS version is the beginning of the newer one; the header says
+which, and an answer is as long as the question's header said.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from typing import Final
+
+from vhostvmbus.devices.net.errors import OidDataInvalid, OidLengthInvalid
+from vhostvmbus.devices.net.link import Capabilities
+
+OFFLOAD_TYPE: Final = 0xA7
+DEFAULT_TYPE: Final = 0x80
+SIZES: Final = {1: 112, 2: 144, 3: 156}
+"""NDIS_OFFLOAD by revision: NDIS 6.0, 6.1, 6.30."""
+MIN_PARAMETERS: Final = 15
+"""NDIS_OFFLOAD_PARAMETERS up to the last of the settings that NDIS 6.0 had."""
+MAX_LARGE_SEND: Final = 0xFFFF - 128
+"""Bytes in a large send; with all headers it is still an IP packet."""
+MIN_SEGMENTS: Final = 2
+_ENCAPSULATION_802_3: Final = 2
+_IPV4_TX: Final = 0x001 | 0x004 | 0x010 | 0x040 | 0x100
+"""IP and TCP options, TCP, UDP, and the IP header."""
+_IPV6_TX: Final = 0x001 | 0x004 | 0x010 | 0x040
+_IPV4_RX: Final = 0x004 | 0x010 | 0x040
+_IPV6_RX: Final = 0x001 | 0x004 | 0x010 | 0x040
+_LSO_IPV6_OPTIONS: Final = 0x001 | 0x004
+
+_NO_CHANGE: Final = 0
+_DISABLED: Final = 1
+_FEATURE_ENABLED: Final = 2
+_TX_ONLY: Final = 2
+_RX_ONLY: Final = 3
+_BOTH: Final = 4
+
+_HEADER = struct.Struct("<BBH")
+_SETTINGS = struct.Struct("<4x11B")
+_RSC_AT: Final = 22
+
+
+@dataclass(frozen=True, slots=True)
+class Offloads:
+    """What the guest has switched on; nothing else is done for it, or left to it."""
+
+    ip_checksum: bool = False
+    tcp4_send: bool = False
+    tcp4_receive: bool = False
+    udp4_send: bool = False
+    udp4_receive: bool = False
+    tcp6_send: bool = False
+    tcp6_receive: bool = False
+    udp6_send: bool = False
+    udp6_receive: bool = False
+    lso4: bool = False
+    lso6: bool = False
+    rsc4: bool = False
+    rsc6: bool = False
+
+    @classmethod
+    def all_of(cls, able: Capabilities, coalescing: bool) -> Offloads:
+        """Everything that can be."""
+        csum = able.checksum
+        lso4, lso6 = csum and able.tso4, csum and able.tso6
+        checksums = (csum,) * 9
+        return cls(*checksums, lso4, lso6, coalescing and lso4, coalescing and lso6)
+
+    @property
+    def receive(self) -> Capabilities:
+        """What the link may leave undone in received frames."""
+        checked = (
+            self.tcp4_receive and self.udp4_receive and self.tcp6_receive and self.udp6_receive
+        )
+        return Capabilities(checked, checked and self.rsc4, checked and self.rsc6)
+
+
+def describe(offloads: Offloads, revision: int) -> bytes:
+    """NDIS_OFFLOAD of that revision."""
+
+    def transmit(options: int, tcp: bool, udp: bool, ip: bool) -> int:
+        wanted = options & ~0x150
+        wanted |= (0x010 if tcp else 0) | (0x040 if udp else 0) | (0x100 if ip else 0)
+        return wanted & options if tcp or udp or ip else 0
+
+    def encapsulation(flags: int) -> int:
+        return _ENCAPSULATION_802_3 if flags else 0
+
+    has = offloads
+    ip4_tx = transmit(_IPV4_TX, has.tcp4_send, has.udp4_send, has.ip_checksum)
+    ip4_rx = transmit(_IPV4_RX, has.tcp4_receive, has.udp4_receive, False)
+    ip6_tx = transmit(_IPV6_TX, has.tcp6_send, has.udp6_send, False)
+    ip6_rx = transmit(_IPV6_RX, has.tcp6_receive, has.udp6_receive, False)
+    checksums = [item for flags in (ip4_tx, ip4_rx, ip6_tx, ip6_rx)
+                 for item in (encapsulation(flags), flags)]  # fmt: skip
+    large = []
+    for enabled in (has.lso4, has.lso6):
+        large += [_ENCAPSULATION_802_3, MAX_LARGE_SEND, MIN_SEGMENTS] if enabled else [0, 0, 0]
+    large.append(_LSO_IPV6_OPTIONS if has.lso6 else 0)
+    size = SIZES[revision]
+    whole = _HEADER.pack(OFFLOAD_TYPE, revision, size) + struct.pack("<8I", *checksums)
+    whole += bytes(16 + 28)  # large sends of version 1, IPsec
+    whole += struct.pack("<7I", *large) + bytes(4)
+    whole = whole.ljust(SIZES[2], b"\0") + bytes([has.rsc4, has.rsc6])
+    return whole.ljust(size, b"\0")[:size]
+
+
+def revision_wanted(information: bytes) -> int:
+    """The revision that a query's header asks for; the newest if it has none."""
+    if len(information) < _HEADER.size:
+        return max(SIZES)
+    kind, revision, size = _HEADER.unpack_from(information)
+    if kind != OFFLOAD_TYPE:
+        raise OidDataInvalid("header.type", kind, 0)
+    fitting = [known for known in SIZES if known <= revision and SIZES[known] <= size]
+    if not fitting:
+        raise OidDataInvalid("header.size", size, 2, f"of revision {revision}")
+    return max(fitting)
+
+
+def with_parameters(offloads: Offloads, able: Offloads, data: bytes) -> Offloads:
+    """What is in force after NDIS_OFFLOAD_PARAMETERS. Raises :class:`OidError`.
+
+    Only what the card offered can be switched on.
+    """
+    if len(data) < MIN_PARAMETERS:
+        raise OidLengthInvalid("info_buflen", len(data), 0)
+    kind, revision, _ = _HEADER.unpack_from(data)
+    if kind != DEFAULT_TYPE or not revision:
+        raise OidDataInvalid("header.type", kind, 0)
+    settings = _SETTINGS.unpack_from(data)
+    ip, tcp4, udp4, tcp6, udp6, _, _, lso4, lso6, _, _ = settings
+    for number, value in enumerate(settings):
+        if value > _BOTH:
+            raise OidDataInvalid("setting", value, 4 + number)
+    changed = offloads
+    if ip != _NO_CHANGE:
+        changed = replace(changed, ip_checksum=ip in (_TX_ONLY, _BOTH))
+    for name, value in (("tcp4", tcp4), ("udp4", udp4), ("tcp6", tcp6), ("udp6", udp6)):
+        if value != _NO_CHANGE:
+            changed = replace(
+                changed,
+                **{
+                    f"{name}_send": value in (_TX_ONLY, _BOTH),
+                    f"{name}_receive": value in (_RX_ONLY, _BOTH),
+                },
+            )
+    rsc4, rsc6 = data[_RSC_AT : _RSC_AT + 2] if len(data) >= _RSC_AT + 2 else (0, 0)
+    for name, value in (("lso4", lso4), ("lso6", lso6), ("rsc4", rsc4), ("rsc6", rsc6)):
+        if value != _NO_CHANGE:
+            changed = replace(changed, **{name: value == _FEATURE_ENABLED})
+    for name in Offloads.__slots__:
+        if getattr(changed, name) and not getattr(able, name):
+            raise OidDataInvalid(name, 1, 4, "was not offered")
+    return changed

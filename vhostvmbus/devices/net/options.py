@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line of ``vhostvmbus serve net``."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from vhostvmbus.devices.net.link import spec
+
+if TYPE_CHECKING:
+    from vhostvmbus.devices.net import NetworkCard
+
+HELP = "a network card, connected to user-mode network or to the host's"
+LINK_HELP = (
+    "user[,hostfwd=tcp:HOSTPORT:GUESTPORT]..., tap[,ip=ADDRESS/LENGTH][,bridge=NAME][,queues=N], "
+    "tap:NAME, bridge:NAME, netns:NAME[,ip=...] or none; "
+    "all with [,mtu=N][,mac=MAC][,pcap=FILE] (docs/devices/net.md)"
+)
+
+
+def parsed_link(text: str) -> spec.LinkSpec:
+    """*text* understood, for argparse."""
+    try:
+        return spec.parse(text)
+    except spec.SpecError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the device's own arguments."""
+    parser.add_argument(
+        "--link", type=parsed_link, default="user", metavar="LINK", help=f"{LINK_HELP}; user"
+    )
+    parser.add_argument("--instance-id", type=UUID, metavar="UUID", help="of the VMBus device")
+
+
+def make_device(options: argparse.Namespace) -> NetworkCard:
+    """The card; raises what making its link raises."""
+    from vhostvmbus.devices.net import NetworkCard
+
+    link = spec.open(options.link)
+    # What has a name on the host does not go by itself.
+    atexit.register(link.close)
+    return NetworkCard(link, instance_id=options.instance_id)

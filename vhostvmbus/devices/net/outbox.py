@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What goes to the guest in receive sections: frames and RNDIS answers, and their return.
+
+Invariants: a section is given back once, when the guest completed the packet that it was told of
+with, or when that could not be told; answers go out in their order, and wait here, a bounded
+number of them, when the guest has no section free. Any thread may use it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from vhostvmbus.channel import Channel
+from vhostvmbus.devices.net import nvsp
+from vhostvmbus.devices.net.buffers import ReceiveBuffer, Section
+from vhostvmbus.devices.net.errors import ReturnError
+from vhostvmbus.devices.net.nvsp import MessageType, RndisChannel
+from vhostvmbus.devices.net.receiver import Delivery
+from vhostvmbus.wire.errors import ChannelClosed, GuestError, PacketTooBig, SendQueueFull
+from vhostvmbus.wire.transfer import build_transfer_pages
+from vhostvmbus.wire.vmbus import PacketType
+
+MAX_WAITING: Final = 64
+"""RNDIS answers that may wait for a section."""
+_DATA = nvsp.rndis_packet(RndisChannel.DATA)
+_CONTROL = nvsp.rndis_packet(RndisChannel.CONTROL)
+_COMPLETE = MessageType.SEND_RNDIS_PACKET_COMPLETE.to_bytes(4, "little")
+
+
+class Outbox:
+    """One card's way to its guest. ``complain`` is told of returns that are none."""
+
+    def __init__(self, complain: Callable[[Channel, GuestError], None]) -> None:
+        self.channels: dict[int, Channel] = {}
+        """The open channels."""
+        self.buffer: ReceiveBuffer | None = None
+        """Where answers go; frames bring theirs along."""
+        self.dropped = 0
+        """RNDIS answers that the guest left no room for."""
+        self._complain = complain
+        self._lock = threading.Lock()
+        self._waiting: deque[bytes] = deque()
+
+    def forget(self) -> None:
+        """Nothing waits any more."""
+        with self._lock:
+            self._waiting.clear()
+
+    def answer(self, messages: list[bytes]) -> None:
+        """Sends RNDIS messages on the control channel, or keeps them; without any, those kept."""
+        with self._lock:
+            for message in messages:
+                if len(self._waiting) < MAX_WAITING:
+                    self._waiting.append(message)
+                else:
+                    self.dropped += 1
+            channel, buffer = self.channels.get(0), self.buffer
+            while self._waiting and channel is not None and buffer is not None:
+                taken = buffer.take(1, reserve=0)
+                if not taken:
+                    return
+                message = self._waiting.popleft()
+                (section,) = taken
+                section.write(message)
+                delivery = Delivery([(len(message), section.offset)], taken, section.spans)
+                if not self._tell(channel, buffer, delivery, _CONTROL):
+                    self.dropped += 1
+
+    def deliver(self, channel: int, buffer: ReceiveBuffer, delivery: Delivery) -> int:
+        """Tells the guest of frames; returns how many sections could not be told of."""
+        found = self.channels.get(channel) or self.channels.get(0)
+        if found is not None and self._tell(found, buffer, delivery, _DATA):
+            return 0
+        if found is None:
+            buffer.give(delivery.sections)
+        return len(delivery.sections)
+
+    def _tell(
+        self, channel: Channel, buffer: ReceiveBuffer, delivery: Delivery, payload: bytes
+    ) -> bool:
+        """Sends a transfer page packet; else the sections are free again."""
+        try:
+            channel.send(
+                payload,
+                packet_type=PacketType.DATA_USING_XFER_PAGES,
+                header=build_transfer_pages(buffer.set_id, delivery.ranges),
+                on_completion=partial(self._returned, channel, buffer, delivery.sections),
+                written=delivery.written,
+            )
+        except (ChannelClosed, SendQueueFull, PacketTooBig):
+            buffer.give(delivery.sections)
+            return False
+        return True
+
+    def _returned(
+        self,
+        channel: Channel,
+        buffer: ReceiveBuffer,
+        sections: list[Section],
+        payload: bytes | None,
+    ) -> None:
+        """The guest is done with sections, or its channel is closed."""
+        buffer.give(sections)
+        if payload is None:
+            return
+        if payload[:4] != _COMPLETE or len(payload) < 8:
+            kind = int.from_bytes(payload[:4], "little")
+            self._complain(channel, ReturnError("msg_type", kind, 0, "no receive completion"))
+        if self._waiting:
+            self.answer([])
+
+    def send_table(self) -> None:
+        """Tells the guest to spread what it sends over all open channels."""
+        primary, count = self.channels.get(0), len(self.channels)
+        if primary is None:
+            return
+        table = [number % count for number in range(nvsp.SEND_TABLE_SIZE)]
+        try:
+            primary.send(nvsp.indirection_table(table))
+        except (ChannelClosed, SendQueueFull):
+            return  # a guest that is about to go, or that does not listen

@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the card answers to each message of its guest: NVSP and RNDIS, without any I/O.
+
+Bytes in; an :data:`Action` out, which says what is to be done and what the packet is completed
+with. RNDIS requests go through :meth:`Protocol.control`, whose answers are packets of the host's
+own. Sources: see :mod:`.nvsp`, :mod:`.rndis` and :mod:`.oids`.
+
+Invariants: every message gets one action, whatever is in it; one that is refused changed nothing.
+Only the primary channel negotiates; a subchannel has nothing but RNDIS data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from vhostvmbus.devices.net import buffers, nvsp, oids, rndis, status
+from vhostvmbus.devices.net.errors import NetError, NvspError, OidError, RndisError
+from vhostvmbus.devices.net.frame import ETHERNET_SIZE, VLAN_SIZE
+from vhostvmbus.devices.net.nvsp import Capability, MessageType, Status, Version
+from vhostvmbus.devices.net.oids import Adapter, Change
+
+MAX_FRAME: int = 65535
+"""Longest ``frame_size`` of an NDIS configuration that is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Complete the packet with this; ``error`` is what was wrong with it."""
+
+    payload: bytes
+    error: NetError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lend:
+    """Map this GPADL and complete with :meth:`Protocol.lent`."""
+
+    receive: bool
+    gpadl: int
+    buffer_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """Touch that buffer no more, then complete with nothing."""
+
+    receive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """RNDIS messages are there to be looked at."""
+
+    packet: nvsp.RndisPacket
+
+
+@dataclass(frozen=True, slots=True)
+class OfferSubchannels:
+    """Offer so many subchannels, then complete with :func:`subchannels_answer`.
+
+    In this order: Linux waits for ever for channels that were promised, and takes those that
+    come early.
+    """
+
+    count: int
+
+
+Action = Answer | Lend | Revoke | Messages | OfferSubchannels
+
+
+class Rndis(Enum):
+    """Where RNDIS is."""
+
+    UNINITIALIZED = auto()
+    INITIALIZED = auto()
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a control message led to: RNDIS messages to send, and what changed."""
+
+    messages: list[bytes] = field(default_factory=list)
+    change: Change = Change.NOTHING
+    error: NetError | None = None
+    reset: bool = False
+    """Everything that was set is as in the beginning."""
+
+
+class Protocol:
+    """One guest's conversation with the card, on the primary channel."""
+
+    def __init__(self, adapter: Adapter, *, max_subchannels: int = 0) -> None:
+        self.adapter = adapter
+        self.max_subchannels = max_subchannels
+        self.version: Version | None = None
+        self.capabilities = Capability(0)
+        self.frame_size = 1500 + ETHERNET_SIZE
+        """What the guest wants to receive at most, in bytes, without a tag."""
+        self.ndis_version = (0, 0)
+        self.rndis = Rndis.UNINITIALIZED
+        self.receive_lent = False
+        self.send_lent = False
+
+    @property
+    def coalescing(self) -> bool:
+        """Whether the guest takes a frame in several sections."""
+        version = self.version
+        return (
+            version is not None
+            and version >= Version.V6_1
+            and bool(self.capabilities & Capability.RSC)
+        )
+
+    @property
+    def tagging(self) -> bool:
+        """Whether the guest takes an 802.1Q tag beside the frame."""
+        return bool(self.capabilities & Capability.IEEE8021Q)
+
+    @property
+    def ready(self) -> bool:
+        """Whether RNDIS messages may be sent to the guest."""
+        return self.receive_lent and self.rndis is Rndis.INITIALIZED
+
+    # -- NVSP ----------------------------------------------------------------------------------
+
+    def receive(self, payload: bytes, *, primary: bool = True) -> Action:
+        """What is to be done with a packet. Never raises."""
+        try:
+            message = nvsp.decode(payload, self.version or 0)
+            if not primary and not isinstance(message, nvsp.RndisPacket):
+                raise NvspError("msg_type", payload[0], 0, "on a subchannel")
+            return self._act(message)
+        except NvspError as error:
+            return Answer(_refusal(payload), error)
+
+    def _act(self, message: nvsp.Message) -> Action:
+        match message:
+            case nvsp.RndisPacket():
+                return Messages(message)
+            case nvsp.Init():
+                return self._init(message)
+            case nvsp.NdisVersion(major, minor):
+                self.ndis_version = (major, minor)
+                return Answer(b"")
+            case nvsp.NdisConfig(frame_size, capabilities):
+                return self._configure(frame_size, capabilities)
+            case nvsp.SendBuffer(receive, gpadl, buffer_id):
+                if self.receive_lent if receive else self.send_lent:
+                    raise NvspError("gpadl_handle", gpadl, 4, "a second buffer")
+                return Lend(receive, gpadl, buffer_id)
+            case nvsp.RevokeBuffer(receive, _):
+                if receive:
+                    self.receive_lent = False
+                else:
+                    self.send_lent = False
+                return Revoke(receive)
+            case nvsp.SwitchDataPath(active):
+                if active:
+                    raise NvspError("active_datapath", active, 4, "there is no virtual function")
+                return Answer(b"")
+            case nvsp.Subchannels(operation, count):
+                return self._subchannels(operation, count)
+            case nvsp.PacketDirect(operation):
+                return Answer(nvsp.packet_direct_complete(operation))
+            case nvsp.RndisPacketComplete():
+                raise NvspError(
+                    "msg_type", MessageType.SEND_RNDIS_PACKET_COMPLETE, 0, "in a packet"
+                )
+            case _:
+                raise NvspError("msg_type", MessageType.OID_QUERY_EX, 0, "RNDIS has the OIDs")
+
+    def _init(self, message: nvsp.Init) -> Action:
+        if self.receive_lent or self.send_lent:
+            raise NvspError("msg_type", MessageType.INIT, 0, "while buffers are lent")
+        answer, version = nvsp.negotiate(message)
+        self.version = version
+        self.capabilities = Capability(0)
+        return Answer(nvsp.init_complete(answer, version or 0))
+
+    def _configure(self, frame_size: int, capabilities: Capability) -> Action:
+        if self.receive_lent:
+            raise NvspError("msg_type", MessageType.SEND_NDIS_CONFIG, 0, "after the buffers")
+        if not ETHERNET_SIZE + 68 <= frame_size <= MAX_FRAME:
+            raise NvspError("mtu", frame_size, 4)
+        self.frame_size = frame_size
+        self.capabilities = capabilities
+        self.adapter.coalescing = self.coalescing
+        return Answer(b"")
+
+    def _subchannels(self, operation: int, count: int) -> Action:
+        if operation != 1:
+            raise NvspError("op", operation, 4)
+        if not count:
+            raise NvspError("num_subchannels", count, 8)
+        granted = min(count, self.max_subchannels)
+        if not granted:
+            return Answer(subchannels_answer(0))
+        return OfferSubchannels(granted)
+
+    @property
+    def section_size(self) -> int:
+        """Bytes of a receive section for this guest."""
+        return buffers.section_size(self.frame_size + VLAN_SIZE, self.coalescing)
+
+    def lent(self, buffer: buffers.ReceiveBuffer | buffers.SendBuffer) -> bytes:
+        """The buffer that :class:`Lend` asked for is mapped; what completes the packet."""
+        if isinstance(buffer, buffers.ReceiveBuffer):
+            self.receive_lent = True
+            return nvsp.receive_buffer_complete(Status.SUCCESS, buffer.section_size, buffer.count)
+        self.send_lent = True
+        return nvsp.send_buffer_complete(Status.SUCCESS, buffer.section_size)
+
+    # -- RNDIS requests ------------------------------------------------------------------------
+
+    def control(self, data: bytes, max_transfer_size: int) -> Outcome:
+        """Answers one RNDIS request; ``data`` is private memory. Never raises."""
+        try:
+            message = rndis.decode_control(data)
+        except RndisError as error:
+            return Outcome(error=error)
+        ready = self.rndis is Rndis.INITIALIZED
+        not_ready = None if ready else RndisError("ndis_msg_type", data[0], 0, "not initialized")
+        match message:
+            case rndis.Initialize(number, major):
+                return self._initialize(number, major, max_transfer_size)
+            case rndis.Halt():
+                self.rndis = Rndis.UNINITIALIZED
+                self.adapter.reset()
+                return Outcome(reset=True)
+            case rndis.Reset():
+                if ready:
+                    self.adapter.reset()
+                answer = rndis.reset_complete(
+                    status.SUCCESS if ready else status.ADAPTER_NOT_READY, ready
+                )
+                return Outcome([answer], error=not_ready, reset=ready)
+            case rndis.Keepalive(number):
+                code = status.SUCCESS if ready else status.ADAPTER_NOT_READY
+                return Outcome([rndis.keepalive_complete(number, code)], error=not_ready)
+            case rndis.Query(number) if not ready:
+                return Outcome(
+                    [rndis.query_complete(number, status.ADAPTER_NOT_READY)], error=not_ready
+                )
+            case rndis.Query(number, oid, information):
+                return self._query(number, oid, information)
+            case rndis.Set(number) if not ready:
+                return Outcome(
+                    [rndis.set_complete(number, status.ADAPTER_NOT_READY)], error=not_ready
+                )
+            case rndis.Set(number, oid, information):
+                return self._set(number, oid, information)
+
+    def _initialize(self, number: int, major: int, max_transfer_size: int) -> Outcome:
+        if major != rndis.MAJOR_VERSION:
+            error = RndisError("major_ver", major, 12)
+            answer = rndis.initialize_complete(number, status.BAD_VERSION, max_transfer_size)
+            return Outcome([answer], error=error)
+        self.rndis = Rndis.INITIALIZED
+        self.adapter.reset()
+        answer = rndis.initialize_complete(number, status.SUCCESS, max_transfer_size)
+        return Outcome([answer], reset=True)
+
+    def _query(self, number: int, oid: int, information: bytes) -> Outcome:
+        try:
+            value = oids.query(self.adapter, oid, information)
+        except OidError as error:
+            return Outcome([rndis.query_complete(number, error.rndis_status)], error=error)
+        return Outcome([rndis.query_complete(number, status.SUCCESS, value)])
+
+    def _set(self, number: int, oid: int, information: bytes) -> Outcome:
+        try:
+            change = oids.set_value(self.adapter, oid, information)
+        except OidError as error:
+            return Outcome([rndis.set_complete(number, error.rndis_status)], error=error)
+        return Outcome([rndis.set_complete(number, status.SUCCESS)], change)
+
+    def link_changed(self, connected: bool) -> list[bytes]:
+        """What the guest is told of a link that went up or down; nothing if it did not."""
+        if self.adapter.connected == connected:
+            return []
+        self.adapter.connected = connected
+        if self.rndis is not Rndis.INITIALIZED:
+            return []
+        code = status.MEDIA_CONNECT if connected else status.MEDIA_DISCONNECT
+        return [rndis.indicate_status(code)]
+
+
+def refused_buffer(receive: bool) -> bytes:
+    """What completes a buffer that was not taken."""
+    if receive:
+        return nvsp.receive_buffer_complete(Status.FAIL)
+    return nvsp.send_buffer_complete(Status.FAIL)
+
+
+def subchannels_answer(count: int) -> bytes:
+    """What completes a request for subchannels of which ``count`` were offered."""
+    return nvsp.subchannels_complete(Status.SUCCESS if count else Status.FAIL, count)
+
+
+def _refusal(payload: bytes) -> bytes:
+    """A completion that a driver understands as a failure of what it asked for."""
+    kind = int.from_bytes(payload[:4], "little")
+    match kind:
+        case MessageType.INIT:
+            return nvsp.init_complete(Status.FAIL, 0)
+        case MessageType.SEND_RECEIVE_BUFFER | MessageType.SEND_SEND_BUFFER:
+            return refused_buffer(kind == MessageType.SEND_RECEIVE_BUFFER)
+        case MessageType.SEND_RNDIS_PACKET:
+            return nvsp.rndis_packet_complete(Status.FAIL)
+        case MessageType.SUBCHANNEL:
+            return nvsp.subchannels_complete(Status.FAIL, 0)
+        case _:
+            return b""

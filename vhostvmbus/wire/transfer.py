@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Transfer pages: how a packet describes bytes in pages that the receiver lent to the sender.
+
+Layout (``struct vmtransfer_page_packet_header`` of ``include/linux/hyperv.h``), between the
+descriptor and the payload of a DATA_USING_XFER_PAGES packet: ``set_id u16, sender_owns_set u8,
+reserved u8, range_count u32``, then for each range ``byte_count u32, byte_offset u32``.
+Little-endian. Offsets count from the start of the page set, which is a GPADL that both ends
+named ``set_id`` in the device's own protocol.
+"""
+
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from vhostvmbus.wire.errors import PacketError
+
+HEADER_SIZE = 8
+RANGE_SIZE = 8
+_HEADER = struct.Struct("<HBxI")
+_RANGE = struct.Struct("<II")
+
+
+class TransferPagesInvalid(PacketError):
+    """A transfer page header that is cut short, or has more ranges than bytes for them."""
+
+
+class TransferRange(NamedTuple):
+    """``byte_count`` bytes that start ``byte_offset`` bytes into the page set."""
+
+    byte_count: int
+    byte_offset: int
+
+
+def build_transfer_pages(
+    set_id: int, ranges: Iterable[tuple[int, int]], *, sender_owns_set: bool = False
+) -> bytes:
+    """The header for ``(byte_count, byte_offset)`` ranges; what :meth:`Channel.send` takes.
+
+    Nothing is checked, so that tests can lie; values must fit their fields.
+    """
+    parts = [_RANGE.pack(count, offset) for count, offset in ranges]
+    return _HEADER.pack(set_id, sender_owns_set, len(parts)) + b"".join(parts)
+
+
+def parse_transfer_pages(header: bytes) -> tuple[int, list[TransferRange]]:
+    """``(set_id, ranges)``; bytes behind the last range are ignored.
+
+    ``header`` is private memory: what stands between descriptor and payload. Raises
+    :exc:`TransferPagesInvalid`.
+    """
+    if len(header) < HEADER_SIZE:
+        raise TransferPagesInvalid("length", len(header), 0)
+    set_id, _, count = _HEADER.unpack_from(header)
+    if count > (len(header) - HEADER_SIZE) // RANGE_SIZE:
+        raise TransferPagesInvalid("range_count", count, 4)
+    end = HEADER_SIZE + count * RANGE_SIZE
+    return set_id, [TransferRange(*pair) for pair in _RANGE.iter_unpack(header[HEADER_SIZE:end])]
