@@ -6,19 +6,24 @@ The host's side is a TAP in a network namespace that is made for the test.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
+import json
 import os
 import re
 import socket
 import struct
+import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from net_support import namespace_name, require_root
-from vm_support import MEBIBYTE, SOAK, MakePlan
+from vm_support import MEBIBYTE, SOAK, MakePlan, plug, unplug
 
 from vhostvmbus.devices.net.link.namespace import call_in
 from vhostvmbus.vm import images
@@ -31,6 +36,8 @@ ADDRESSES = (
     "ip link set eth0 up; "
     "for i in $(seq 100); do [ $(cat /sys/class/net/eth0/carrier) = 1 ] && break; sleep 0.1; done"
 )
+NET_CHARDEV = "vmbus1"
+"""The second one: the first is the root disk's."""
 MODULE = "for i in $(seq 100); do [ -e /sys/class/net/eth0 ] && break; sleep 0.1; done"
 
 
@@ -44,9 +51,25 @@ class Rig:
     def guest(self, script: str, timeout: float = 120.0) -> str:
         return self.machine.check(script, timeout)
 
+    def host(self, *words: str) -> str:
+        """Run a program at the other end of the cable."""
+        words = ("nsenter", f"--net=/run/netns/{self.namespace}", *words)
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+    @property
+    def tap(self) -> str:
+        """The interface at the other end."""
+        names = [line.split()[0] for line in self.host("ip", "-br", "link").splitlines()]
+        return next(name for name in names if name.startswith("vmbus"))
+
     def ping(self, size: int = 56, address: str = HOST4) -> None:
-        text = self.guest(f"ping -c 3 -i 0.2 -s {size} -M do {address}")
-        assert " 0% packet loss" in text
+        """Three in a row, none lost. A card that was just set up anew gets time to settle."""
+        deadline = time.monotonic() + 15
+        while True:
+            text = self.machine.run(f"ping -c 3 -i 0.2 -s {size} -M do {address}").stdout.decode()
+            if " 0% packet loss" in text:
+                return
+            assert time.monotonic() < deadline, text
 
     def counter(self, name: str) -> int:
         """One of the guest's ``/proc/net/snmp``, as ``Udp.InErrors``."""
@@ -146,6 +169,84 @@ def test_bytes_arrive_as_they_were(rig: Rig, family: socket.AddressFamily) -> No
     assert int(after) - int(before) < size // 1448
 
 
+@contextlib.contextmanager
+def iperf_server(rig: Rig) -> Iterator[None]:
+    words = ["nsenter", f"--net=/run/netns/{rig.namespace}", "iperf3", "--server", "--forceflush"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            while "Server listening" not in server.stdout.readline():
+                assert server.poll() is None
+            yield
+        finally:
+            server.kill()
+
+
+def test_iperf(rig: Rig, record_property: Callable[[str, object], None]) -> None:
+    """Each way, each protocol, one stream and four: all of what was sent, in whole seconds."""
+    megabits: dict[str, int] = {}
+    with iperf_server(rig):
+        for address, ways, load in itertools.product(
+            (HOST4, HOST6), ("", "--reverse"), ("--parallel 1", "--parallel 4", "--udp -b 10M")
+        ):
+            text = rig.guest(f"iperf3 --client {address} --json --time 1 {ways} {load}", 60)
+            end = json.loads(text)["end"]
+            name = f"{'v6' if ':' in address else 'v4'} {ways} {load}"
+            if "--udp" in load:
+                assert end["sum"]["packets"] > 500
+                assert end["sum"]["lost_packets"] < end["sum"]["packets"] // 2, name
+                megabits[name] = round(end["sum"]["bits_per_second"] / 1e6)
+            else:
+                assert end["sum_received"]["bytes"] > MEBIBYTE, name
+                megabits[name] = round(end["sum_received"]["bits_per_second"] / 1e6)
+    record_property("megabits_per_second", megabits)
+    print(f"megabits per second: {megabits}")
+
+
+def test_bytes_arrive_while_the_link_flaps(rig: Rig) -> None:
+    """The host takes its interface down and up all the time; what TCP lost it sends again."""
+    size = (1024 if SOAK else 32) * MEBIBYTE
+    changes = "cat /sys/class/net/eth0/carrier_changes"
+    before = int(rig.guest(changes))
+    digest = hashlib.sha256()
+
+    def listen() -> socket.socket:
+        server = socket.create_server((HOST4, 0))
+        server.settimeout(60)
+        return server
+
+    def receive(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            while data := connection.recv(1 << 20):
+                digest.update(data)
+
+    over = threading.Event()
+
+    def flap() -> None:
+        while not over.wait(0.3):
+            rig.host("ip", "link", "set", rig.tap, "down")
+            time.sleep(0.2)
+            rig.host("ip", "link", "set", rig.tap, "up")
+            rig.host("ip", "addr", "replace", f"{HOST6}/64", "dev", rig.tap)
+
+    rig.guest(f"head -c {size} /dev/urandom >/tmp/sent")
+    with call_in(rig.namespace, listen) as server:
+        port = server.getsockname()[1]
+        threads = [threading.Thread(target=flap), threading.Thread(target=receive, args=(server,))]
+        for thread in threads:
+            thread.start()
+        try:
+            rig.guest(f"ncat --send-only {HOST4} {port} </tmp/sent", timeout=600)
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join(60)
+    assert rig.guest("sha256sum </tmp/sent; rm /tmp/sent").split()[0] == digest.hexdigest()
+    assert int(rig.guest(changes)) >= before + 2
+    rig.ping()
+
+
 def test_channels_and_rings_are_changed(rig: Rig) -> None:
     rig.guest("ethtool -L eth0 combined 2")
     rig.ping()
@@ -197,6 +298,15 @@ def test_the_driver_goes_and_comes_back(rig: Rig) -> None:
     rig.ping()
     assert re.findall(r"Combined:\s+(\d+)", rig.guest("ethtool -l eth0")) == ["4", "4"]
     assert "sub channel request failed" not in rig.guest("dmesg")
+
+
+def test_unplugged_and_plugged_in(rig: Rig) -> None:
+    for _ in range(20 if SOAK else 3):
+        unplug(rig.machine, NET_CHARDEV)
+        assert "eth0" not in rig.guest("ls /sys/class/net")
+        plug(rig.machine, NET_CHARDEV)
+        rig.guest(f"{MODULE}; {ADDRESSES}")
+        rig.ping()
 
 
 def test_another_back_end_takes_over(rig: Rig) -> None:
