@@ -94,7 +94,12 @@ def plan() -> Plan:
         root=images.root_template(),
         append="vhostvmbus.dhcp=0",
         networks=(f"tap,mac={MAC[OURS]},ip={SUBNET[OURS]}.1/24",),
-        extra=("-netdev", tap, "-device", f"virtio-net-pci,netdev=other,romfile=,mac={MAC[VIRTIO]}"),
+        extra=(
+            "-netdev",
+            tap,
+            "-device",
+            f"virtio-net-pci,netdev=other,romfile=,mac={MAC[VIRTIO]}",
+        ),
     )
 
 
