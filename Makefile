@@ -51,13 +51,15 @@ run-vm: setup
 	@tools/run-vm $(bin)/python "$(KERNEL)" "$(MODULES)" "$(SMP)" "$(MEM)" "$(ACCEL)" \
 		"$(QEMU)" "$(TIMEOUT)"
 
-test: setup lint
-	@$(bin)/python -m pytest -q $(ARGS)
+# What takes minutes to build is built first, where its progress is seen. Machines run one after the
+# other, beside the tests that need none.
+test: setup lint qemu images
+	@$(bin)/python -m pytest -q --numprocesses 2 --dist loadgroup $(ARGS)
 
 test-fast: setup
 	@$(bin)/python -m pytest -q --ignore=tests/vm $(ARGS)
 
-soak: setup
+soak: setup qemu images
 	@VHOSTVMBUS_SOAK=1 $(bin)/python -m pytest -q -rA $(ARGS)
 
 bench: setup

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Machines for the tests. Nothing is skipped: what is missing is built, or the test fails.
 
+With several test processes (pytest-xdist, ``--dist loadgroup``) one of them runs all machines: they
+are measured against time limits, and share guests.
+
 ``VHOSTVMBUS_QEMU`` names another QEMU; ``VHOSTVMBUS_SOAK=1`` makes the repeating tests repeat
 more often.
 """
@@ -21,7 +24,10 @@ HERE = Path(__file__).parent
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if HERE in item.path.parents and item.get_closest_marker("timeout") is None:
+        if HERE not in item.path.parents:
+            continue
+        item.add_marker(pytest.mark.xdist_group("machines"))
+        if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(3600 if SOAK else 900))
 
 
