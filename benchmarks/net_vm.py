@@ -141,7 +141,8 @@ def tables(seconds: float) -> Iterator[Table]:
         notes=["a TAP each, checksum and segmentation offloads on; UDP: what arrived"],
     )
     if os.geteuid() != 0:
-        raise SystemExit("benchmark net_vm makes TAPs in a network namespace: run it as root")
+        print("net_vm is left out: it makes TAPs in a network namespace, as root", file=sys.stderr)
+        return
     with inside(f"vhostvmbus-bench-{os.getpid()}"), Machine(plan()) as machine:
         machine.wait_ready()
         connect(machine)

@@ -88,8 +88,8 @@ def fio_table(lab: Lab) -> Table:
         "each CPU; the files, of the same bytes, are in the host's page cache",
         "us: median latency; CPU us: processor time for each request, of the back end, of QEMU "
         "with ours (nearly all the guest's own work) and with virtio (the disk as well)",
-        "same, other CPU: fio on the guest's processor that the channel interrupts, or on the "
-        "other, which costs an interrupt from processor to processor; virtio is always local",
+        "same, other CPU: fio on the guest's processor that the first channel interrupts, or on "
+        "the other, which has a channel of its own; so has virtio a queue for each",
         f"limit of ours: the thread that runs for more than {BUSY:.0%} of the time; or the host's "
         f"processors, if more than {CROWDED:.0%} of their time is used; or else the time that "
         "waking takes: back end, QEMU's main loop, guest's processor",
