@@ -35,14 +35,21 @@ def passt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_default_is_user_mode_if_there_is_one(
-    passt: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert chosen() == ["user"]
+    assert chosen() == ["user"]  # asks the real passt
     assert capsys.readouterr().err == ""
-    passt.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
     assert chosen() == []
     assert "apt install passt" in capsys.readouterr().err
     assert chosen("--net", "user") == ["user"]  # and then it is an error
+
+
+def test_a_passt_that_may_not_run(passt: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a chroot, say, it may not make the namespace that it locks itself into."""
+    passt.write_text("#!/bin/sh\necho 'no user namespace: not permitted' >&2\nexit 1\n")
+    assert chosen() == []
+    assert "no user namespace: not permitted" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("passt")

@@ -7,13 +7,14 @@ Only a command's own output goes to stdout; everything else is said on stderr.
 import argparse
 import contextlib
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vhostvmbus.devices.net.link import LinkDown
+from vhostvmbus.devices.net.link.passt import Passt
 from vhostvmbus.devices.net.link.spec import SpecError, parse
 from vhostvmbus.devices.scsi.disk import parse_disk
 from vhostvmbus.vm import accel, images, nested, terminal
@@ -153,9 +154,12 @@ def networks(options: argparse.Namespace) -> list[str]:
             raise SetupError("a machine in a machine (nested) has no network; use NET=none")
         return []
     if not asked:
-        if shutil.which("passt"):
+        try:
+            Passt(parse("user")).close()
+        except LinkDown as error:
+            say(f"network: none, since it cannot be had here: {error}")
+        else:
             return ["user"]
-        say("network: none, since passt is not installed (apt install passt)")
     return wanted
 
 
