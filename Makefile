@@ -35,7 +35,7 @@ help:
 	@echo '                  NET="user|tap|tap:NAME|bridge:NAME|netns:NAME|none"'
 	@echo '                  DEVICE="path.py:Class" QEMU=program TIMEOUT=300'
 	@echo 'make test         every test (20 minutes)'
-	@echo 'make test-fast    the tests without virtual machines (a minute)'
+	@echo 'make test-fast    the tests without virtual machines (two minutes)'
 	@echo 'make soak         the long runs of the same tests'
 	@echo 'make bench        benchmarks, as ratios'
 	@echo 'make lint         ruff, mypy, and a look at the shell scripts'
@@ -57,7 +57,7 @@ test: setup lint qemu images
 	@$(bin)/python -m pytest -q --numprocesses 2 --dist loadgroup $(ARGS)
 
 test-fast: setup
-	@$(bin)/python -m pytest -q --ignore=tests/vm $(ARGS)
+	@$(bin)/python -m pytest -q --numprocesses 2 --ignore=tests/vm $(ARGS)
 
 soak: setup qemu images
 	@VHOSTVMBUS_SOAK=1 $(bin)/python -m pytest -q -rA $(ARGS)
