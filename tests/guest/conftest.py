@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from net_card_support import SocketLink
 
 
 def _open_fds() -> dict[str, str]:
@@ -21,6 +22,21 @@ def _open_fds() -> dict[str, str]:
             if not target.startswith("/proc/"):
                 found[name] = target
     return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The network card does its work in Python and in C: every test of it runs with both."""
+    if metafunc.module.__name__.startswith("test_guest_net"):
+        metafunc.fixturenames.append("link_is_direct")
+        metafunc.parametrize(
+            "link_is_direct", [False, True], indirect=True, ids=["python", "native"]
+        )
+
+
+@pytest.fixture
+def link_is_direct(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the tests' link lets the card read and write its descriptors."""
+    monkeypatch.setattr(SocketLink, "direct", request.param)
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from net_card_support import (
     SOURCE6,
     TARGET4,
     TARGET6,
+    SocketLink,
     ethernet,
     eventually,
     internet_checksum,
@@ -196,7 +197,8 @@ def test_the_link_goes_down_and_up() -> None:
         assert r.driver.receive().data == ethernet(to=MAC)
 
 
-def test_an_error_of_the_link_is_no_end() -> None:
+def test_an_error_of_the_link_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SocketLink, "direct", False)  # an error that only a link of ours can have
     with rig() as r:
         r.driver.initialize()
         r.link.down_error = True

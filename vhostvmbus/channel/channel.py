@@ -25,8 +25,9 @@ from vhostvmbus.channel.receiver import Receiver
 from vhostvmbus.channel.sender import Sender
 from vhostvmbus.channel.stats import ChannelStats
 from vhostvmbus.memory import ExternalData
+from vhostvmbus.memory.codemap import CodeMap
 from vhostvmbus.packet import Packet
-from vhostvmbus.ring import Done, Outgoing, Plan, Ring, RingState
+from vhostvmbus.ring import AnyPlan, Done, Outgoing, Ring, RingState
 from vhostvmbus.wire.errors import (
     AlreadyCompleted,
     ChannelClosed,
@@ -71,6 +72,8 @@ class Channel:
         self._outstanding: dict[int, Packet] = {}
         self._gathered: list[Outgoing] = []
         self._gathered_spans: list[tuple[int, int]] = []
+        self._ring = ring
+        self._before_detach: Callable[[], None] | None = None
         self._life = life = Life(
             self.name,
             ring,
@@ -144,7 +147,7 @@ class Channel:
         self._receiver.settle()
         self._life.wake()
 
-    def set_plan(self, plan: Plan | None) -> None:
+    def set_plan(self, plan: AnyPlan | None) -> None:
         """Has the engine do the packets that fit ``plan``, or none; any thread.
 
         Returns when no packet is being done by the plan before: what it referred to may be closed
@@ -220,6 +223,24 @@ class Channel:
     def unmap_gpadl(self, handle: int) -> None:
         """Ends a mapping (VmbChannelUnmapGpadl)."""
         self._gpadls.unmap(handle)
+
+    def lend_ring(self, before_detach: Callable[[], None]) -> tuple[Any, int]:
+        """``(struct vvb_ring *, call eventfd)``, for a device that sends from C.
+
+        ``before_detach`` is called, on any thread, when the channel closes, after its worker has
+        ended, and returns when neither is used any more.
+        """
+        self._before_detach = before_detach
+        return self._ring.handle, self._life.call_fd
+
+    @property
+    def code_map(self) -> CodeMap | None:
+        """What to look up what was written in, for a device that sends from C."""
+        return self._handler.code_map()
+
+    def count_sent(self, packets: int, payload_bytes: int, signals: int) -> None:
+        """Counts what such a device sent."""
+        self._sender.count_sent(packets, payload_bytes, signals)
 
     @property
     def ring_state(self) -> RingState | None:
@@ -395,6 +416,8 @@ class Channel:
         if self._worker.ident is not None:
             self._worker.join()
         self._receiver.deferred.close(drop=not publish)
+        if self._before_detach is not None:
+            self._before_detach()
         deadline = time.monotonic() + grace
         if between is not None:
             between()

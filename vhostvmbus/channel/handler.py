@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from vhostvmbus.memory.codemap import CodeMap
 from vhostvmbus.ring import Limits
 from vhostvmbus.wire.errors import GuestError, PacketError
 
@@ -43,6 +44,9 @@ class ChannelHandler(Protocol):
 
     def tracks_writes(self) -> bool:
         """Whether :meth:`before_publish` has to know what was written."""
+
+    def code_map(self) -> CodeMap | None:
+        """The map to look it up in."""
 
     def before_publish(self, spans: Sequence[tuple[int, int]]) -> int:
         """Guest memory was written at ``(gpa, length)``; the guest is about to be told.

@@ -23,7 +23,7 @@ from vhostvmbus.channel.quota import Quota
 from vhostvmbus.channel.sender import Sender
 from vhostvmbus.channel.stats import ChannelStats
 from vhostvmbus.packet import Packet
-from vhostvmbus.ring import Done, Plan, RawPacket, Ring, wait
+from vhostvmbus.ring import AnyPlan, Done, RawPacket, Ring, wait
 from vhostvmbus.wire.errors import GuestError, PacketFailed, UsageError
 from vhostvmbus.wire.vmbus import PacketType
 
@@ -77,11 +77,11 @@ class Receiver:
         self._stats: ChannelStats = channel.stats
         self._serials = count(1)
         self._to_defer: list[Packet] = []
-        self._plan: Plan | None = None
+        self._plan: AnyPlan | None = None
         self._planning = threading.Lock()  # held while the engine may do something by the plan
         self._plan_turn = threading.Lock()  # passed by the worker first: no wait for two receives
 
-    def set_plan(self, plan: Plan | None) -> None:
+    def set_plan(self, plan: AnyPlan | None) -> None:
         """See :meth:`Channel.set_plan`."""
         with self._plan_turn, self._planning:
             self._plan = plan
@@ -152,7 +152,7 @@ class Receiver:
             if batch.signal:
                 self._sender.signal_space()
             if batch.done is not None:
-                taken += batch.done.completions
+                taken += batch.done.packets
                 self._count_done(batch.done)
                 spans = batch.done.written() if self._handler.tracks_writes() else []
                 self._publish(batch.done, spans)
@@ -176,8 +176,9 @@ class Receiver:
     def _count_done(self, done: Done) -> None:
         """What :meth:`_deliver_one` counts, for packets that the plan did."""
         stats = self._stats
-        stats.packets_received += done.completions
-        stats.packets_planned += done.completions
+        stats.packets_received += done.packets
+        stats.packets_planned += done.packets
+        stats.completions_received += done.packets - done.completions
         stats.bytes_received += done.payload_bytes
         stats.external_bytes += done.external_bytes
 

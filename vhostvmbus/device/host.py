@@ -307,6 +307,11 @@ class DeviceHost:
         return len(hits)
 
     @property
+    def code_map(self) -> CodeMap | None:
+        """The front end's map of translated code."""
+        return self._code_map
+
+    @property
     def has_code_map(self) -> bool:
         """Whether what devices write has to be looked up."""
         return self._code_map is not None
@@ -375,6 +380,9 @@ class _Handler:
 
     def tracks_writes(self) -> bool:
         return self._host.has_code_map
+
+    def code_map(self) -> CodeMap | None:
+        return self._host.code_map
 
     def before_publish(self, spans: Sequence[tuple[int, int]]) -> int:
         return self._host.discard_translations(spans)

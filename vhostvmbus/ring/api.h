@@ -234,7 +234,8 @@ struct vvb_batch {
     struct vvb_todo *todo;
     uint64_t todo_bytes;
     uint32_t todo_count;
-    uint32_t done_count;
+    uint32_t done_count;   /* packets */
+    uint32_t answer_count; /* completions of them, which are still to be sent */
     uint64_t done_payload;  /* bytes */
     uint64_t done_external; /* bytes */
     struct vvb_outgoing *outgoing; /* their completions, for vvb_ring_send_many() */
@@ -297,6 +298,12 @@ struct vvb_sent {
  */
 int vvb_ring_send_many(struct vvb_ring *ring, const void *packets, uint32_t count,
                        const void *data, uint64_t data_len, struct vvb_sent *sent);
+
+/*
+ * While a caller keeps packets that did not fit, in order, nothing but vvb_ring_send_many() and
+ * vvb_ring_send() may put others before them.
+ */
+void vvb_ring_hold(struct vvb_ring *ring, int held);
 
 struct vvb_ring_state {
     uint32_t rx_size;

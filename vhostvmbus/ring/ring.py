@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from vhostvmbus.memory import ExternalData, GuestMemory
 from vhostvmbus.memory.engine import error_of, ffi, guest_error, lib
 from vhostvmbus.memory.external import SEG_SIZE
-from vhostvmbus.ring.plan import Done, Outgoing, Plan
+from vhostvmbus.ring.plan import AnyPlan, Done, Outgoing
 from vhostvmbus.wire.errors import (
     ChannelClosed,
     GuestError,
@@ -205,7 +205,7 @@ class Ring:
 
     # -- receiving -----------------------------------------------------------------------------
 
-    def receive(self, max_packets: int = DEFAULT_BATCH, plan: Plan | None = None) -> Batch:
+    def receive(self, max_packets: int = DEFAULT_BATCH, plan: AnyPlan | None = None) -> Batch:
         """Takes up to ``max_packets`` packets; one read-index store for all of them.
 
         With a ``plan``, what fits it is done; what does not, or came behind such a packet and fits
@@ -382,6 +382,16 @@ class Ring:
             flags=flags,
             header=header,
         )
+
+    def hold(self, held: bool) -> None:
+        """While held, packets wait in line at the caller: no data path in C may overtake them."""
+        self._check_open()
+        lib.vvb_ring_hold(self._ring, held)
+
+    @property
+    def handle(self) -> Any:
+        """The engine's ``struct vvb_ring *``, valid until :meth:`close`."""
+        return self._ring
 
     def publish(self) -> bool:
         """Shows the peer what was sent without ``publish``. True if it has to be signalled."""

@@ -183,6 +183,31 @@ int vvb_ring_send_many(struct vvb_ring *ring, const void *packets, uint32_t coun
     return ret;
 }
 
+int vvb_ring_send_in_turn(struct vvb_ring *ring, const struct vvb_outgoing *out,
+                          const char *header, const char *payload, int *signal,
+                          struct vvb_fault *fault)
+{
+    int ret = VVB_E_FULL;
+
+    pthread_mutex_lock(&ring->tx_lock);
+    if (!ring->held) {
+        ret = put_packet(ring, out, header, payload, signal, fault);
+        if (!ret) {
+            publish(ring, signal);
+            ret = check_lost(ring, fault);
+        }
+    }
+    pthread_mutex_unlock(&ring->tx_lock);
+    return ret;
+}
+
+void vvb_ring_hold(struct vvb_ring *ring, int held)
+{
+    pthread_mutex_lock(&ring->tx_lock);
+    ring->held = held != 0;
+    pthread_mutex_unlock(&ring->tx_lock);
+}
+
 void vvb_ring_publish(struct vvb_ring *ring, int *signal)
 {
     pthread_mutex_lock(&ring->tx_lock);

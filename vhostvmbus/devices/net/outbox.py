@@ -70,6 +70,11 @@ class Outbox:
                 if not self._tell(channel, buffer, delivery, _CONTROL):
                     self.dropped += 1
 
+    def go_on(self) -> None:
+        """Sends what waited for a section."""
+        if self._waiting:
+            self.answer([])
+
     def deliver(self, channel: int, buffer: ReceiveBuffer, delivery: Delivery) -> int:
         """Tells the guest of frames; returns how many sections could not be told of."""
         found = self.channels.get(channel) or self.channels.get(0)
@@ -110,8 +115,7 @@ class Outbox:
         if payload[:4] != _COMPLETE or len(payload) < 8:
             kind = int.from_bytes(payload[:4], "little")
             self._complain(channel, ReturnError("msg_type", kind, 0, "no receive completion"))
-        if self._waiting:
-            self.answer([])
+        self.go_on()
 
     def send_table(self) -> None:
         """Tells the guest to spread what it sends over all open channels."""

@@ -24,10 +24,12 @@ from typing import Protocol
 
 from vhostvmbus.devices.net import frame, ppi, rndis
 from vhostvmbus.devices.net.buffers import FRAME_OFFSET, ReceiveBuffer, Section, gather, scatter
+from vhostvmbus.devices.net.datapath import DataPath
 from vhostvmbus.devices.net.link import Link, LinkDown, Offload
 from vhostvmbus.devices.net.oids import Adapter
 from vhostvmbus.devices.net.rss import Scaling
 from vhostvmbus.devices.net.statistics import Counters
+from vhostvmbus.memory.codemap import CodeMap
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,13 @@ class Owner(Protocol):
     adapter: Adapter
     tagging: bool
 
+    @property
+    def code_map(self) -> CodeMap | None:
+        """The front end's map of translated code."""
+
+    def told(self, channel: int, signalled: bool) -> None:
+        """The data path has put a packet into a channel's ring."""
+
 
 Deliver = Callable[[int, ReceiveBuffer, Delivery], int]
 """Tells the guest of frames on a channel; how many could not be told (their sections are free)."""
@@ -67,8 +76,18 @@ Deliver = Callable[[int, ReceiveBuffer, Delivery], int]
 class Receiver:
     """Serves one queue of a link."""
 
-    def __init__(self, owner: Owner, deliver: Deliver, link: Link, queue: int, name: str) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        deliver: Deliver,
+        link: Link,
+        queue: int,
+        name: str,
+        path: DataPath | None = None,
+    ) -> None:
+        """With a ``path``, that one does the work, and what it left over is delivered here."""
         self.counters = Counters()
+        self._path = path
         self._owner = owner
         self._deliver = deliver
         self._link = link
@@ -168,6 +187,9 @@ class Receiver:
             adapter = self._owner.adapter
             if buffer is None or buffer.mapping.closed or not adapter.packet_filter:
                 return self._drop("receive_filtered")
+            if self._path is not None:
+                found = self._take_by(self._path, buffer)
+                return self._starved() if found is None else found
             groups: dict[int, Delivery] = {}
             stock: list[Section] = []
             parts = 1
@@ -200,6 +222,23 @@ class Receiver:
                 return self._starved()
             self._starved_since = 0.0
             return more
+
+    def _take_by(self, path: DataPath, buffer: ReceiveBuffer) -> bool | None:
+        taken = path.take(self._queue, self._owner.code_map)
+        for channel, signalled in taken.told:
+            self._owner.told(channel, signalled)
+        groups: dict[int, Delivery] = {}
+        for part in taken.left:
+            section = buffer.section_number(part.section)
+            delivery = groups.setdefault(part.channel, Delivery())
+            delivery.ranges.append((part.byte_count, part.byte_offset))
+            delivery.sections.append(section)
+            delivery.written += section.spans
+        for channel, delivery in groups.items():
+            self.counters.receive_no_buffer += self._deliver(channel, buffer, delivery)
+        if taken.more is not None:
+            self._starved_since = 0.0
+        return taken.more
 
     def _starved(self) -> bool | None:
         now = time.monotonic()
