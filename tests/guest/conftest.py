@@ -27,7 +27,7 @@ def _open_fds() -> dict[str, str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The network card does its work in Python and in C: every test of it runs with both."""
     if metafunc.module.__name__.startswith("test_guest_net"):
-        metafunc.fixturenames.append("link_is_direct")
+        metafunc.fixturenames.insert(0, "link_is_direct")  # before a rig is made
         metafunc.parametrize(
             "link_is_direct", [False, True], indirect=True, ids=["python", "native"]
         )

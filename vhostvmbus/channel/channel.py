@@ -64,7 +64,7 @@ class Channel:
         """``kick_fd`` and ``call_fd`` are duplicated; both must be eventfds that do not block."""
         self.info = info
         self.name = f"{handler.name}/{info.index}"
-        self.stats = ChannelStats()
+        self._stats = ChannelStats()
         self.target_vp = info.target_vp
         self._handler = handler
         self._gpadls = gpadls
@@ -79,13 +79,13 @@ class Channel:
             ring,
             kick_fd,
             call_fd,
-            self.stats,
+            self._stats,
             lambda error: handler.channel_failed(self, error),
         )
-        self._sender = Sender(ring, life.call_fd, self.stats)
-        self._quota = Quota(handler.transaction_quota, self._outstanding, life, self.stats)
+        self._sender = Sender(ring, life.call_fd, self._stats)
+        self._quota = Quota(handler.transaction_quota, self._outstanding, life, self._stats)
         self._host_packets = HostPackets(
-            life, self._sender, self.stats, self._before_publish, self._wake_for_space
+            life, self._sender, self._stats, self._before_publish, self._wake_for_space
         )
         self._receiver = Receiver(
             self,
@@ -96,6 +96,7 @@ class Channel:
             self._sender,
             self._host_packets,
             self._outstanding,
+            self._stats,
             self._publish,
             self._flush_gathered,
         )
@@ -103,6 +104,17 @@ class Channel:
         self._beside: threading.Thread | None = None
         self.ring_gpadl: Gpadl | None = None
         """The GPADL that the ring was attached from."""
+
+    @property
+    def stats(self) -> ChannelStats:
+        """Counters, up to this moment."""
+        if threading.current_thread() is not self._worker:
+            self._receiver.settle()
+        return self._stats
+
+    def settle(self) -> None:
+        """Returns when the engine has ended what it is at: it looks at everything anew then."""
+        self._receiver.settle()
 
     # -- what a device sees --------------------------------------------------------------------
 
@@ -304,7 +316,7 @@ class Channel:
             self._life.count_error(error)
             self._end_after_error(packet, str(error))
         else:
-            self.stats.errors["DeviceException"] += 1
+            self._stats.errors["DeviceException"] += 1
             log.error("%s: the device's code failed on %r", self.name, packet, exc_info=error)
             self._end_after_error(packet, "exception in the device's code")
 
@@ -321,7 +333,7 @@ class Channel:
             if not spans:
                 return
             try:
-                self.stats.code_invalidations += self._handler.before_publish(spans)
+                self._stats.code_invalidations += self._handler.before_publish(spans)
             except Exception as error:
                 # The guest must not be told: it might go on executing what was overwritten.
                 raise CodeInvalidationFailed("gpa", spans[0][0], detail=str(error)) from error
@@ -396,7 +408,7 @@ class Channel:
             except ChannelClosed:
                 log.debug("%s: closed while a callback waited", self.name)
             except Exception:
-                self.stats.errors["DeviceException"] += 1
+                self._stats.errors["DeviceException"] += 1
                 log.exception("%s: the device's code failed", self.name)
 
         self._beside = threading.Thread(target=run, name=f"{self.name} start", daemon=True)
@@ -436,7 +448,7 @@ class Channel:
             if packet is None:
                 continue  # completed at this moment
             packet.completed = packet.dropped = True
-            self.stats.dropped += 1
+            self._stats.dropped += 1
             if packet.external_data is not None:
                 packet.external_data.close(wait=True)
 

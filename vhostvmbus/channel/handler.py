@@ -42,6 +42,10 @@ class ChannelHandler(Protocol):
     def processing_complete(self, channel: "Channel", count: int) -> None:
         """The ring has run empty after ``count`` packets."""
 
+    @property
+    def wants_processing_complete(self) -> bool:
+        """Whether anybody listens to that."""
+
     def tracks_writes(self) -> bool:
         """Whether :meth:`before_publish` has to know what was written."""
 

@@ -143,6 +143,12 @@ class Sender:
             if not self._detached:
                 self._ring.hold(False)
 
+    def count_answers(self, completions: int, signals: int) -> None:
+        """Counts what the engine answered by itself."""
+        with self._lock:
+            self._stats.completions_sent += completions
+            self._stats.signals_sent += signals
+
     def count_sent(self, packets: int, payload_bytes: int, signals: int) -> None:
         """Counts packets that a device's data path in C has put into the ring."""
         with self._lock:

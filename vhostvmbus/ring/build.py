@@ -21,6 +21,7 @@ SOURCES = (
     "ringattach.c",
     "ringreceive.c",
     "ringsend.c",
+    "ringserve.c",
     "waiting.c",
 )
 NET = Path("vhostvmbus/devices/net/native")

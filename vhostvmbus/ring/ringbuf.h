@@ -120,10 +120,9 @@ struct vvb_plan {
                     const struct vvb_todo *todo);
 };
 
-/* ringsend.c: one packet at once, or VVB_E_FULL, also if others wait in line */
-int vvb_ring_send_in_turn(struct vvb_ring *ring, const struct vvb_outgoing *out,
-                          const char *header, const char *payload, int *signal,
-                          struct vvb_fault *fault);
+/* ringsend.c: vvb_ring_send_many(), but VVB_E_FULL and none if others wait in line */
+int vvb_ring_send_in_turn(struct vvb_ring *ring, const void *packets, uint32_t count,
+                          const void *data, uint64_t data_len, struct vvb_sent *sent);
 
 /* plan.c: room in the batch for the answer to a packet, VVB_PLAN_BYTES at most */
 uint8_t *vvb_plan_answer(struct vvb_batch *batch, const struct vvb_packet *packet,

@@ -28,7 +28,8 @@ from vhostvmbus.channel.stats import RateLimitedLog
 from vhostvmbus.device import Device
 from vhostvmbus.devices.net import nvsp, rndis, sender
 from vhostvmbus.devices.net.buffers import ReceiveBuffer, SendBuffer
-from vhostvmbus.devices.net.datapath import PAYLOAD, DataPath
+from vhostvmbus.devices.net.datapath import DataPath
+from vhostvmbus.devices.net.direct import DirectReceiver
 from vhostvmbus.devices.net.errors import NetError, NvspError, ReturnError, SectionError
 from vhostvmbus.devices.net.frame import ETHERNET_SIZE
 from vhostvmbus.devices.net.link import Capabilities, Link
@@ -118,7 +119,7 @@ class NetworkCard(Device):
         """Mistakes of the guest, by name."""
         self._complaints = RateLimitedLog(log)
         self._lock = threading.RLock()
-        self._outbox = Outbox(self._complain)
+        self._outbox = Outbox(self._complain, self._wait_for_section)
         self._channels = self._outbox.channels
         self._sent: dict[int, Counters] = {}
         self._past = Counters()
@@ -187,9 +188,12 @@ class NetworkCard(Device):
             self._channels.pop(channel.index, None)
             self._past.add(self._sent.pop(channel.index, Counters()))
             if self._path is not None:
+                self._take_news(channel)
                 self._past.add(self._path.sent(channel.index))
             if channel.index:
                 return
+        if self._path is not None:
+            self._path.wake_when_free(-1)
         self._stop_receivers()
         with self._lock:
             for receive in list(self._lent):
@@ -205,17 +209,27 @@ class NetworkCard(Device):
             active = self.protocol.version is not None
             self._path.configure(self.adapter, tagging=self.tagging, active=active)
 
-    @property
-    def code_map(self) -> CodeMap | None:
-        """The front end's map of translated code."""
-        primary = self._channels.get(0)
-        return primary.code_map if primary is not None else None
+    def code_map_changed(self, code_map: CodeMap | None) -> None:
+        """The data path looks up what it writes there."""
+        if self._path is not None:
+            self._path.use_code_map(code_map)
 
-    def told(self, channel: int, signalled: bool) -> None:
-        """The data path has put a packet into a channel's ring."""
-        found = self._channels.get(channel)
-        if found is not None:
-            found.count_sent(1, PAYLOAD, int(signalled))
+    def woken(self) -> None:
+        """Sections may have come back, for answers that waited for one."""
+        self._outbox.go_on()
+
+    def _wait_for_section(self) -> None:
+        """Has :meth:`woken` called when one comes back."""
+        if self._path is not None and self._receivers:
+            self._path.wake_when_free(self._receivers[0].wake_fd)
+
+    def _take_news(self, channel: Channel) -> None:
+        """Counts what the data path did on a channel."""
+        if self._path is not None:
+            news = self._path.take_news(channel.index)
+            channel.count_sent(news.packets, news.payload_bytes, news.signals)
+            for _ in range(news.bad_returns):
+                self._complain(channel, ReturnError("msg_type", 0, 0, "no receive completion"))
 
     def _use_queues(self, channels: int) -> None:
         """Receives from as many queues of the link as there are channels."""
@@ -226,7 +240,10 @@ class NetworkCard(Device):
         for queue in range(len(self._receivers), count):
             name = f"{self.name} receive {queue}"
             deliver = self._outbox.deliver
-            receiver = Receiver(self, deliver, self.link, queue, name, self._path)
+            if self._path is None:
+                receiver = Receiver(self, deliver, self.link, queue, name)
+            else:
+                receiver = DirectReceiver(self, deliver, self.link, queue, name, self._path)
             self._receivers.append(receiver)
             if self._outbox.buffer is not None:
                 receiver.attach(self._outbox.buffer)
@@ -263,14 +280,6 @@ class NetworkCard(Device):
             self.adapter.mtu = self.link.mtu
             self._configure()
             self._outbox.answer(self.protocol.link_changed(self.link.carrier()))
-
-    def processing_complete(self, channel: Channel, count: int) -> None:
-        """Sections may have come back, for answers that waited for one."""
-        if self._path is not None:
-            for _ in range(self._path.new_bad_returns(channel.index)):
-                self._complain(channel, ReturnError("msg_type", 0, 0, "no receive completion"))
-        if not channel.index:
-            self._outbox.go_on()
 
     # -- packets of the guest ------------------------------------------------------------------
 
@@ -439,6 +448,8 @@ class NetworkCard(Device):
                 *(receiver.counters for receiver in self._receivers),
             ):
                 total.add(counters)
+            for channel in self._channels.values():
+                self._take_news(channel)
             if self._path is not None:
                 total.add(self._path.received())
                 for index in self._sent:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from enum import IntEnum
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -39,15 +40,39 @@ class Part(NamedTuple):
     byte_offset: int
 
 
-class Taken(NamedTuple):
-    """What one :meth:`DataPath.take` did."""
+class State(IntEnum):
+    """Why :meth:`DataPath.serve` returned; the first two with parts left only."""
 
-    more: bool | None
-    """True: there may be more; False: there is none; None: no section is free."""
-    told: list[tuple[int, bool]]
-    """``(channel, signalled)`` of each packet that was put into a ring."""
+    MORE = lib.VVB_NET_MORE
+    EMPTY = lib.VVB_NET_EMPTY
+    WOKEN = lib.VVB_NET_WOKEN
+    """The eventfd, which was not read."""
+    NO_SECTION = lib.VVB_NET_NO_SECTION
+    """The guest has them all."""
+    NO_BUFFER = lib.VVB_NET_NO_BUFFER
+    """None was lent."""
+    BROKEN = lib.VVB_NET_BROKEN
+    """The link's descriptor cannot be waited for just now."""
+
+
+class Served(NamedTuple):
+    """How one :meth:`DataPath.serve` ended."""
+
+    state: State
     left: list[Part]
     """What the caller has to hand over; a channel's parts come in a row."""
+
+
+class News(NamedTuple):
+    """What happened on a channel."""
+
+    packets: int
+    """Put into its ring, of so many bytes:"""
+    payload_bytes: int
+    signals: int
+    """Of the guest, for them."""
+    bad_returns: int
+    """Completions that gave sections back and were no receive completions."""
 
 
 class ChannelPlan:
@@ -75,6 +100,7 @@ class DataPath:
             raise MemoryError("the network card's data path")
         self._net: Any = ffi.gc(net, lib.vvb_net_free)
         self._ports = 0
+        self._code_map: CodeMap | None = None
         self._taken = [ffi.new("struct vvb_net_taken *") for _ in range(MAX_QUEUES)]
 
     def configure(self, adapter: Adapter, *, tagging: bool, active: bool) -> None:
@@ -113,6 +139,11 @@ class DataPath:
         lib.vvb_net_ports(self._net, list(fds), len(fds))
 
     # -- buffers -------------------------------------------------------------------------------
+
+    def use_code_map(self, code_map: CodeMap | None) -> None:
+        """What was written is looked up there; the map before is used no more."""
+        lib.vvb_net_use_map(self._net, ffi.NULL if code_map is None else code_map.handle)
+        self._code_map = code_map
 
     def lend_send(self, buffer: SendBuffer) -> None:
         """Packets may refer to these sections."""
@@ -167,10 +198,11 @@ class DataPath:
         _fill(counters.sent, counts)
         return counters
 
-    def new_bad_returns(self, index: int) -> int:
-        """How many completions of a channel gave sections back but were no receive completions,
-        since the last call; on the channel's worker."""
-        return int(lib.vvb_net_bad_returns(self._net, index))
+    def take_news(self, index: int) -> News:
+        """What happened on a channel since the last call."""
+        news = ffi.new("struct vvb_net_news *")
+        lib.vvb_net_take_news(self._net, index, news)
+        return News(news.told, news.told * MESSAGE_SIZE, news.signals, news.bad_returns)
 
     def received(self) -> Counters:
         """What was received, on all queues."""
@@ -189,22 +221,22 @@ class DataPath:
 
     # -- frames --------------------------------------------------------------------------------
 
-    def take(self, queue: int, code_map: CodeMap | None) -> Taken:
-        """Takes some frames from a queue of the link and tells the guest of them."""
+    def serve(self, queue: int, wake_fd: int) -> Served:
+        """Takes frames from a queue of the link and tells the guest of them, and waits for more.
+
+        Returns when ``wake_fd`` is readable, or there is something that only the caller can do.
+        """
         taken = self._taken[queue]
-        handle = ffi.NULL if code_map is None else code_map.handle
-        lib.vvb_net_take(self._net, queue, handle, taken)
-        more = None if taken.more < 0 else bool(taken.more)
-        told = [(taken.channels[i], bool(taken.signals[i])) for i in range(taken.told)]
+        lib.vvb_net_serve(self._net, queue, wake_fd, taken)
         left = [
             Part(part.channel, part.section, part.byte_count, part.byte_offset)
             for part in (taken.parts[i] for i in range(taken.left))
         ]
-        return Taken(more, told, left)
+        return Served(State(taken.state), left)
 
-
-PAYLOAD: Final = MESSAGE_SIZE
-"""Bytes that each packet to the guest has."""
+    def wake_when_free(self, wake_fd: int) -> None:
+        """Signals that eventfd once when the guest next gives sections back."""
+        lib.vvb_net_wake_when_free(self._net, wake_fd)
 
 
 def _fill(direction: Any, counts: Any) -> None:

@@ -32,9 +32,15 @@ _COMPLETE = MessageType.SEND_RNDIS_PACKET_COMPLETE.to_bytes(4, "little")
 
 
 class Outbox:
-    """One card's way to its guest. ``complain`` is told of returns that are none."""
+    """One card's way to its guest. ``complain`` is told of returns that are none, and
+    ``wait_for_section`` when :meth:`go_on` is to be called once sections come back."""
 
-    def __init__(self, complain: Callable[[Channel, GuestError], None]) -> None:
+    def __init__(
+        self,
+        complain: Callable[[Channel, GuestError], None],
+        wait_for_section: Callable[[], None],
+    ) -> None:
+        self._wait_for_section = wait_for_section
         self.channels: dict[int, Channel] = {}
         """The open channels."""
         self.buffer: ReceiveBuffer | None = None
@@ -62,7 +68,10 @@ class Outbox:
             while self._waiting and channel is not None and buffer is not None:
                 taken = buffer.take(1, reserve=0)
                 if not taken:
-                    return
+                    self._wait_for_section()
+                    taken = buffer.take(1, reserve=0)  # one may have come just before
+                    if not taken:
+                        return
                 message = self._waiting.popleft()
                 (section,) = taken
                 section.write(message)

@@ -24,12 +24,10 @@ from typing import Protocol
 
 from vhostvmbus.devices.net import frame, ppi, rndis
 from vhostvmbus.devices.net.buffers import FRAME_OFFSET, ReceiveBuffer, Section, gather, scatter
-from vhostvmbus.devices.net.datapath import DataPath
 from vhostvmbus.devices.net.link import Link, LinkDown, Offload
 from vhostvmbus.devices.net.oids import Adapter
 from vhostvmbus.devices.net.rss import Scaling
 from vhostvmbus.devices.net.statistics import Counters
-from vhostvmbus.memory.codemap import CodeMap
 
 log = logging.getLogger(__name__)
 
@@ -61,13 +59,6 @@ class Owner(Protocol):
     adapter: Adapter
     tagging: bool
 
-    @property
-    def code_map(self) -> CodeMap | None:
-        """The front end's map of translated code."""
-
-    def told(self, channel: int, signalled: bool) -> None:
-        """The data path has put a packet into a channel's ring."""
-
 
 Deliver = Callable[[int, ReceiveBuffer, Delivery], int]
 """Tells the guest of frames on a channel; how many could not be told (their sections are free)."""
@@ -76,18 +67,8 @@ Deliver = Callable[[int, ReceiveBuffer, Delivery], int]
 class Receiver:
     """Serves one queue of a link."""
 
-    def __init__(
-        self,
-        owner: Owner,
-        deliver: Deliver,
-        link: Link,
-        queue: int,
-        name: str,
-        path: DataPath | None = None,
-    ) -> None:
-        """With a ``path``, that one does the work, and what it left over is delivered here."""
+    def __init__(self, owner: Owner, deliver: Deliver, link: Link, queue: int, name: str) -> None:
         self.counters = Counters()
-        self._path = path
         self._owner = owner
         self._deliver = deliver
         self._link = link
@@ -104,6 +85,11 @@ class Receiver:
         self._starved_since = 0.0
         self._packet_id = 0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    @property
+    def wake_fd(self) -> int:
+        """An eventfd that has the thread look at everything anew."""
+        return self._wake_fd
 
     def start(self) -> None:
         """Begins; until there is a buffer, frames are dropped."""
@@ -136,13 +122,7 @@ class Receiver:
         pause: float | None = None
         while not self._stopping:
             try:
-                self._wait(pause)
-                pause = None
-                more: bool | None = True
-                while more and not self._stopping:
-                    more = self._take()
-                if more is None:
-                    pause = PAUSE
+                pause = self._turn(pause)
             except LinkDown:
                 self._forget()
                 pause = PAUSE
@@ -150,6 +130,14 @@ class Receiver:
                 log.exception("%s: a frame could not be received", self._name)
                 self.counters.receive_errors += 1
                 pause = PAUSE
+
+    def _turn(self, pause: float | None) -> float | None:
+        """Waits, and takes what there is; how long to pause before the next one."""
+        self._wait(pause)
+        more: bool | None = True
+        while more and not self._stopping:
+            more = self._take()
+        return PAUSE if more is None else None
 
     def _wait(self, pause: float | None) -> None:
         """Until the link has something, or somebody wakes us; or ``pause`` seconds at most,
@@ -187,9 +175,6 @@ class Receiver:
             adapter = self._owner.adapter
             if buffer is None or buffer.mapping.closed or not adapter.packet_filter:
                 return self._drop("receive_filtered")
-            if self._path is not None:
-                found = self._take_by(self._path, buffer)
-                return self._starved() if found is None else found
             groups: dict[int, Delivery] = {}
             stock: list[Section] = []
             parts = 1
@@ -222,23 +207,6 @@ class Receiver:
                 return self._starved()
             self._starved_since = 0.0
             return more
-
-    def _take_by(self, path: DataPath, buffer: ReceiveBuffer) -> bool | None:
-        taken = path.take(self._queue, self._owner.code_map)
-        for channel, signalled in taken.told:
-            self._owner.told(channel, signalled)
-        groups: dict[int, Delivery] = {}
-        for part in taken.left:
-            section = buffer.section_number(part.section)
-            delivery = groups.setdefault(part.channel, Delivery())
-            delivery.ranges.append((part.byte_count, part.byte_offset))
-            delivery.sections.append(section)
-            delivery.written += section.spans
-        for channel, delivery in groups.items():
-            self.counters.receive_no_buffer += self._deliver(channel, buffer, delivery)
-        if taken.more is not None:
-            self._starved_since = 0.0
-        return taken.more
 
     def _starved(self) -> bool | None:
         now = time.monotonic()

@@ -91,15 +91,17 @@ struct pool {
 struct channel {
     struct vvb_ring *ring; /* NULL: closed */
     int call_fd;
-    uint64_t bad_returns;
+    uint64_t told, told_signals, bad_returns; /* news: see vvb_net_take_news() */
     struct vvb_net_counts counts;
 };
 
 struct vvb_net {
     pthread_rwlock_t lock;
+    const struct vvb_codemap *map;
     struct vvb_net_config config;
     struct buffer send, receive;
     uint32_t set_id;
+    int wake_fd; /* see vvb_net_wake_when_free() */
     struct pool pool;
     uint32_t ports;
     int fds[VVB_NET_CHANNELS];

@@ -60,6 +60,8 @@ struct vvb_net;
 
 struct vvb_net *vvb_net_new(void);
 void vvb_net_free(struct vvb_net *net);
+/* The map in which is looked up what was written; NULL: none. Nobody uses the one before any more. */
+void vvb_net_use_map(struct vvb_net *net, const struct vvb_codemap *map);
 void vvb_net_configure(struct vvb_net *net, const struct vvb_net_config *config);
 /* The queues' descriptors; a channel sends to the one of its number modulo count. */
 void vvb_net_ports(struct vvb_net *net, const int *fds, uint32_t count);
@@ -74,6 +76,8 @@ int vvb_net_lend_receive(struct vvb_net *net, const void *segs, uint32_t count, 
                          uint32_t set_id, uint32_t first);
 /* Free sections of the data path's. */
 uint32_t vvb_net_free_sections(struct vvb_net *net);
+/* Writes that eventfd once when a chain of sections comes back; -1: not any more. */
+void vvb_net_wake_when_free(struct vvb_net *net, int wake_fd);
 /* A free section for the caller, or -1; and one that it had (or was left with) is free again. */
 int64_t vvb_net_section(struct vvb_net *net);
 void vvb_net_give(struct vvb_net *net, uint32_t section);
@@ -86,8 +90,13 @@ void vvb_net_disconnect(struct vvb_net *net, uint32_t channel);
 const struct vvb_net_counts *vvb_net_sent(struct vvb_net *net, uint32_t channel);
 const struct vvb_net_counts *vvb_net_received(struct vvb_net *net, uint32_t queue);
 
-/* Receive completions of the channel that were none, since the last call; on its worker. */
-uint64_t vvb_net_bad_returns(struct vvb_net *net, uint32_t channel);
+/* What happened on a channel since the last call; takes it away. */
+struct vvb_net_news {
+    uint64_t told;        /* packets put into the ring */
+    uint64_t signals;     /* of the guest, for that */
+    uint64_t bad_returns; /* completions that gave sections back and were no receive completions */
+};
+void vvb_net_take_news(struct vvb_net *net, uint32_t channel, struct vvb_net_news *news);
 
 /*
  * For vvb_ring_receive() on that channel: RNDIS data is sent to the link, and receive completions
@@ -102,18 +111,23 @@ struct vvb_net_part {
     uint32_t byte_count;
     uint32_t byte_offset;
 };
+enum {
+    VVB_NET_MORE = 0,       /* (not returned) */
+    VVB_NET_EMPTY = 1,      /* (not returned) */
+    VVB_NET_WOKEN = 2,      /* wake_fd is readable */
+    VVB_NET_NO_SECTION = 3, /* the guest has them all */
+    VVB_NET_NO_BUFFER = 4,  /* none was lent, or the queue is none */
+    VVB_NET_BROKEN = 5      /* the descriptor cannot be waited for: gone, or another one by now */
+};
 struct vvb_net_taken {
-    int32_t more;  /* 1: look again, 0: the queue is empty, -1: no section is free */
-    uint32_t told; /* packets that were put into rings: channels[], and whether that was signalled */
+    uint32_t state;
     uint32_t left; /* parts[] that the caller has to tell of, a channel's in a row */
-    uint32_t channels[32];
-    uint32_t signals[32];
     struct vvb_net_part parts[64];
 };
 /*
- * Takes frames from a queue of the link, and tells the guest. One thread for each queue. With a code
- * map, what was written to is looked up, and left to the caller if it may hold code; likewise what
- * a ring has no room for. Sections that are left are the caller's until vvb_net_give().
+ * Takes frames from a queue of the link, and tells the guest, until something is left to the caller:
+ * what was written where code may be, or what a ring has no room for; or until state is above
+ * VVB_NET_EMPTY. One thread for each queue. Sections that are left are the caller's until
+ * vvb_net_give().
  */
-void vvb_net_take(struct vvb_net *net, uint32_t queue, const struct vvb_codemap *map,
-                  struct vvb_net_taken *taken);
+void vvb_net_serve(struct vvb_net *net, uint32_t queue, int wake_fd, struct vvb_net_taken *taken);

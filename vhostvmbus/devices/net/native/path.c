@@ -33,6 +33,7 @@ struct vvb_net *vvb_net_new(void)
     pthread_rwlockattr_destroy(&attributes);
     pthread_mutex_init(&net->pool.lock, NULL);
     net->pool.top = POOL_END;
+    net->wake_fd = -1;
     return net;
 }
 
@@ -79,6 +80,13 @@ void vvb_net_configure(struct vvb_net *net, const struct vvb_net_config *config)
     if (net->config.multicast_count > VVB_NET_MULTICAST) {
         net->config.multicast_count = VVB_NET_MULTICAST;
     }
+    pthread_rwlock_unlock(&net->lock);
+}
+
+void vvb_net_use_map(struct vvb_net *net, const struct vvb_codemap *map)
+{
+    pthread_rwlock_wrlock(&net->lock);
+    net->map = map;
     pthread_rwlock_unlock(&net->lock);
 }
 
@@ -190,6 +198,11 @@ int64_t vvb_net_section(struct vvb_net *net)
     return section == POOL_END ? -1 : (int64_t)section;
 }
 
+void vvb_net_wake_when_free(struct vvb_net *net, int wake_fd)
+{
+    __atomic_store_n(&net->wake_fd, wake_fd, __ATOMIC_SEQ_CST);
+}
+
 void vvb_net_give(struct vvb_net *net, uint32_t section)
 {
     pthread_rwlock_rdlock(&net->lock);
@@ -225,12 +238,13 @@ const struct vvb_net_counts *vvb_net_sent(struct vvb_net *net, uint32_t channel)
     return &net->channels[channel % VVB_NET_CHANNELS].counts;
 }
 
-uint64_t vvb_net_bad_returns(struct vvb_net *net, uint32_t channel)
+void vvb_net_take_news(struct vvb_net *net, uint32_t index, struct vvb_net_news *news)
 {
-    uint64_t *count = &net->channels[channel % VVB_NET_CHANNELS].bad_returns, found = *count;
+    struct channel *channel = &net->channels[index % VVB_NET_CHANNELS];
 
-    *count = 0;
-    return found;
+    news->told = __atomic_exchange_n(&channel->told, 0, __ATOMIC_RELAXED);
+    news->signals = __atomic_exchange_n(&channel->told_signals, 0, __ATOMIC_RELAXED);
+    news->bad_returns = __atomic_exchange_n(&channel->bad_returns, 0, __ATOMIC_RELAXED);
 }
 
 const struct vvb_net_counts *vvb_net_received(struct vvb_net *net, uint32_t queue)
@@ -278,10 +292,17 @@ static bool perform(const struct vvb_plan *plan, struct vvb_batch *batch,
 
     pthread_rwlock_rdlock(&net->lock);
     if (packet->type == PKT_COMP) {
+        int wake_fd;
+
         done = net_chain_end(&net->pool, packet->transaction_id, mine->channel);
         if (done && (packet->length - packet->payload_offset < 8 ||
                      le32(payload) != NVSP_RNDIS_PACKET_COMPLETE)) {
-            net->channels[mine->channel].bad_returns++;
+            __atomic_add_fetch(&net->channels[mine->channel].bad_returns, 1, __ATOMIC_RELAXED);
+        }
+        /* full: the section, then the wish; pairs with the wish, then a look for a section */
+        wake_fd = done ? __atomic_load_n(&net->wake_fd, __ATOMIC_SEQ_CST) : -1;
+        if (wake_fd >= 0 && __atomic_exchange_n(&net->wake_fd, -1, __ATOMIC_SEQ_CST) >= 0) {
+            vvb_signal(wake_fd);
         }
     } else {
         done = net_transmit(net, mine->channel, batch, packet);

@@ -7,6 +7,7 @@
  * are put into their section last.
  */
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -16,6 +17,7 @@
 #define LONGEST (LONGEST_IP + ETHERNET_SIZE + VLAN_SIZE)
 #define MAX_PARTS_OF_FRAME 40u
 #define PIECES 192u
+#define LOOK_EVERY 16u /* turns, before the caller's eventfd is looked at */
 #define MAX_SPANS 512u
 #define TRANSFER_HEADER 8u
 
@@ -284,24 +286,25 @@ static bool may_hold_code(const struct buffer *buffer, const struct vvb_codemap 
 
 /* One packet for these parts; false if they are left to the caller. */
 static bool tell(struct taking *t, uint32_t channel, const struct vvb_net_part *parts,
-                 uint32_t count, const struct vvb_codemap *map, struct vvb_net_taken *taken)
+                 uint32_t count)
 {
     static const uint8_t payload[NVSP_MESSAGE_SIZE] = {NVSP_RNDIS_PACKET, 0, 0, 0, 0,   0,
                                                        0,                 0, 0xff, 0xff, 0xff, 0xff};
     struct channel *to = &t->net->channels[channel];
     struct pool *pool = &t->net->pool;
-    uint8_t header[TRANSFER_HEADER + 8 * VVB_NET_PARTS] = {0};
+    uint8_t data[TRANSFER_HEADER + 8 * VVB_NET_PARTS + sizeof(payload)], *header = data;
     uint32_t sections[VVB_NET_PARTS];
     struct vvb_outgoing out = {.payload_len = sizeof(payload),
                                .header_len = TRANSFER_HEADER + 8 * count,
                                .type = PKT_DATA_USING_XFER_PAGES,
                                .flags = VVB_COMPLETION_REQUESTED};
-    struct vvb_fault fault;
-    int signal = 0;
+    struct vvb_sent sent;
 
-    if (map && may_hold_code(&t->net->receive, map, parts, count)) {
+    if (t->net->map && may_hold_code(&t->net->receive, t->net->map, parts, count)) {
         return false;
     }
+    memset(header, 0, TRANSFER_HEADER);
+    memcpy(data + out.header_len, payload, sizeof(payload));
     header[0] = (uint8_t)t->net->set_id;
     header[1] = (uint8_t)(t->net->set_id >> 8);
     put_le32(header + 4, count);
@@ -311,23 +314,20 @@ static bool tell(struct taking *t, uint32_t channel, const struct vvb_net_part *
         sections[i] = parts[i].section;
     }
     out.transaction_id = net_chain(pool, sections, count, channel);
-    if (vvb_ring_send_in_turn(to->ring, &out, (const char *)header, (const char *)payload, &signal,
-                              &fault)) {
-        if (signal) {
-            vvb_signal(to->call_fd);
-        }
-        /* A guest that gives back what it was not told of has lost it. */
-        return !net_chain_undo(pool, out.transaction_id);
-    }
-    if (signal) {
+    vvb_ring_send_in_turn(to->ring, &out, 1, data, out.header_len + sizeof(payload), &sent);
+    if (sent.signal) {
         vvb_signal(to->call_fd);
+        __atomic_add_fetch(&to->told_signals, 1, __ATOMIC_RELAXED);
     }
-    taken->channels[taken->told] = channel;
-    taken->signals[taken->told++] = signal != 0;
-    return true;
+    if (sent.count) {
+        __atomic_add_fetch(&to->told, 1, __ATOMIC_RELAXED);
+        return true;
+    }
+    /* A guest that gives back what it was not told of has lost it. */
+    return !net_chain_undo(pool, out.transaction_id);
 }
 
-static void tell_all(struct taking *t, const struct vvb_codemap *map, struct vvb_net_taken *taken)
+static void tell_all(struct taking *t, struct vvb_net_taken *taken)
 {
     struct vvb_net_part group[VVB_NET_PARTS];
 
@@ -352,7 +352,7 @@ static void tell_all(struct taking *t, const struct vvb_codemap *map, struct vvb
             for (uint32_t i = 0; i < count; i++) {
                 net_section_give(&t->net->pool, group[i].section);
             }
-        } else if (!tell(t, channel, group, count, map, taken)) {
+        } else if (!tell(t, channel, group, count)) {
             memcpy(taken->parts + taken->left, group, count * sizeof(*group));
             taken->left += count;
         }
@@ -374,14 +374,14 @@ static void take(struct taking *t, int fd, struct vvb_net_taken *taken)
             uint32_t section = net_section_take(&t->net->pool);
 
             if (section == POOL_END) {
-                taken->more = -1;
+                taken->state = VVB_NET_NO_SECTION;
                 return;
             }
             t->stock[t->stocked++] = section;
         }
         got = read_frame(t, fd);
         if (got <= 0) { /* nothing there, or the link has just vanished: poll() will say */
-            taken->more = 0;
+            taken->state = VVB_NET_EMPTY;
             return;
         }
         if ((size_t)got < sizeof(t->vnet)) {
@@ -396,16 +396,15 @@ static void take(struct taking *t, int fd, struct vvb_net_taken *taken)
     }
 }
 
-void vvb_net_take(struct vvb_net *net, uint32_t queue, const struct vvb_codemap *map,
-                  struct vvb_net_taken *taken)
+/* Some frames. */
+static void take_some(struct vvb_net *net, uint32_t queue, struct vvb_net_taken *taken)
 {
     struct taking t = {.net = net, .queue = queue};
 
-    taken->more = 1;
-    taken->told = taken->left = 0;
+    taken->state = VVB_NET_MORE;
     pthread_rwlock_rdlock(&net->lock);
     if (queue >= net->ports || !net->receive.sections) {
-        taken->more = 0;
+        taken->state = VVB_NET_NO_BUFFER;
     } else {
         t.counts = &net->received[queue];
         t.room = net->receive.section - FRAME_OFFSET;
@@ -415,7 +414,41 @@ void vvb_net_take(struct vvb_net *net, uint32_t queue, const struct vvb_codemap 
         while (t.stocked) {
             net_section_give(&net->pool, t.stock[--t.stocked]);
         }
-        tell_all(&t, map, taken);
+        tell_all(&t, taken);
     }
     pthread_rwlock_unlock(&net->lock);
+}
+
+void vvb_net_serve(struct vvb_net *net, uint32_t queue, int wake_fd, struct vvb_net_taken *taken)
+{
+    struct pollfd fds[2] = {{.fd = wake_fd, .events = POLLIN}, {.events = POLLIN}};
+
+    taken->left = 0;
+    for (uint32_t turn = 1;; turn++) {
+        bool idle;
+
+        take_some(net, queue, taken);
+        if (taken->left || taken->state == VVB_NET_NO_BUFFER ||
+            taken->state == VVB_NET_NO_SECTION) {
+            return;
+        }
+        idle = taken->state == VVB_NET_EMPTY;
+        if (!idle && turn % LOOK_EVERY) {
+            continue;
+        }
+        /* The numbers do not change as long as there are so many ports; see link/__init__.py. */
+        fds[1].fd = idle ? vvb_load(&net->fds[queue]) : -1;
+        if (poll(fds, 2, idle ? -1 : 0) < 0 && errno != EINTR) {
+            taken->state = VVB_NET_BROKEN;
+            return;
+        }
+        if (fds[0].revents) {
+            taken->state = VVB_NET_WOKEN;
+            return;
+        }
+        if (idle && fds[1].revents & ~POLLIN) {
+            taken->state = VVB_NET_BROKEN;
+            return;
+        }
+    }
 }
