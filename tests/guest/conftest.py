@@ -3,24 +3,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import os
-import threading
-import time
 from collections.abc import Iterator
 
 import pytest
-
-
-def _open_fds() -> dict[str, str]:
-    found = {}
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            target = os.readlink(f"/proc/self/fd/{name}")
-            if not target.startswith("/proc/"):
-                found[name] = target
-    return found
+from waiting_support import nothing_left_behind
 
 
 @pytest.fixture(autouse=True)
@@ -28,14 +14,5 @@ def _nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     if not request.path.name.startswith("test_guest_"):
         yield
         return
-    gc.collect()
-    fds, threads = _open_fds(), set(threading.enumerate())
-    yield
-    deadline = time.monotonic() + 5
-    while _open_fds() != fds or set(threading.enumerate()) - threads:
-        if time.monotonic() > deadline:
-            break
-        gc.collect()
-        time.sleep(0.01)
-    assert _open_fds() == fds
-    assert not set(threading.enumerate()) - threads
+    with nothing_left_behind():
+        yield

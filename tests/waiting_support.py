@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""For tests of what other threads do: waiting for it, and seeing that nothing is left of it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+
+def eventually(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Waits until ``condition`` holds; fails the test if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.002)
+
+
+def open_fds() -> dict[str, str]:
+    """What this process's descriptors are open to, by their number."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            target = os.readlink(f"/proc/self/fd/{name}")
+            if not target.startswith("/proc/"):
+                found[name] = target
+    return found
+
+
+@contextlib.contextmanager
+def nothing_left_behind(seconds: float = 5.0) -> Iterator[None]:
+    """Fails if what is done inside leaves a descriptor or a thread ``seconds`` later."""
+    gc.collect()
+    fds, threads = open_fds(), set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + seconds
+    while open_fds() != fds or set(threading.enumerate()) - threads:
+        if time.monotonic() > deadline:
+            break
+        gc.collect()
+        time.sleep(0.01)
+    assert open_fds() == fds
+    assert not set(threading.enumerate()) - threads
