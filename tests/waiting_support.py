@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 
-def eventually(condition: Callable[[], object], seconds: float = 10.0) -> None:
+def eventually(condition: Callable[[], object], seconds: float = 20.0) -> None:
     """Waits until ``condition`` holds; fails the test if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -253,11 +252,3 @@ def ip_frame(
     if tag is not None:
         body = b"\x81\x00" + tag.to_bytes(2, "big") + body
     return to + (MAC if to != MAC else PEER) + body
-
-
-def eventually(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    """Waits until ``condition`` holds; fails the test if it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.002)

@@ -15,12 +15,12 @@ from net_card_support import (
     TARGET4,
     TARGET6,
     ethernet,
-    eventually,
     internet_checksum,
     ip_frame,
     pseudo_header,
     rig,
 )
+from waiting_support import eventually
 
 from vhostvmbus.devices.net.link import Capabilities, Gso, Offload
 from vhostvmbus.guest import ReceiveTimeout

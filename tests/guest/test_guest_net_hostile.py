@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from net_card_support import EVERYTHING, MAC, Rig, ethernet, eventually, rig
+from net_card_support import EVERYTHING, MAC, Rig, ethernet, rig
+from waiting_support import eventually
 
 from vhostvmbus.guest.netvsc import (
     CHECKSUM,

@@ -87,14 +87,6 @@ def raw_packet(
     return body + payload.ljust(length - offset, b"\0") + bytes(8)
 
 
-def eventually(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    """Waits until ``condition`` holds; fails the test if it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.002)
-
-
 def repeat(function: Callable[[int], object], times: int) -> None:
     """Calls ``function`` with 0, 1, 2 ..."""
     for i in range(times):

@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 import pytest
-from core_support import BASE, BASE_PFN, PAGES, GuestEnd, TestDevice, eventually, raw_packet, repeat
+from core_support import BASE, BASE_PFN, PAGES, GuestEnd, TestDevice, raw_packet, repeat
+from waiting_support import eventually
 
 from vhostvmbus.channel import Channel, ChannelState
 from vhostvmbus.packet import Packet

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from core_support import BASE, BASE_PFN, TEST_CLASS, GuestEnd, TestDevice, eventually, repeat
+from core_support import BASE, BASE_PFN, TEST_CLASS, GuestEnd, TestDevice, repeat
+from waiting_support import eventually
 
 from vhostvmbus.channel import Channel, ChannelState
 from vhostvmbus.device import Device

@@ -9,7 +9,8 @@ import time
 from uuid import UUID
 
 import pytest
-from core_support import BASE, BASE_PFN, TEST_CLASS, GuestEnd, Ram, TestDevice, eventually, repeat
+from core_support import BASE, BASE_PFN, TEST_CLASS, GuestEnd, Ram, TestDevice, repeat
+from waiting_support import eventually
 
 from vhostvmbus.channel import Channel, ChannelState
 from vhostvmbus.device import Device, DeviceHost, Offer, RefuseOpen
