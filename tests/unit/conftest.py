@@ -7,8 +7,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from core_support import Ram
 from vhost_user_server_support import Running, running
 from waiting_support import nothing_left_behind
+
+from vhostvmbus.memory import GuestMemory
+
+
+@pytest.fixture
+def ram() -> Iterator[Ram]:
+    ram = Ram()
+    yield ram
+    ram.close()
+
+
+@pytest.fixture
+def memory(ram: Ram) -> Iterator[GuestMemory]:
+    """A memory map with :func:`ram` in it."""
+    memory = ram.memory()
+    yield memory
+    memory.close()
 
 
 @pytest.fixture

@@ -63,6 +63,16 @@ def ring_pair(
     return guest, Ring(memory, pfns, out_pages, Role.HOST)
 
 
+def word(ring: Ring, sending: bool, offset: int) -> int:
+    """A field of the header of the ring that ``ring`` sends into, or of the other one."""
+    return int.from_bytes(ring.pages(sending)[offset : offset + 4], "little")
+
+
+def set_word(ring: Ring, sending: bool, offset: int, value: int) -> None:
+    """Overwrites such a field, as a peer that lies would."""
+    ring.pages(sending)[offset : offset + 4] = value.to_bytes(4, "little")
+
+
 def raw_packet(
     kind: int,
     payload: bytes = b"",

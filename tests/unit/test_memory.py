@@ -5,7 +5,6 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,20 +18,6 @@ from vhostvmbus.wire import errors
 from vhostvmbus.wire.gpa import GpaRange, pfn_count
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def ram() -> Iterator[Ram]:
-    ram = Ram()
-    yield ram
-    ram.close()
-
-
-@pytest.fixture
-def memory(ram: Ram) -> Iterator[GuestMemory]:
-    memory = ram.memory()
-    yield memory
-    memory.close()
 
 
 # -- the map -------------------------------------------------------------------------------------
