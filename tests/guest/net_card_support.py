@@ -19,6 +19,8 @@ HEADER = struct.Struct("<BBHHHH")
 EVERYTHING = Capabilities(checksum=True, tso4=True, tso6=True)
 MAC = bytes.fromhex("020000000001")
 PEER = bytes.fromhex("020000000099")
+OFFLOAD_PARAMETERS = 0xFC01020C
+"""``OID_TCP_OFFLOAD_PARAMETERS``."""
 
 
 @dataclass(frozen=True)
@@ -252,3 +254,10 @@ def ip_frame(
     if tag is not None:
         body = b"\x81\x00" + tag.to_bytes(2, "big") + body
     return to + (MAC if to != MAC else PEER) + body
+
+
+def switch_on(driver: Netvsc, rsc: int = 1) -> None:
+    """What Linux sets after it saw that everything is there."""
+    data = struct.pack("<BBH", 0x80, 3, 28) + bytes([1, 4, 4, 4, 4, 0, 0, 2, 2, 0, 0])
+    data = data.ljust(22, b"\0") + bytes([rsc, rsc]) + bytes(4)
+    assert driver.set(OFFLOAD_PARAMETERS, data) == 0
