@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from core_support import Ram
+from net_support import private_network
 from vhost_user_server_support import Running, running
 from waiting_support import nothing_left_behind
 
@@ -27,6 +28,13 @@ def memory(ram: Ram) -> Iterator[GuestMemory]:
     memory = ram.memory()
     yield memory
     memory.close()
+
+
+@pytest.fixture
+def network() -> Iterator[None]:
+    """The test and its threads are in a network namespace without a name."""
+    with private_network():
+        yield
 
 
 @pytest.fixture
