@@ -5,48 +5,17 @@
  */
 #include <stddef.h>
 
-#include "guest.h"
+#include "bus.h"
 
-#define SIMP_GPA 0x00a00000u
-#define NOWHERE 0x40000000u /* no memory there: the machine has less than 1 GiB */
-#define MILLISECOND 10000u  /* in ticks of partition time */
 #define PATIENCE (10000u * MILLISECOND)
 
-#define VMBUS_CONNECTION 1u
-#define VMBUS_SINT 2u
-#define VMBUS_VECTOR 0x40u
 #define TIMER_SINT 3u
 #define TIMER_VECTOR 0x50u
 #define DIRECT_VECTOR 0x60u
 
-/* Message types of the VMBus protocol */
-#define OFFER_CHANNEL 1u
-#define REQUEST_OFFERS 3u
-#define ALL_OFFERS_DELIVERED 4u
-#define INITIATE_CONTACT 14u
-#define VERSION_RESPONSE 15u
-#define VERSION_4_0 0x40000u
-
-#define TIMER_EXPIRED 0x80000010u
-#define NO_MESSAGE 0xffffffffu
-
-static volatile struct message *const slots = (void *)SIMP_GPA;
-static struct post_input input __attribute__((aligned(4096)));
-
 static uint64_t post(void)
 {
 	return hypercall(CALL_POST_MESSAGE, (uint32_t)&input);
-}
-
-static void prepare(uint32_t message_type, uint32_t size)
-{
-	input.connection = VMBUS_CONNECTION;
-	input.reserved = 0;
-	input.type = 1;
-	input.size = size;
-	for (unsigned i = 0; i < 60; i++)
-		input.payload[i] = 0;
-	input.payload[0] = message_type;
 }
 
 static uint64_t contact(uint32_t vp)
@@ -507,10 +476,7 @@ static void scenario_timers(void)
 	report("type_far_period", slot->type);
 }
 
-static const struct {
-	const char *name;
-	void (*run)(void);
-} scenarios[] = {
+const struct scenario scenarios[] = {
 	{ "cpuid", scenario_cpuid },
 	{ "hypercalls", scenario_hypercalls },
 	{ "msrs", scenario_msrs },
@@ -522,30 +488,5 @@ static const struct {
 	{ "reset-line", scenario_reset_line },
 	{ "auto-eoi", scenario_auto_eoi },
 	{ "timers", scenario_timers },
+	{ NULL, NULL },
 };
-
-static bool same(const char *a, const char *b)
-{
-	for (; *a && *a == *b; a++, b++)
-		;
-	return *a == *b;
-}
-
-/* @info: multiboot information; the command line is "kernel scenario". */
-void guest_main(const uint32_t *info);
-void guest_main(const uint32_t *info)
-{
-	const char *word = (const char *)info[4];
-
-	for (const char *c = word; *c; c++)
-		if (*c == ' ' && c[1])
-			word = c + 1;
-	for (size_t i = 0; i < sizeof(scenarios) / sizeof(scenarios[0]); i++) {
-		if (same(word, scenarios[i].name)) {
-			scenarios[i].run();
-			finish();
-		}
-	}
-	print("no such scenario\n");
-	finish();
-}

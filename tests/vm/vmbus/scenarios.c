@@ -1,60 +1,26 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * What the bare-metal guest does to QEMU's VMBus, one scenario per run, named by the last word of
- * the command line. Each reports what it sees; the test knows what is right. The machine under the
- * guest (boot.S, machine.c) is the one in ../hyperv.
- *
- * Layouts are those of Linux' include/linux/hyperv.h.
+ * the command line. Each reports what it sees; the test knows what is right. Layouts are those of Linux' include/linux/hyperv.h.
  */
 #include <stddef.h>
 
-#include "../hyperv/guest.h"
+#include "bus.h"
 
-#define SIMP_GPA 0x00a00000u
 #define RING_GPA 0x00b00000u
-#define NOWHERE 0x40000000u /* no memory there: the machine has less than 1 GiB */
-#define MILLISECOND 10000u  /* in ticks of partition time */
 #define PATIENCE (2000 * MILLISECOND)
 #define SHORT (50 * MILLISECOND)
 
-#define VMBUS_CONNECTION 1u
 #define SIGNAL_CONNECTION 2u
-#define VMBUS_SINT 2u
-#define VMBUS_VECTOR 0x40u
-
-#define OFFER_CHANNEL 1u
-#define RESCIND_OFFER 2u
-#define REQUEST_OFFERS 3u
-#define ALL_OFFERS_DELIVERED 4u
-#define OPEN_CHANNEL 5u
-#define OPEN_RESULT 6u
-#define CLOSE_CHANNEL 7u
-#define GPADL_HEADER 8u
-#define GPADL_BODY 9u
-#define GPADL_CREATED 10u
-#define GPADL_TEARDOWN 11u
-#define GPADL_TORNDOWN 12u
-#define RELID_RELEASED 13u
-#define INITIATE_CONTACT 14u
-#define VERSION_RESPONSE 15u
-#define UNLOAD 16u
-#define UNLOAD_RESPONSE 17u
-
-#define VERSION_1_1 0x10001u
-#define VERSION_4_0 0x40000u
-#define NO_MESSAGE 0xffffffffu
 #define NO_VP 0xffffffffu
 #define INSUFFICIENT_BUFFERS 19u
 
-#define COM1 0x3f8
 #define HOST_UNPLUGS 1u
 #define HOST_SEES_DEVICE 2u
 #define HOST_PLUGS 3u
 #define HOST_UNPLUGS_AND_PLUGS 4u
 #define HOST_SEES_NO_DEVICE 5u
 
-static volatile struct message *const slots = (void *)SIMP_GPA;
-static struct post_input input __attribute__((aligned(4096)));
 static uint32_t answer[60]; /* the last message taken, header included */
 static uint32_t relid, connection;
 
@@ -67,17 +33,6 @@ static uint64_t post(void)
 		status = hypercall(CALL_POST_MESSAGE, (uint32_t)&input);
 	while (status == INSUFFICIENT_BUFFERS);
 	return status;
-}
-
-static void prepare(uint32_t message_type, uint32_t size)
-{
-	input.connection = VMBUS_CONNECTION;
-	input.reserved = 0;
-	input.type = 1;
-	input.size = size;
-	for (unsigned i = 0; i < 60; i++)
-		input.payload[i] = 0;
-	input.payload[0] = message_type;
 }
 
 /* The next message's type, its contents in answer[]; NO_MESSAGE if none comes. */
@@ -530,10 +485,7 @@ static void scenario_offers_1_1(void)
 	offers(VERSION_1_1, SIMP_GPA + 0x1000);
 }
 
-static const struct {
-	const char *name;
-	void (*run)(void);
-} scenarios[] = {
+const struct scenario scenarios[] = {
 	{ "headers", scenario_headers },
 	{ "bodies", scenario_bodies },
 	{ "flood", scenario_flood },
@@ -544,30 +496,5 @@ static const struct {
 	{ "undeliverable", scenario_undeliverable },
 	{ "offers", scenario_offers },
 	{ "offers-1.1", scenario_offers_1_1 },
+	{ NULL, NULL },
 };
-
-static bool same(const char *a, const char *b)
-{
-	for (; *a && *a == *b; a++, b++)
-		;
-	return *a == *b;
-}
-
-/* @info: multiboot information; the command line is "kernel scenario". */
-void guest_main(const uint32_t *info);
-void guest_main(const uint32_t *info)
-{
-	const char *word = (const char *)info[4];
-
-	for (const char *c = word; *c; c++)
-		if (*c == ' ' && c[1])
-			word = c + 1;
-	for (size_t i = 0; i < sizeof(scenarios) / sizeof(scenarios[0]); i++) {
-		if (same(word, scenarios[i].name)) {
-			scenarios[i].run();
-			finish();
-		}
-	}
-	print("no such scenario\n");
-	finish();
-}
