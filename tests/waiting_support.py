@@ -44,3 +44,26 @@ def nothing_left_behind(seconds: float = 5.0) -> Iterator[None]:
         time.sleep(0.01)
     assert open_fds() == fds
     assert not set(threading.enumerate()) - threads
+
+
+def together(*works: Callable[[], object], seconds: float = 60.0) -> None:
+    """Does ``works`` to their ends, at once, a thread for each; raises what one of them raised."""
+    raised: list[BaseException] = []
+    start = threading.Barrier(len(works))
+
+    def run(work: Callable[[], object]) -> None:
+        try:
+            start.wait(seconds)
+            work()
+        except BaseException as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=run, args=(work,), daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if raised:
+        raise raised[0]
+    assert not any(thread.is_alive() for thread in threads), f"not done in {seconds} s"

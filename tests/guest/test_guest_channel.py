@@ -6,11 +6,13 @@ from __future__ import annotations
 import struct
 import threading
 import time
+from functools import partial
 
 import pytest
 from guest_test_devices import Backwards, Echo, GatheringEcho, HostPush, Silent
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting_support import together
 
 from vhostvmbus.guest import CompletionTimeout, ReceiveTimeout, RingFullTimeout, SoftwareGuest
 from vhostvmbus.wire.errors import PacketTooBig
@@ -178,24 +180,14 @@ def test_time_out_then_completion() -> None:
 
 
 def test_many_threads_share_a_channel() -> None:
-    errors: list[BaseException] = []
     with SoftwareGuest.for_device(Echo()) as guest, guest.open_channel() as channel:
 
         def talk(number: int) -> None:
-            try:
-                for turn in range(200):
-                    payload = struct.pack("<QQ", number, turn)
-                    assert channel.send(payload) == payload
-            except BaseException as error:
-                errors.append(error)
+            for turn in range(200):
+                payload = struct.pack("<QQ", number, turn)
+                assert channel.send(payload) == payload
 
-        threads = [threading.Thread(target=talk, args=(number,)) for number in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-            assert not thread.is_alive()
-    assert errors == []
+        together(*(partial(talk, number) for number in range(8)))
 
 
 def test_changing_the_buffer_after_the_send_changes_nothing() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from guest_test_devices import Noting
-from waiting_support import eventually
+from waiting_support import eventually, together
 
 from vhostvmbus.channel import Channel
 from vhostvmbus.device import DeviceHost
@@ -309,12 +309,7 @@ def test_offers_from_many_threads(device: Growing, guest: SoftwareGuest) -> None
             found.remove(index)
             device.rescind_channel(index)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive()
+    together(*[work] * 4)
     assert device.offers.offered == []
     eventually(lambda: guest.offered == [0])
 

@@ -8,10 +8,12 @@ import random
 import struct
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from scsi_guest_support import MIB, Rig, make_image
+from waiting_support import together
 
 from vhostvmbus.devices.scsi import ScsiController, options
 from vhostvmbus.devices.scsi.device import MAX_SUB_CHANNELS
@@ -70,56 +72,33 @@ def test_a_request_is_completed_where_it_was_made(rig: Subchannels, plans: bool)
 
 def test_all_channels_at_once(rig: Subchannels) -> None:
     """Each thread has a part of the disk, writes, flushes, reads back and forth."""
-    problems: list[BaseException] = []
     part = 2 * MIB // 512
 
     def work(driver: Storvsc, number: int) -> None:
         generator = random.Random(number)
-        try:
-            for _ in range(12):
-                data = {lba: generator.randbytes(8192) for lba in generator.sample(range(64), 8)}
-                start = number * part
-                writes = [driver.write(start + 16 * n, block) for n, block in data.items()]
-                assert all(request.wait().good for request in writes)
-                assert driver.flush().good
-                reads = [(block, driver.read(start + 16 * n, 16)) for n, block in data.items()]
-                assert all(request.wait().data == block for block, request in reads)
-        except BaseException as error:
-            problems.append(error)
+        for _ in range(12):
+            data = {lba: generator.randbytes(8192) for lba in generator.sample(range(64), 8)}
+            start = number * part
+            writes = [driver.write(start + 16 * n, block) for n, block in data.items()]
+            assert all(request.wait().good for request in writes)
+            assert driver.flush().good
+            reads = [(block, driver.read(start + 16 * n, 16)) for n, block in data.items()]
+            assert all(request.wait().data == block for block, request in reads)
 
-    threads = [
-        threading.Thread(target=work, args=(driver, number))
-        for number, driver in enumerate(rig.drivers)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
-    assert problems == []
+    together(*(partial(work, driver, number) for number, driver in enumerate(rig.drivers)))
 
 
 def test_state_changes_from_every_channel(rig: Subchannels) -> None:
     """Each change makes the plan anew for all channels, while all of them transfer."""
-    problems: list[BaseException] = []
 
     def work(driver: Storvsc) -> None:
-        try:
-            for _ in range(40):
-                reads = [driver.read(8 * n, 8) for n in range(8)]
-                start = driver.submit(bytes.fromhex("1b 00 00 00 01 00"))
-                reads += [driver.read(8 * n, 8) for n in range(8)]
-                assert all(request.wait().good for request in (*reads, start))
-        except BaseException as error:
-            problems.append(error)
+        for _ in range(40):
+            reads = [driver.read(8 * n, 8) for n in range(8)]
+            start = driver.submit(bytes.fromhex("1b 00 00 00 01 00"))
+            reads += [driver.read(8 * n, 8) for n in range(8)]
+            assert all(request.wait().good for request in (*reads, start))
 
-    threads = [threading.Thread(target=work, args=(driver,)) for driver in rig.drivers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
-    assert problems == []
+    together(*(partial(work, driver) for driver in rig.drivers))
 
 
 def test_a_subchannel_has_no_negotiation(rig: Subchannels) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import socket
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 from vhost_user_server_support import Running, running
+from waiting_support import together
 
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.backend import Invalidate
@@ -44,14 +46,7 @@ def test_invalidate(run: Running) -> None:
 
 def test_invalidate_from_many_threads(run: Running) -> None:
     with run.front_end():
-        threads = [
-            threading.Thread(target=invalidator(run), args=([(page << 12, 4096)],))
-            for page in range(20)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(10)
+        together(*(partial(invalidator(run), [(page << 12, 4096)]) for page in range(20)))
         seen = {
             message.ranges[0][0] >> 12
             for message in run.invalidated

@@ -7,10 +7,11 @@ import fcntl
 import os
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
-from waiting_support import eventually
+from waiting_support import together
 
 from vhostvmbus.vm import images
 from vhostvmbus.vm.cache import UNUSED_SECONDS, cache_root, use
@@ -112,26 +113,16 @@ def test_nothing_goes_while_another_stamps_it(room: Path) -> None:
 def test_many_at_once(room: Path) -> None:
     """Half of them use the old one: it is whole for who was told that it is there."""
     result = made(room / NEW, 0)
-    broken: list[Path] = []
+
+    def whole(path: Path) -> None:
+        assert not use(path) or (path / "lib" / "file").exists()
+
     for _ in range(30):
         old = room / OLD
         if not old.exists():
             made(old, 2 * UNUSED_SECONDS)
         aged(old, 2 * UNUSED_SECONDS)
-        told: list[bool] = []
-
-        def work(path: Path, told: list[bool] = told) -> None:
-            if use(path) and not (path / "lib" / "file").exists():
-                broken.append(path)
-            told.append(True)
-
-        threads = [threading.Thread(target=work, args=(p,)) for p in (old, result) * 2]
-        for thread in threads:
-            thread.start()
-        eventually(lambda told=told: len(told) == 4)
-        for thread in threads:
-            thread.join(10)
-    assert broken == []
+        together(*(partial(whole, path) for path in (old, result) * 2))
     assert not list(room.glob(".work-*"))
 
 
