@@ -46,6 +46,21 @@ def nothing_left_behind(seconds: float = 5.0) -> Iterator[None]:
     assert not set(threading.enumerate()) - threads
 
 
+def in_thread(function: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
+    """Starts ``function`` on a thread; what it returns or raises will be in the list."""
+    outcome: list[object] = []
+
+    def run() -> None:
+        try:
+            outcome.append(function())
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, outcome
+
+
 def together(*works: Callable[[], object], seconds: float = 60.0) -> None:
     """Does ``works`` to their ends, at once, a thread for each; raises what one of them raised."""
     raised: list[BaseException] = []
