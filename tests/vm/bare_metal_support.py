@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A guest without an operating system, that plays by no rules: building it, running it, its report.
 
-``bare_metal`` has its machine and its end of VMBus. A test's own ``scenarios.c`` has what the guest
-does, one scenario per run of QEMU, and reports what it sees as lines ``name=hexadecimal``.
+``bare_metal`` has its machine and its end of VMBus. A test's own C files have what the guest does,
+one scenario per run of QEMU. It reports what it sees as lines ``name=hexadecimal``.
 """
 
 import os
@@ -27,10 +27,10 @@ Report = list[tuple[str, int]]
 
 
 def build_guest(scenarios: Path, folder: Path) -> Path:
-    """A multiboot kernel in *folder* with these scenarios."""
+    """A multiboot kernel in *folder*, with the C files of the folder *scenarios*."""
     kernel = folder / "guest"
     compiler = os.environ.get("CC", "gcc").split()
-    sources = [*(MACHINE / name for name in ("boot.S", "machine.c", "bus.c")), scenarios]
+    sources = [MACHINE / "boot.S", *sorted(MACHINE.glob("*.c")), *sorted(scenarios.glob("*.c"))]
     subprocess.run([*compiler, *FLAGS, "-o", kernel, *sources], check=True, timeout=60)
     return kernel
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """QEMU's own Hyper-V emulation (TCG), driven by a bare-metal guest that plays by no rules.
 
-Each scenario of ``scenarios.c`` is one run of QEMU. The guest prints what it sees, and this file
-has what the Hyper-V Top-Level Functional Specification wants to be seen. QEMU must live to the
+Each scenario is one run of QEMU. The guest prints what it sees, and this file has what the
+Hyper-V Top-Level Functional Specification wants to be seen. QEMU must live to the
 end of the run, whatever the guest did.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from bare_metal_support import DEBUG_EXIT, Report, build_guest, qemu_command, report_of, run_qemu
 
-SCENARIOS = Path(__file__).parent / "scenarios.c"
+SCENARIOS = Path(__file__).parent
 HV = (
     "hv-relaxed,hv-vpindex,hv-synic,hv-time,hv-reset,hv-runtime,hv-vapic,hv-crash,hv-stimer,"
     "hv-stimer-direct"

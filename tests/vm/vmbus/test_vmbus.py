@@ -19,7 +19,7 @@ from vhostvmbus.vm.backend import BackEndProcess
 from vhostvmbus.vm.errors import VmError
 from vhostvmbus.vm.qmp import Monitor
 
-SCENARIOS = Path(__file__).parent / "scenarios.c"
+SCENARIOS = Path(__file__).parent
 CPU = "qemu64,hv-relaxed,hv-vpindex,hv-synic,hv-time,hv-vapic,hv-runtime,hv-stimer"
 
 NOTHING = 0xFFFFFFFF
