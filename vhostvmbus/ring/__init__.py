@@ -5,6 +5,7 @@ Source of the protocol: the guest's ``include/linux/hyperv.h`` and ``drivers/hv/
 barriers and their pairs are named in ``ringbuf.h``. What a packet means is not known here.
 """
 
+from vhostvmbus.ring.inflight import InflightRegion
 from vhostvmbus.ring.plan import Done, Number, Operation, Outgoing, Plan, Rule
 from vhostvmbus.ring.ring import Batch, Limits, RawPacket, Ring, RingState, Role, Sent
 from vhostvmbus.ring.waiting import is_eventfd, signal, wait
@@ -12,6 +13,7 @@ from vhostvmbus.ring.waiting import is_eventfd, signal, wait
 __all__ = [
     "Batch",
     "Done",
+    "InflightRegion",
     "Limits",
     "Number",
     "Operation",

@@ -18,6 +18,8 @@ SOURCES = (
     "ringattach.c",
     "ringreceive.c",
     "ringsend.c",
+    "inflight.c",
+    "inflightopen.c",
     "waiting.c",
 )
 CFLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread")
@@ -36,7 +38,7 @@ ffibuilder.set_source(
     "vhostvmbus._ring",
     '#include "engine.h"',
     sources=[_relative(name) for name in SOURCES],
-    depends=[_relative("api.h"), _relative("engine.h"), _relative("ringbuf.h")],
+    depends=[_relative(f"{name}.h") for name in ("api", "engine", "ringbuf", "inflight")],
     include_dirs=["vhostvmbus/ring"],
     extra_compile_args=[*CFLAGS, *GLUE_CFLAGS],
     extra_link_args=["-pthread"],

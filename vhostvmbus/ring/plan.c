@@ -227,6 +227,7 @@ static void answer(struct vvb_batch *batch, const struct vvb_todo *todo)
         .transaction_id = packet->transaction_id,
         .payload_len = rule->payload_length,
         .type = PKT_COMP,
+        .slot = packet->slot,
     };
     batch->done_payload += rule->payload_length;
     batch->done_external += packet->external_length;

@@ -6,6 +6,7 @@ believed only if they lie in the ring; our own are never read back. One thread r
 may send.
 """
 
+import errno
 import os
 import struct
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from vhostvmbus.ring.plan import Done, Outgoing, Plan
 from vhostvmbus.wire.errors import (
     ChannelClosed,
     GuestError,
+    InflightInvalid,
     PacketError,
     PacketTooBig,
     RingFull,
@@ -28,7 +30,7 @@ from vhostvmbus.wire.errors import (
 from vhostvmbus.wire.gpa import GpaRange, build_ranges, parse_ranges
 from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED, GPA_DIRECT_HEADER_SIZE, PacketType
 
-_PACKET = struct.Struct("=QQQQIIIIIIIIIHH")
+_PACKET = struct.Struct("=QQQQIIIIIIIIIHHII")
 _OUTGOING = struct.Struct("=QIIHHI")
 if _PACKET.size != ffi.sizeof("struct vvb_packet") or (
     _OUTGOING.size != ffi.sizeof("struct vvb_outgoing")
@@ -57,7 +59,9 @@ class RawPacket:
     """A packet as it came: private copies only, except for ``external_data``.
 
     ``raw`` is the whole packet from its descriptor on, without trailer. ``error`` is set if the
-    packet is wrong but the ring goes on; then there is no external data.
+    packet is wrong but the ring goes on; then there is no external data. ``slot`` is where it is
+    recorded until its completion, with the same number, is published; 0: nowhere. ``replayed``: a
+    back end before this one took it.
     """
 
     __slots__ = (
@@ -66,7 +70,9 @@ class RawPacket:
         "flags",
         "payload_offset",
         "raw",
+        "replayed",
         "ring_offset",
+        "slot",
         "transaction_id",
         "type",
     )
@@ -81,6 +87,8 @@ class RawPacket:
         payload_offset: int,
         external_data: ExternalData | None,
         error: PacketError | None,
+        slot: int = 0,
+        replayed: bool = False,
     ) -> None:
         self.type = type_
         self.flags = flags
@@ -90,6 +98,8 @@ class RawPacket:
         self.payload_offset = payload_offset
         self.external_data = external_data
         self.error = error
+        self.slot = slot
+        self.replayed = replayed
 
     @property
     def payload(self) -> bytes:
@@ -113,7 +123,8 @@ class Batch(NamedTuple):
 
     ``error`` is set if the ring cannot be followed beyond these packets. ``signal`` says that the
     peer waits for space, has it now, and has to be signalled. ``size`` is in ring bytes. ``done``
-    is what a plan did: packets that are not in ``packets``.
+    is what a plan did: packets that are not in ``packets``. ``no_slot`` says that the record of
+    packets in flight is full, ``replayed`` how many packets came out of it.
     """
 
     packets: list[RawPacket]
@@ -121,6 +132,8 @@ class Batch(NamedTuple):
     signal: bool
     size: int
     done: Done | None = None
+    no_slot: bool = False
+    replayed: int = 0
 
 
 class Sent(NamedTuple):
@@ -230,7 +243,15 @@ class Ring:
             error = fault
         done = Done(batch) if batch.done_count else None
         if not batch.count:
-            return Batch([], error, bool(batch.signal), batch.bytes, done)
+            return Batch(
+                [],
+                error,
+                bool(batch.signal),
+                batch.bytes,
+                done,
+                bool(batch.no_slot),
+                batch.replayed,
+            )
         # Three copies for the whole batch: packets and their segments are slices of them.
         data = bytes(ffi.buffer(batch.data, batch.data_len))
         segs = b""
@@ -238,7 +259,15 @@ class Ring:
             segs = bytes(ffi.buffer(batch.segs.v, batch.segs.count * SEG_SIZE))
         records = bytes(ffi.buffer(batch.packets, batch.count * _PACKET.size))
         packets = [self._packet(record, data, segs) for record in _PACKET.iter_unpack(records)]
-        return Batch(packets, error, bool(batch.signal), batch.bytes, done)
+        return Batch(
+            packets,
+            error,
+            bool(batch.signal),
+            batch.bytes,
+            done,
+            bool(batch.no_slot),
+            batch.replayed,
+        )
 
     def _packet(self, record: tuple[int, ...], data: bytes, segs: bytes) -> RawPacket:
         (
@@ -257,6 +286,8 @@ class Ring:
             fault_offset,
             type_,
             flags,
+            slot,
+            replayed,
         ) = record
         raw = data[data_offset : data_offset + length]
         external = None
@@ -275,7 +306,16 @@ class Ring:
                 raise fault
             error = fault
         return RawPacket(
-            type_, flags, transaction_id, ring_offset, raw, payload_offset, external, error
+            type_,
+            flags,
+            transaction_id,
+            ring_offset,
+            raw,
+            payload_offset,
+            external,
+            error,
+            slot,
+            bool(replayed),
         )
 
     def mask(self) -> None:
@@ -341,8 +381,8 @@ class Ring:
         self._check_open()
         records = b"".join(
             [
-                _OUTGOING.pack(transaction_id, len(header), len(payload), type_, flags, 0)
-                for type_, payload, transaction_id, flags, header in packets
+                _OUTGOING.pack(transaction_id, len(header), len(payload), type_, flags, slot)
+                for type_, payload, transaction_id, flags, header, slot in packets
             ]
         )
         data = b"".join([part for packet in packets for part in (packet.header, packet.payload)])
@@ -389,6 +429,37 @@ class Ring:
         signal = ffi.new("int *")
         lib.vvb_ring_publish(self._ring, signal)
         return bool(signal[0])
+
+    # -- the record of packets in flight -------------------------------------------------------
+
+    def record(self, fd: int, offset: int, size: int, slots: int, *, resume: bool) -> None:
+        """Records packets that want a completion, from when they are taken until it is published.
+
+        In ``size`` bytes of ``fd`` at ``offset``, which nobody else may use. Before anything is
+        received or sent, once. With ``resume``, what is recorded there is received first. Raises
+        :exc:`InflightInvalid` if the part has no such size, or is not what this ring left; the
+        ring goes on without then.
+        """
+        self._check_open()
+        result = lib.vvb_ring_record(self._ring, fd, offset, size, slots, resume)
+        if result == -errno.EBADMSG:
+            raise InflightInvalid("what is in the in-flight region makes no sense")
+        if result == -errno.ESTALE:
+            raise InflightInvalid("the in-flight region is not about this ring")
+        if result:
+            raise InflightInvalid(f"the in-flight region: {os.strerror(-result)}")
+
+    @property
+    def to_replay(self) -> int:
+        """Recorded packets that have not been received again."""
+        self._check_open()
+        return int(lib.vvb_ring_to_replay(self._ring))
+
+    @property
+    def has_slot(self) -> bool:
+        """Whether one packet more can be recorded; for the thread that receives."""
+        self._check_open()
+        return bool(lib.vvb_ring_has_slot(self._ring))
 
     # -- state ---------------------------------------------------------------------------------
 
