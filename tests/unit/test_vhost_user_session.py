@@ -40,7 +40,7 @@ from vhostvmbus.wire.ntstatus import NtStatus
 OFFER = m.OfferReply(
     UUID("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f"), UUID(int=0), 0, 0, 1, 2, bytes(120)
 )
-FEATURES = m.REQUIRED_FEATURES | ProtocolFeature.VMBUS_CODE_MAP
+FEATURES = m.REQUIRED_FEATURES | ProtocolFeature.VMBUS_CODE_MAP | ProtocolFeature.INFLIGHT_SHMFD
 
 
 def region(start: int, size: int = 0x10_0000, user: int = 0) -> m.MemoryRegion:
@@ -68,8 +68,21 @@ READY: list[tuple[m.Message, int]] = [
     (m.Close(0), 0),
     (m.GpadlTeardown(0, 1), 0),
     (m.Reset(), 0),
+    (m.GetInflightFd(0, 0, 1, 0), 0),
+    (m.SetInflightFd(1 << 16, 0, 1, 8), 1),
 ]
 ANY_REQUEST = {Request(message.REQUEST): (message, fds) for message, fds in NEGOTIATION + READY}
+
+
+#: the answer of a back end that has no in-flight region
+NO_REGION = m.InflightReply(0, 0, 0, 0)
+
+
+def answer(session: BackEndSession, call: Call, status: int = 0) -> None:
+    if isinstance(call.message, m.GetInflightFd):
+        session.reply(call, NO_REGION)
+    else:
+        session.answer(call, status)
 
 
 class BackEnd:
@@ -96,7 +109,7 @@ class BackEnd:
         if isinstance(event, Call):
             assert event.message == message
             assert len(event.fds) == fds
-            self.session.answer(event, status)
+            answer(self.session, event, status)
         return self.status()
 
     def reply(self) -> m.Message | None:
@@ -106,6 +119,8 @@ class BackEnd:
 
     def status(self) -> int:
         reply = self.reply()
+        if reply == NO_REGION:
+            return 0
         assert isinstance(reply, m.Value)
         return reply.value
 
@@ -126,7 +141,7 @@ def test_negotiation() -> None:
     assert back_end.event(m.GetFeatures()) is None
     assert back_end.reply() == m.Value(1 << 30)
     assert back_end.event(m.GetProtocolFeatures()) is None
-    assert back_end.reply() == m.Value(1 << 3 | 1 << 5 | 1 << 15 | 1 << 48 | 1 << 49)
+    assert back_end.reply() == m.Value(1 << 3 | 1 << 5 | 1 << 12 | 1 << 15 | 1 << 48 | 1 << 49)
     assert back_end.call(m.SetProtocolFeatures(int(FEATURES))) == 0
     assert session.protocol_features == FEATURES
     assert back_end.call(m.SetFeatures(1 << 30)) == 0
@@ -197,7 +212,7 @@ def test_required_feature_missing(feature: ProtocolFeature) -> None:
     assert str(feature.name) in str(caught.value)
 
 
-@pytest.mark.parametrize("bit", [0, 1, 10, 12, 19, 47, 50, 63])
+@pytest.mark.parametrize("bit", [0, 1, 10, 13, 19, 47, 50, 63])
 def test_feature_that_was_not_offered(bit: int) -> None:
     back_end = BackEnd().negotiate(until=2)
     with pytest.raises(FeatureNotOffered):
@@ -209,6 +224,23 @@ def test_virtio_feature_that_was_not_offered(bit: int) -> None:
     back_end = BackEnd().negotiate(until=3)
     with pytest.raises(FeatureNotOffered):
         back_end.event(m.SetFeatures(1 << 30 | 1 << bit))
+
+
+@pytest.mark.parametrize("message", [m.GetInflightFd(0, 0, 1, 0), m.SetInflightFd(1, 0, 1, 1)])
+def test_in_flight_region_without_its_feature(message: m.Message) -> None:
+    back_end = BackEnd().negotiate(m.REQUIRED_FEATURES)
+    with pytest.raises(FeatureMissing) as caught:
+        back_end.event(message, message.FDS[0])
+    assert "INFLIGHT_SHMFD" in str(caught.value)
+
+
+def test_a_query_is_answered_once() -> None:
+    back_end = BackEnd().negotiate()
+    event = back_end.event(m.GetInflightFd(0, 0, 1, 0))
+    assert isinstance(event, Call)
+    back_end.session.reply(event, NO_REGION)
+    with pytest.raises(ValueError, match="once"):
+        back_end.session.reply(event, NO_REGION)
 
 
 def test_code_map_without_its_feature() -> None:
@@ -430,7 +462,7 @@ def test_descriptors_are_never_lost(steps: list[tuple[tuple[m.Message, int], int
         assert event is not None
         seen += event.fds
         if isinstance(event, Call):
-            back_end.session.answer(event)
+            answer(back_end.session, event)
         assert back_end.reply() is not None
     assert seen + back_end.session.release_fds() == given_fds
 
@@ -446,7 +478,7 @@ def connect(
     back.receive_data(front.data_to_send(), tuple(range(fds)))
     event = back.next_event()
     if isinstance(event, Call):
-        back.answer(event)
+        answer(back, event)
     front.receive_data(back.data_to_send())
     reply = front.next_event()
     if reply is not None:

@@ -254,7 +254,9 @@ class Channel:
         if not packet.completion_requested:
             self._publish([], spans)
             return
-        outgoing = Outgoing(PacketType.COMP, bytes(payload), packet.transaction_id)
+        outgoing = Outgoing(
+            PacketType.COMP, bytes(payload), packet.transaction_id, slot=packet.slot
+        )
         if self._gather and threading.current_thread() is self._worker:
             self._gathered.append(outgoing)
             self._gathered_spans.extend(spans)
@@ -386,6 +388,9 @@ class Channel:
     def _stop(self, between: Callable[[], None] | None, grace: float, publish: bool) -> None:
         if threading.current_thread() is self._worker or self._receiver.deferred.is_current_thread:
             raise UsageError("a channel cannot be closed on its own worker thread")
+        if self.info.resumed and not publish and self._worker.ident is not None:
+            # Nobody else will do these: their guest may wait for them without end.
+            self._receiver.caught_up.wait(grace)
         self._life.draining = publish
         self._life.stopping = True
         if not publish:
@@ -431,7 +436,8 @@ class Channel:
                 packet.completed = packet.dropped = True
                 external.close(wait=True)
                 if packet.completion_requested:
-                    self._publish([Outgoing(PacketType.COMP, b"", packet.transaction_id)], [])
+                    empty = Outgoing(PacketType.COMP, b"", packet.transaction_id, slot=packet.slot)
+                    self._publish([empty], [])
                 dropped += 1
         return dropped
 
@@ -444,6 +450,8 @@ class Channel:
     ) -> None:
         """Stops the worker, ends every packet, detaches the ring.
 
+        Packets that were in flight when a back end before this one ended are delivered first, as
+        far as that takes no longer than ``grace`` seconds.
         ``between`` runs when no packet is delivered any more. Packets that nobody completes within
         ``grace`` seconds are taken away from whoever holds them. Completions are dropped, or, with
         ``publish``, still go to the guest: for a guest that keeps the channel open and waits for
