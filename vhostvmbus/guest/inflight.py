@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a front end keeps of its back ends' in-flight region: the file, and what was said of it.
 
-`docs/vhost-user-vmbus.md`, "Reconnection and in-flight packets".  Invariant: a back end is given
+`docs/vhost-user-vmbus.md`, "Packets in flight".  Invariant: a back end is given
 only what the one directly before it left; nothing is kept past one that does not record.
 """
 

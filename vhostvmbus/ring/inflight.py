@@ -3,7 +3,7 @@
 
 In a channel's part are the packets that were taken from its ring and are not completed, so that
 the back end that comes after one that was killed can do them: docs/vhost-user-vmbus.md,
-"Reconnection and in-flight packets". What is in a part, and why it is right at every moment, is in
+"Packets in flight". What is in a part, and why it is right at every moment, is in
 ``inflight.c``. Invariants: the file can neither shrink nor grow; what another back end left in it
 is checked before it is used.
 """

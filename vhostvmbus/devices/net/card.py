@@ -153,7 +153,8 @@ class NetworkCard(Device):
         """The guest went on while there was no back end; what it had set up is not known here.
 
         Whatever it sends is refused, by the protocol's means, until :meth:`post_started` has the
-        guest's driver start anew.
+        guest's driver start anew. That goes for what the back end before had not completed, too:
+        the driver waits for it before it lets go, and a channel is not closed before that was done.
         """
         self.opened(channel)
 
