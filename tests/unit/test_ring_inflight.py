@@ -25,7 +25,7 @@ INBAND, COMP = PacketType.DATA_INBAND, PacketType.COMP
 SLOTS = 8
 SMALL = Limits(128, 1 << 16, 16)
 # Offsets in a part: the cursors of both rings (two each, and which one), then the slots.
-RX, TX, FIRST_SLOT, SLOT_SIZE = 64, 128, PAGE_SIZE, 64
+RX, TX, NOTE, FIRST_SLOT, SLOT_SIZE = 64, 128, 192, PAGE_SIZE, 64
 NUMBER, INDEX, CURRENT, CURSOR_SIZE = 0, 8, 32, 16
 
 
@@ -499,3 +499,44 @@ def test_slots_are_as_long_as_the_limits_need() -> None:
     assert slot_bytes(Limits(256, 4096, 1)) < 1024
     assert slot_bytes(Limits()) == MAX_SLOT_BYTES
     assert slot_bytes(Limits(100, 100, 1)) % 64 == 0
+
+
+# -- the note ------------------------------------------------------------------------------------
+
+
+def test_a_note_is_found_by_the_next(rig: Rig) -> None:
+    host = rig.host(resume=False)
+    assert host.note == b""
+    host.note = b"first"
+    host.note = bytes(range(256))
+    assert rig.host().note == bytes(range(256))
+    rig.hosts[-1].note = b""
+    assert rig.host().note == b""
+
+
+def test_an_opening_finds_no_note(rig: Rig) -> None:
+    rig.host(resume=False).note = b"gone"
+    assert rig.host(resume=False).note == b""
+
+
+def test_a_note_that_was_being_written_is_none(rig: Rig) -> None:
+    host = rig.host(resume=False)
+    host.note = b"whole"
+    rig.poke(NOTE, struct.pack("<I", 0))
+    assert rig.host().note == b""
+    rig.poke(NOTE, struct.pack("<I", 257))
+    assert rig.host().note == b""
+
+
+def test_a_note_has_an_end(rig: Rig) -> None:
+    host = rig.host(resume=False)
+    with pytest.raises(ValueError, match="256"):
+        host.note = bytes(257)
+    assert host.note == b""
+
+
+def test_without_a_record_there_is_no_note(rig: Rig) -> None:
+    host = Ring(rig.memory, scattered(4), 2)
+    host.note = b"nowhere"
+    assert host.note == b""
+    host.close()

@@ -207,6 +207,21 @@ class Channel:
         if threading.current_thread() is self._worker:
             raise UsageError(f"{what} would wait for the thread that it is made on")
 
+    @property
+    def note(self) -> bytes:
+        """Up to 256 bytes that outlive the back end, with the packets in flight.
+
+        What is set here is found by a device that is resumed, of this back end or of the next one
+        after it was killed. Empty when the guest opens the channel, and always if the front end
+        keeps no in-flight region. What is found comes from a file that has been in other hands.
+        Raises :exc:`ChannelClosed`; setting, :exc:`ValueError` for more bytes.
+        """
+        return self._life.note()
+
+    @note.setter
+    def note(self, data: bytes) -> None:
+        self._life.keep_note(data)
+
     def map_gpadl(self, handle: int, *, read_only: bool = False) -> ExternalData:
         """Maps a GPADL that the guest made for this channel (VmbChannelMapGpadl).
 

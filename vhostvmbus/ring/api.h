@@ -322,6 +322,14 @@ int vvb_ring_record(struct vvb_ring *ring, int fd, uint64_t offset, uint64_t siz
                     int resume);
 /* Packets that are still to be given again. */
 uint32_t vvb_ring_to_replay(struct vvb_ring *ring);
+/*
+ * A few bytes of the device's own that the next back end finds when it resumes. Of what is kept
+ * while the process is killed, either all is found or nothing. Returns what is there, up to
+ * VVB_NOTE_BYTES of it; 0 without a record.
+ */
+enum { VVB_NOTE_BYTES = 256 };
+void vvb_ring_keep_note(struct vvb_ring *ring, const char *data, uint32_t length);
+uint32_t vvb_ring_get_note(struct vvb_ring *ring, char *data);
 /* On the thread that receives: whether there is a slot for one packet more. */
 int vvb_ring_has_slot(struct vvb_ring *ring);
 

@@ -31,6 +31,9 @@ struct head {
     uint32_t reserved[11];
     struct cursors rx;
     struct cursors tx;
+    uint32_t note_length; /* 0: none, or one that was being written */
+    uint32_t reserved_too;
+    uint8_t note[VVB_NOTE_BYTES];
 };
 
 struct slot {

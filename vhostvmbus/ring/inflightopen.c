@@ -175,6 +175,33 @@ static void start(struct vvb_ring *ring)
     }
 }
 
+void vvb_ring_keep_note(struct vvb_ring *ring, const char *data, uint32_t length)
+{
+    struct head *head = ring->record ? ring->record->head : NULL;
+
+    if (head && length <= VVB_NOTE_BYTES) {
+        vvb_store_release(&head->note_length, 0u);
+        vvb_copied(); /* not below the copy */
+        memcpy(head->note, data, length);
+        /* release: the note is whole before it has a length */
+        vvb_store_release(&head->note_length, length);
+    }
+}
+
+uint32_t vvb_ring_get_note(struct vvb_ring *ring, char *data)
+{
+    const struct head *head = ring->record ? ring->record->head : NULL;
+    uint32_t length = head ? vvb_load_acquire(&head->note_length) : 0;
+
+    if (length > VVB_NOTE_BYTES) {
+        return 0;
+    }
+    if (length) {
+        memcpy(data, head->note, length);
+    }
+    return length;
+}
+
 static int map_part(struct vvb_record *record, int fd, uint64_t offset, uint64_t size)
 {
     struct stat status;

@@ -450,6 +450,21 @@ class Ring:
             raise InflightInvalid(f"the in-flight region: {os.strerror(-result)}")
 
     @property
+    def note(self) -> bytes:
+        """What was kept in the record, by this back end or the one before; empty without one."""
+        self._check_open()
+        data = ffi.new("char[]", lib.VVB_NOTE_BYTES)
+        length = lib.vvb_ring_get_note(self._ring, data)
+        return bytes(ffi.buffer(data, length))
+
+    @note.setter
+    def note(self, data: bytes) -> None:
+        self._check_open()
+        if len(data) > lib.VVB_NOTE_BYTES:
+            raise ValueError(f"a note has at most {lib.VVB_NOTE_BYTES} bytes")
+        lib.vvb_ring_keep_note(self._ring, data, len(data))
+
+    @property
     def to_replay(self) -> int:
         """Recorded packets that have not been received again."""
         self._check_open()

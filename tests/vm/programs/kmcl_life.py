@@ -310,7 +310,8 @@ def beside_a_back_end_that_is_killed(folder: str) -> None:
             channel.wait(number, 0.3)
         os.mknod(f"{folder}/away")
         wait_for_file(f"{folder}/back")
-        # What was still in the ring is done; what the back end had taken is lost with it.
+        # What was still in the ring is done. What the back end had taken comes to the next one out
+        # of the in-flight region, which holds it like the first.
         answer = json.loads(channel.wait(number, 20).payload.rstrip(b"\0"))
         assert answer["sha256"] == digest(data)
         with fails(errno.ETIMEDOUT):

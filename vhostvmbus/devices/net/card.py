@@ -26,7 +26,7 @@ from uuid import UUID
 from vhostvmbus.channel import Channel
 from vhostvmbus.channel.stats import RateLimitedLog
 from vhostvmbus.device import Device
-from vhostvmbus.devices.net import nvsp, rndis, sender
+from vhostvmbus.devices.net import nvsp, rndis, sender, status, takeover
 from vhostvmbus.devices.net.buffers import ReceiveBuffer, SendBuffer
 from vhostvmbus.devices.net.errors import NetError, NvspError, SectionError
 from vhostvmbus.devices.net.frame import ETHERNET_SIZE
@@ -162,11 +162,34 @@ class NetworkCard(Device):
         """A card that is taken out and put in again is negotiated with again."""
         if channel.info.resumed and not channel.index:
             log.warning("%s: the guest's driver has to start anew: offered once more", self.name)
+            told = self._tell_link_down(channel)
+            least = takeover.LINK_CHANGE_SECONDS if told else 0.0
+            if not takeover.wait_until_quiet(lambda: list(self._channels.values()), least):
+                log.warning("%s: the guest's driver does not come to rest", self.name)
             try:
                 self.rescind()
                 self.offer_again()
             except OfferRefused as error:
                 log.error("%s: %s; the guest has to load its driver again", self.name, error)
+
+    def _tell_link_down(self, channel: Channel) -> bool:
+        """Has a guest that this back end knows nothing of stop sending; whether it could be."""
+        note = takeover.BufferNote.parse(channel.note)
+        if note is None:
+            return False
+        try:
+            mapping = channel.map_gpadl(note.gpadl)
+            self._lent[True] = note.gpadl
+            buffer = ReceiveBuffer(mapping, note.buffer_id, note.section_size)
+        except (ChannelClosed, FrontEndError, UsageError, GuestError) as error:
+            log.warning("%s: the guest's receive buffer is not found: %s", self.name, error)
+            return False
+        # Frames that the guest has not looked at yet may be anywhere in it.
+        takeover.wait_until_quiet(lambda: [channel], 0.0, patience=1.0)
+        with self._lock:
+            self._outbox.buffer = buffer
+            self._outbox.answer([rndis.indicate_status(status.MEDIA_DISCONNECT)])
+        return True
 
     def started(self, channel: Channel) -> None:
         """Once all subchannels that were asked for are open, they are used, both ways."""
@@ -333,6 +356,8 @@ class NetworkCard(Device):
             if receive:
                 buffer = ReceiveBuffer(mapping, buffer_id, self.protocol.section_size)
                 answer = self.protocol.lent(buffer)
+                note = takeover.BufferNote(gpadl, buffer_id, self.protocol.section_size)
+                channel.note = note.pack()
                 with self._lock:
                     self._outbox.buffer = buffer
                     for receiver in self._receivers:
@@ -348,6 +373,8 @@ class NetworkCard(Device):
     def _give_back(self, channel: Channel, receive: bool) -> None:
         """Touches a buffer no more."""
         if receive:
+            with suppress(ChannelClosed):
+                channel.note = b""
             with self._lock:
                 self._outbox.buffer = None
                 receivers = list(self._receivers)
