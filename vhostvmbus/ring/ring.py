@@ -6,7 +6,6 @@ believed only if they lie in the ring; our own are never read back. One thread r
 may send.
 """
 
-import errno
 import os
 import struct
 from collections.abc import Sequence
@@ -18,10 +17,10 @@ from vhostvmbus.memory import ExternalData, GuestMemory
 from vhostvmbus.memory.engine import error_of, ffi, guest_error, lib
 from vhostvmbus.memory.external import SEG_SIZE
 from vhostvmbus.ring.plan import Done, Outgoing, Plan
+from vhostvmbus.ring.record import Recording
 from vhostvmbus.wire.errors import (
     ChannelClosed,
     GuestError,
-    InflightInvalid,
     PacketError,
     PacketTooBig,
     RingFull,
@@ -163,7 +162,7 @@ class RingState(NamedTuple):
     space_signals: int
 
 
-class Ring:
+class Ring(Recording):
     """Both rings of a channel, attached.
 
     ``pfns`` are all pages of the ring's GPADL, ``ring_offset`` the index of the page at which the
@@ -242,25 +241,7 @@ class Ring:
                 raise fault
             error = fault
         done = Done(batch) if batch.done_count else None
-        if not batch.count:
-            return Batch(
-                [],
-                error,
-                bool(batch.signal),
-                batch.bytes,
-                done,
-                bool(batch.no_slot),
-                batch.replayed,
-            )
-        # Three copies for the whole batch: packets and their segments are slices of them.
-        data = bytes(ffi.buffer(batch.data, batch.data_len))
-        segs = b""
-        if batch.segs.count:
-            segs = bytes(ffi.buffer(batch.segs.v, batch.segs.count * SEG_SIZE))
-        records = bytes(ffi.buffer(batch.packets, batch.count * _PACKET.size))
-        packets = [self._packet(record, data, segs) for record in _PACKET.iter_unpack(records)]
-        return Batch(
-            packets,
+        rest = (
             error,
             bool(batch.signal),
             batch.bytes,
@@ -268,6 +249,16 @@ class Ring:
             bool(batch.no_slot),
             batch.replayed,
         )
+        if not batch.count:
+            return Batch([], *rest)
+        # Three copies for the whole batch: packets and their segments are slices of them.
+        data = bytes(ffi.buffer(batch.data, batch.data_len))
+        segs = b""
+        if batch.segs.count:
+            segs = bytes(ffi.buffer(batch.segs.v, batch.segs.count * SEG_SIZE))
+        records = bytes(ffi.buffer(batch.packets, batch.count * _PACKET.size))
+        packets = [self._packet(record, data, segs) for record in _PACKET.iter_unpack(records)]
+        return Batch(packets, *rest)
 
     def _packet(self, record: tuple[int, ...], data: bytes, segs: bytes) -> RawPacket:
         (
@@ -429,52 +420,6 @@ class Ring:
         signal = ffi.new("int *")
         lib.vvb_ring_publish(self._ring, signal)
         return bool(signal[0])
-
-    # -- the record of packets in flight -------------------------------------------------------
-
-    def record(self, fd: int, offset: int, size: int, slots: int, *, resume: bool) -> None:
-        """Records packets that want a completion, from when they are taken until it is published.
-
-        In ``size`` bytes of ``fd`` at ``offset``, which nobody else may use. Before anything is
-        received or sent, once. With ``resume``, what is recorded there is received first. Raises
-        :exc:`InflightInvalid` if the part has no such size, or is not what this ring left; the
-        ring goes on without then.
-        """
-        self._check_open()
-        result = lib.vvb_ring_record(self._ring, fd, offset, size, slots, resume)
-        if result == -errno.EBADMSG:
-            raise InflightInvalid("what is in the in-flight region makes no sense")
-        if result == -errno.ESTALE:
-            raise InflightInvalid("the in-flight region is not about this ring")
-        if result:
-            raise InflightInvalid(f"the in-flight region: {os.strerror(-result)}")
-
-    @property
-    def note(self) -> bytes:
-        """What was kept in the record, by this back end or the one before; empty without one."""
-        self._check_open()
-        data = ffi.new("char[]", lib.VVB_NOTE_BYTES)
-        length = lib.vvb_ring_get_note(self._ring, data)
-        return bytes(ffi.buffer(data, length))
-
-    @note.setter
-    def note(self, data: bytes) -> None:
-        self._check_open()
-        if len(data) > lib.VVB_NOTE_BYTES:
-            raise ValueError(f"a note has at most {lib.VVB_NOTE_BYTES} bytes")
-        lib.vvb_ring_keep_note(self._ring, data, len(data))
-
-    @property
-    def to_replay(self) -> int:
-        """Recorded packets that have not been received again."""
-        self._check_open()
-        return int(lib.vvb_ring_to_replay(self._ring))
-
-    @property
-    def has_slot(self) -> bool:
-        """Whether one packet more can be recorded; for the thread that receives."""
-        self._check_open()
-        return bool(lib.vvb_ring_has_slot(self._ring))
 
     # -- state ---------------------------------------------------------------------------------
 

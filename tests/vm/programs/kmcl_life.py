@@ -319,6 +319,10 @@ def beside_a_back_end_that_is_killed(folder: str) -> None:
         info = channel.info
         assert (info.in_flight, info.pinned_pages) == (8, 32)
         there_and_back(channel, 4, pinned=32)
+        ask(channel, "release", keys=[0, 3, 5])
+        keys = {json.loads(channel.wait(0, 5).payload.rstrip(b"\0"))["key"] for _ in range(3)}
+        assert keys == {0, 3, 5}
+        there_and_back(channel, 4, pinned=20)
         channel.close()
         channel.open()
         there_and_back(channel, 4)
