@@ -10,7 +10,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from net_card_support import SocketLink, ethernet, eventually
+from net_card_support import SocketLink, ethernet
+from waiting_support import eventually
 
 from vhostvmbus.channel import Channel
 from vhostvmbus.devices.net import NetworkCard
