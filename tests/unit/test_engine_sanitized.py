@@ -46,6 +46,18 @@ def test_the_engine_check_passes(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout) == (0, "ok\n"), result.stderr
 
 
+def test_a_host_that_is_killed_loses_nothing(tmp_path: Path) -> None:
+    """At each step of the record, and 300 times at any moment (with the soak tests, 5000 times)."""
+    times = "5000" if os.environ.get("VHOSTVMBUS_SOAK") == "1" else "300"
+    result = subprocess.run(
+        [build(tmp_path, "inflight_check", "-DVVB_STEPS"), times],
+        capture_output=True,
+        text=True,
+        env={**ENVIRONMENT, "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1"},
+    )
+    assert (result.returncode, result.stdout) == (0, "ok\n"), result.stderr
+
+
 def test_the_corpus_replays(tmp_path: Path) -> None:
     inputs = sorted((FUZZ / "corpus" / "engine").iterdir())
     assert len(inputs) > 25

@@ -230,6 +230,7 @@ uint8_t *vvb_plan_answer(struct vvb_batch *batch, const struct vvb_packet *packe
         .transaction_id = packet->transaction_id,
         .payload_len = length,
         .type = PKT_COMP,
+        .slot = packet->slot,
     };
     return out;
 }

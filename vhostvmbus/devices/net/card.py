@@ -26,7 +26,7 @@ from uuid import UUID
 from vhostvmbus.channel import Channel
 from vhostvmbus.channel.stats import RateLimitedLog
 from vhostvmbus.device import Device
-from vhostvmbus.devices.net import nvsp, rndis, sender
+from vhostvmbus.devices.net import nvsp, rndis, sender, status, takeover
 from vhostvmbus.devices.net.buffers import ReceiveBuffer, SendBuffer
 from vhostvmbus.devices.net.datapath import DataPath
 from vhostvmbus.devices.net.direct import DirectReceiver
@@ -160,7 +160,8 @@ class NetworkCard(Device):
         """The guest went on while there was no back end; what it had set up is not known here.
 
         Whatever it sends is refused, by the protocol's means, until :meth:`post_started` has the
-        guest's driver start anew.
+        guest's driver start anew. That goes for what the back end before had not completed, too:
+        the driver waits for it before it lets go, and a channel is not closed before that was done.
         """
         self.opened(channel)
 
@@ -168,11 +169,34 @@ class NetworkCard(Device):
         """A card that is taken out and put in again is negotiated with again."""
         if channel.info.resumed and not channel.index:
             log.warning("%s: the guest's driver has to start anew: offered once more", self.name)
+            told = self._tell_link_down(channel)
+            least = takeover.LINK_CHANGE_SECONDS if told else 0.0
+            if not takeover.wait_until_quiet(lambda: list(self._channels.values()), least):
+                log.warning("%s: the guest's driver does not come to rest", self.name)
             try:
                 self.rescind()
                 self.offer_again()
             except OfferRefused as error:
                 log.error("%s: %s; the guest has to load its driver again", self.name, error)
+
+    def _tell_link_down(self, channel: Channel) -> bool:
+        """Has a guest that this back end knows nothing of stop sending; whether it could be."""
+        note = takeover.BufferNote.parse(channel.note)
+        if note is None:
+            return False
+        try:
+            mapping = channel.map_gpadl(note.gpadl)
+            self._lent[True] = note.gpadl
+            buffer = ReceiveBuffer(mapping, note.buffer_id, note.section_size)
+        except (ChannelClosed, FrontEndError, UsageError, GuestError) as error:
+            log.warning("%s: the guest's receive buffer is not found: %s", self.name, error)
+            return False
+        # Frames that the guest has not looked at yet may be anywhere in it.
+        takeover.wait_until_quiet(lambda: [channel], 0.0, patience=1.0)
+        with self._lock:
+            self._outbox.buffer = buffer
+            self._outbox.answer([rndis.indicate_status(status.MEDIA_DISCONNECT)])
+        return True
 
     def started(self, channel: Channel) -> None:
         """Once all subchannels that were asked for are open, they are used, both ways."""
@@ -383,6 +407,8 @@ class NetworkCard(Device):
                 answer = self.protocol.lent(buffer)
                 if self._path is not None:
                     self._path.lend_receive(buffer)
+                note = takeover.BufferNote(gpadl, buffer_id, self.protocol.section_size)
+                channel.note = note.pack()
                 with self._lock:
                     self._outbox.buffer = buffer
                     for receiver in self._receivers:
@@ -400,6 +426,8 @@ class NetworkCard(Device):
     def _give_back(self, channel: Channel, receive: bool) -> None:
         """Touches a buffer no more."""
         if receive:
+            with suppress(ChannelClosed):
+                channel.note = b""
             with self._lock:
                 self._outbox.buffer = None
                 receivers = list(self._receivers)
