@@ -35,6 +35,8 @@ class SocketLink:
     """Frames over sequenced-packet sockets, a virtio-net header in front; the other ends are in
     :attr:`world`."""
 
+    direct = True
+
     def __init__(
         self,
         queues: int = 1,

@@ -47,6 +47,11 @@ class CodeMap:
             raise FrontEndError(f"code map: {os.strerror(error[0])}")
         self._handle: Any = ffi.gc(handle, lib.vvb_codemap_free)
 
+    @property
+    def handle(self) -> Any:
+        """The engine's ``struct vvb_codemap *``, valid as long as this object."""
+        return self._handle
+
     def hits(self, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Fences, then returns the pages of ``spans`` that may hold translated code.
 

@@ -6,11 +6,12 @@ barriers and their pairs are named in ``ringbuf.h``. What a packet means is not 
 """
 
 from vhostvmbus.ring.inflight import InflightRegion
-from vhostvmbus.ring.plan import Done, Number, Operation, Outgoing, Plan, Rule
-from vhostvmbus.ring.ring import Batch, Limits, RawPacket, Ring, RingState, Role, Sent
+from vhostvmbus.ring.plan import AnyPlan, Done, Number, Operation, Outgoing, Plan, Rule
+from vhostvmbus.ring.ring import Batch, Limits, RawPacket, Ring, RingState, Role, Sent, Served
 from vhostvmbus.ring.waiting import is_eventfd, signal, wait
 
 __all__ = [
+    "AnyPlan",
     "Batch",
     "Done",
     "InflightRegion",
@@ -25,6 +26,7 @@ __all__ = [
     "Role",
     "Rule",
     "Sent",
+    "Served",
     "is_eventfd",
     "signal",
     "wait",
