@@ -197,15 +197,16 @@ class Receiver:
                 life.fail(batch.error)
             if life.state is ChannelState.FAILED:
                 return
-            if served is not None and not taken and not (batch.no_slot or batch.replayed):
-                if served.fired & _STOP:
-                    return
-                continue  # it did the waiting, too
             if batch.no_slot and not taken:
                 self.starved = True  # as above: announced, then looked at again
                 if not ring.has_slot:
                     return
-            elif not taken:
+                continue
+            if served is not None and not taken:
+                if served.fired & _STOP:
+                    return
+                continue  # it did the waiting, too
+            if not taken:
                 if delivered:
                     self._handler.processing_complete(channel, delivered)
                     delivered = 0

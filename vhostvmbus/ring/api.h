@@ -380,7 +380,8 @@ struct vvb_served {
 /*
  * vvb_ring_receive(), again and again, with what a plan does answered and waiting in between, until
  * there is something for the caller: packets, answers that the ring has no room for or that have
- * to wait for translated code, an error, or stop_fd or wake_fd. The ring is masked then, and the
+ * to wait for translated code, packets out of the in-flight region, no slot there, an error, or
+ * stop_fd or wake_fd. The ring is masked then, and the
  * batch as after vvb_ring_receive().
  */
 int vvb_ring_serve(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t max,

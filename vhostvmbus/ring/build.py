@@ -21,9 +21,9 @@ SOURCES = (
     "ringattach.c",
     "ringreceive.c",
     "ringsend.c",
-    "ringserve.c",
     "inflight.c",
     "inflightopen.c",
+    "ringserve.c",
     "waiting.c",
 )
 NET = Path("vhostvmbus/devices/net/native")

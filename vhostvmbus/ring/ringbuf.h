@@ -102,6 +102,31 @@ int64_t vvb_rx_available(struct vvb_ring *ring, struct vvb_fault *fault);
 /* Free bytes to send into, or -error. ringsend.c */
 int64_t vvb_tx_free(struct vvb_ring *ring, struct vvb_fault *fault);
 
+/*
+ * ringreceive.c: a packet's copy into the batch, and everything that is looked at. body is what
+ * follows the descriptor, descriptor and offset in the ring were checked.
+ */
+struct vvb_packet *vvb_batch_add(struct vvb_ring *ring, const struct vvb_snapshot *snapshot,
+                                 struct vvb_batch *batch, const struct descriptor *descriptor,
+                                 const uint8_t *body, uint32_t ring_offset,
+                                 const struct vvb_limits *limits);
+/* Takes the last packet out of the batch. */
+void vvb_batch_put_back(struct vvb_batch *batch);
+
+/* inflight.c, if there is a record; inflightopen.c frees it. On the thread that receives: */
+bool vvb_record_room(struct vvb_ring *ring);
+void vvb_record_packet(struct vvb_ring *ring, struct vvb_batch *batch, struct vvb_packet *packet);
+void vvb_record_taken(struct vvb_ring *ring);
+void vvb_record_replay(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t max,
+                       const struct vvb_snapshot *snapshot, const struct vvb_limits *limits,
+                       const struct vvb_plan *plan);
+/* Under tx_lock: */
+void vvb_record_completion(struct vvb_ring *ring, uint32_t slot);
+void vvb_record_lost_completion(struct vvb_ring *ring, uint32_t slot);
+void vvb_record_publish(struct vvb_ring *ring);
+void vvb_record_published(struct vvb_ring *ring);
+void vvb_record_free(struct vvb_ring *ring);
+
 /* A packet of the batch that a plan fits. */
 struct vvb_todo {
     const struct vvb_rule *rule;
@@ -128,33 +153,7 @@ int vvb_ring_send_in_turn(struct vvb_ring *ring, const void *packets, uint32_t c
 /* plan.c: room in the batch for the answer to a packet, VVB_PLAN_BYTES at most */
 uint8_t *vvb_plan_answer(struct vvb_batch *batch, const struct vvb_packet *packet,
                          uint32_t length);
-
-/*
- * ringreceive.c: a packet's copy into the batch, and everything that is looked at. body is what
- * follows the descriptor, descriptor and offset in the ring were checked.
- */
-struct vvb_packet *vvb_batch_add(struct vvb_ring *ring, const struct vvb_snapshot *snapshot,
-                                 struct vvb_batch *batch, const struct descriptor *descriptor,
-                                 const uint8_t *body, uint32_t ring_offset,
-                                 const struct vvb_limits *limits);
-/* Takes the last packet out of the batch. */
-void vvb_batch_put_back(struct vvb_batch *batch);
-
-/* inflight.c, if there is a record; inflightopen.c frees it. On the thread that receives: */
-bool vvb_record_room(struct vvb_ring *ring);
-void vvb_record_packet(struct vvb_ring *ring, struct vvb_batch *batch, struct vvb_packet *packet);
-void vvb_record_taken(struct vvb_ring *ring);
-void vvb_record_replay(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t max,
-                       const struct vvb_snapshot *snapshot, const struct vvb_limits *limits,
-                       const struct vvb_plan *plan);
-/* Under tx_lock: */
-void vvb_record_completion(struct vvb_ring *ring, uint32_t slot);
-void vvb_record_lost_completion(struct vvb_ring *ring, uint32_t slot);
-void vvb_record_publish(struct vvb_ring *ring);
-void vvb_record_published(struct vvb_ring *ring);
-void vvb_record_free(struct vvb_ring *ring);
-
-/* plan.c: whether a rule fits the packet; then it is put on the batch's list of things to do */
+/* Whether the plan fits the packet; then it is put on the batch's list of things to do. */
 bool vvb_plan_match(const struct vvb_plan *plan, struct vvb_batch *batch, uint32_t index);
 /* Does what is on the list, and takes what was done out of the batch's packets. */
 void vvb_plan_run(const struct vvb_plan *plan, struct vvb_batch *batch);

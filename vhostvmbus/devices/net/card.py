@@ -405,10 +405,9 @@ class NetworkCard(Device):
                 size = self.protocol.section_size
                 buffer = ReceiveBuffer(mapping, buffer_id, size, self._path)
                 answer = self.protocol.lent(buffer)
+                channel.note = takeover.BufferNote(gpadl, buffer_id, size).pack()
                 if self._path is not None:
                     self._path.lend_receive(buffer)
-                note = takeover.BufferNote(gpadl, buffer_id, self.protocol.section_size)
-                channel.note = note.pack()
                 with self._lock:
                     self._outbox.buffer = buffer
                     for receiver in self._receivers:
