@@ -31,7 +31,10 @@ SEND_SECTION: Final = 6144
 MAX_BUFFER: Final = 31 << 20
 """Longest buffer taken, in bytes: what Linux has for its largest."""
 CONTROL_RESERVE: Final = 8
-"""Receive sections kept for RNDIS answers."""
+"""Receive sections kept for RNDIS answers; fewer of a small buffer."""
+MIN_SECTIONS: Final = 8
+"""Fewest receive sections: five for the longest frame, two for answers, one to spare. Linux lends
+ten and more (``ethtool -G``)."""
 
 
 def section_size(frame_size: int, coalescing: bool) -> int:
@@ -124,7 +127,7 @@ class ReceiveBuffer:
         """
         length = len(mapping)
         count = length // size
-        if length > MAX_BUFFER or count < 2 * CONTROL_RESERVE:
+        if length > MAX_BUFFER or count < MIN_SECTIONS:
             raise SectionError("gpadl_length", length, 4, f"sections have {size} bytes")
         self.set_id = set_id
         self.section_size = size
@@ -135,14 +138,18 @@ class ReceiveBuffer:
         self._starts = [0, *accumulate(len(view) for view in self._views)]
         self._sections: list[Section | None] = [None] * count
         self._free = deque(range(count))
+        self._reserve = min(CONTROL_RESERVE, count // 4)
 
     @property
     def free(self) -> int:
         """Sections that the guest does not have."""
         return len(self._free)
 
-    def take(self, count: int = 1, *, reserve: int = CONTROL_RESERVE) -> list[Section]:
-        """``count`` free sections, or none if that would leave fewer than ``reserve``."""
+    def take(self, count: int = 1, *, reserve: int | None = None) -> list[Section]:
+        """``count`` free sections, or none if that would leave fewer than ``reserve``, by default
+        what is kept for answers."""
+        if reserve is None:
+            reserve = self._reserve
         if len(self._free) < count + reserve:
             return []
         taken = []
