@@ -109,8 +109,14 @@ class Rig:
         head, values = re.findall(rf"^{group}: (.*)$", self.guest("cat /proc/net/snmp"), re.M)
         return int(values.split()[head.split().index(field)])
 
-    def trouble(self) -> list[str]:
-        return trouble(self.machine)
+    @contextlib.contextmanager
+    def nothing_wrong(self) -> Iterator[None]:
+        """Neither the guest's kernel nor the card has anything to complain about meanwhile."""
+        before = self.card()["errors"]
+        self.guest("dmesg -C")
+        yield
+        assert trouble(self.machine) == []
+        assert self.card()["errors"] == before
 
     @contextlib.contextmanager
     def iperf_server(self) -> Iterator[None]:
