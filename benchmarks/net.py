@@ -42,6 +42,7 @@ class Endless:
     mtu = 1500
     mac = MAC
     capabilities = Capabilities(True, True, True)
+    direct = False
 
     def __init__(self) -> None:
         self._frame = b""

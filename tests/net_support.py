@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 from pyroute2 import IPRoute
 
-from vhostvmbus.devices.net.link import Buffer, Link, Offload
+from vhostvmbus.devices.net.link import Buffer, Link, Offload, spec
 from vhostvmbus.devices.net.link.namespace import NAMES
 
 _NEWNET = 0x40000000
@@ -73,6 +73,13 @@ def wait_for(condition: Callable[[], object], what: str, patience: float = 10.0)
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {patience} s"
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def opened(text: str) -> Iterator[Link]:
+    """The link that ``NET=text`` names, closed at the end."""
+    with contextlib.closing(spec.open(text)) as link:
+        yield link
 
 
 class Guest:

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 from uuid import UUID
 
 import pytest
 from guest_test_devices import CLASS_ID, Echo, HostPush, Noting, Silent
+from waiting_support import eventually
 
 from vhostvmbus.channel import Channel
 from vhostvmbus.device import DeviceHost
@@ -19,13 +18,6 @@ from vhostvmbus.wire.errors import AlreadyCompleted
 from vhostvmbus.wire.ntstatus import NtStatus
 
 INSTANCE = UUID("1f0a1c0e-5b6e-4a56-8f25-0b7d0f6f5f01")
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def opened(guest: SoftwareGuest) -> Channel:

@@ -8,13 +8,13 @@ import random
 import struct
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 from guest_test_devices import Digest, Echo, Fill, Silent, pattern
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_guest_external import sha256
+from waiting_support import eventually
 
 from vhostvmbus.guest import (
     CompletionTimeout,
@@ -31,13 +31,6 @@ from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
 
 PAGE = 4096
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 # ---- VmbPacketSendWithExternalPfns ------------------------------------------------------

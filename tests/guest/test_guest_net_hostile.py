@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from net_card_support import EVERYTHING, MAC, Rig, ethernet, eventually, rig
+from net_card_support import EVERYTHING, MAC, Rig, ethernet, rig
+from waiting_support import eventually
 
 from vhostvmbus.guest.netvsc import (
     CHECKSUM,
@@ -265,3 +266,58 @@ def test_any_bytes_as_messages(r: Rig, data: bytes, cut: int, head: bool) -> Non
             r.link.get(timeout=0)
         except BlockingIOError:
             break
+
+
+# -- guests that keep what is not theirs -----------------------------------------------------------
+
+
+def test_a_guest_that_returns_nothing_starves_itself() -> None:
+    with rig(ring_pages=(17, 65)) as r:
+        r.driver.initialize(receive_bytes=64 * 1728)
+        count = r.driver.receive_sections
+        r.driver.keep = True
+        frames = [ethernet(struct.pack(">I", n), to=MAC) for n in range(count + 40)]
+        for frame in frames:
+            r.link.put(frame)
+        got = [r.driver.receive().data for _ in range(count - 8)]
+        assert got == frames[: len(got)]
+        eventually(lambda: r.card.stats()["receive_no_buffer"] >= 40)
+        assert r.card.stats()["receive_sections_free"] == 8
+        assert r.driver.send(ethernet(b"still sends")).wait() == 1
+        assert r.link.get().frame == ethernet(b"still sends")
+        assert r.driver.query(0x01010101) == MAC
+        kept, r.driver.kept, r.driver.keep = r.driver.kept, [], False
+        for packet in kept:
+            r.driver.give_back(packet)
+        eventually(lambda: r.card.stats()["receive_sections_free"] == count)
+        r.link.put(ethernet(b"again", to=MAC))
+        assert r.driver.receive().data == ethernet(b"again", to=MAC)
+
+
+def test_answers_wait_for_a_section_and_are_bounded() -> None:
+    with rig(ring_pages=(17, 65)) as r:
+        r.driver.initialize(receive_bytes=32 * 1728)
+        r.driver.keep = True
+        count = r.driver.receive_sections
+        for number in range(count + 100):
+            assert r.driver.send_control(struct.pack("<III", 8, 12, 5000 + number)) == 1
+        for number in range(count):
+            assert r.driver.answer(5000 + number) == (0, b"")
+        assert r.card.stats()["control_dropped"] == 100 - 64
+        kept, r.driver.kept, r.driver.keep = r.driver.kept, [], False
+        for packet in kept:
+            r.driver.give_back(packet)
+        for number in range(64):
+            assert r.driver.answer(5000 + count + number) == (0, b"")
+
+
+def test_a_completion_that_is_none() -> None:
+    with rig() as r:
+        r.driver.initialize()
+        r.driver.keep = True
+        for payload in (b"", b"\x6c\0\0", struct.pack("<II", 107, 1), struct.pack("<I", 108)):
+            r.link.put(ethernet(to=MAC))
+            r.driver.receive()
+            r.driver.kept.pop().complete(payload)
+        eventually(lambda: r.card.stats()["receive_sections_free"] == r.driver.receive_sections)
+        assert r.card.stats()["errors"] == {"ReturnError": 2}  # payloads are padded to 8 bytes

@@ -8,7 +8,8 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from net_card_support import MAC, SocketLink, ethernet, eventually, ip_frame
+from net_card_support import MAC, SocketLink, ethernet, ip_frame
+from waiting_support import eventually
 
 from vhostvmbus.devices.net import NetworkCard
 from vhostvmbus.guest import SoftwareGuest, serving

@@ -3,11 +3,11 @@
 
 import struct
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from guest_test_devices import Noting
+from waiting_support import eventually, together
 
 from vhostvmbus.channel import Channel
 from vhostvmbus.device import DeviceHost
@@ -56,13 +56,6 @@ def guest(device: Growing) -> Iterator[SoftwareGuest]:
 
 def count(number: int) -> bytes:
     return b"count" + bytes([number, 0, 0])
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def test_subchannels_on_threads_of_their_own(device: Growing, guest: SoftwareGuest) -> None:
@@ -276,7 +269,7 @@ def test_without_a_front_end(device: Growing) -> None:
     assert caught.value.status == NtStatus.DEVICE_NOT_CONNECTED
     with SoftwareGuest.for_device(host) as guest:
         guest.disconnect()
-        until(lambda: host.offers.offer_channel is None)
+        eventually(lambda: host.offers.offer_channel is None)
         with pytest.raises(OfferRefused) as caught:
             device.offer_channels(1)
         assert caught.value.status == NtStatus.DEVICE_NOT_CONNECTED
@@ -316,14 +309,9 @@ def test_offers_from_many_threads(device: Growing, guest: SoftwareGuest) -> None
             found.remove(index)
             device.rescind_channel(index)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive()
+    together(*[work] * 4)
     assert device.offers.offered == []
-    until(lambda: guest.offered == [0])
+    eventually(lambda: guest.offered == [0])
 
 
 def test_indices_that_there_are_not(device: Growing, guest: SoftwareGuest) -> None:

@@ -12,12 +12,12 @@ import stat
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from guest_test_devices import Digest, Echo, GatheringEcho
+from waiting_support import eventually
 
 from vhostvmbus.channel import ChannelStats
 from vhostvmbus.cli import make_parser
@@ -27,13 +27,6 @@ from vhostvmbus.vhost_user.statistics import read_statistics, serving_statistics
 from vhostvmbus.wire.gpa import GpaRange
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def shown(capsys: pytest.CaptureFixture[str], path: Path, *words: str) -> tuple[int, str, str]:

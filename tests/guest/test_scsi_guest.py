@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scsi_guest_support import MIB, Rig, make_image
 
 from vhostvmbus.devices.scsi import DiskLocked, ScsiController
 from vhostvmbus.devices.scsi.disk import FileDisk
@@ -27,33 +28,7 @@ from vhostvmbus.guest.storvsc import (
 )
 from vhostvmbus.wire.gpa import GpaRange
 
-MIB = 1 << 20
-
-
-@pytest.fixture(autouse=True, params=[True, False], ids=["plan", "python"])
-def plans(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Everything with a plan for the ring engine and without: no difference may be seen."""
-    wanted = bool(request.param)
-    monkeypatch.setattr(ScsiController, "plans", wanted)
-    return wanted
-
-
-class Rig:
-    """A controller with one 8 MiB disk of random bytes, and a guest whose driver is bound."""
-
-    def __init__(self, folder: Path, controller: ScsiController, guest: SoftwareGuest) -> None:
-        self.folder = folder
-        self.image = folder / "disk.raw"
-        self.controller = controller
-        self.guest = guest
-        self.channel = guest.enable(ring_pages=(33, 33))
-        self.driver = Storvsc(guest, self.channel)
-
-
-def make_image(folder: Path) -> Path:
-    path = folder / "disk.raw"
-    path.write_bytes(random.Random(7).randbytes(8 * MIB))
-    return path
+pytestmark = pytest.mark.usefixtures("plans")
 
 
 @pytest.fixture
@@ -63,9 +38,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
         ScsiController([str(image)]) as controller,
         SoftwareGuest.for_device(controller) as guest,
     ):
-        rig = Rig(tmp_path, controller, guest)
-        rig.driver.initialize()
-        yield rig
+        yield Rig(image, controller, guest)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,16 @@ def ring_pair(
     return guest, Ring(memory, pfns, out_pages, Role.HOST)
 
 
+def word(ring: Ring, sending: bool, offset: int) -> int:
+    """A field of the header of the ring that ``ring`` sends into, or of the other one."""
+    return int.from_bytes(ring.pages(sending)[offset : offset + 4], "little")
+
+
+def set_word(ring: Ring, sending: bool, offset: int, value: int) -> None:
+    """Overwrites such a field, as a peer that lies would."""
+    ring.pages(sending)[offset : offset + 4] = value.to_bytes(4, "little")
+
+
 def raw_packet(
     kind: int,
     payload: bytes = b"",
@@ -85,14 +95,6 @@ def raw_packet(
     )
     body = (pack_descriptor(descriptor) + header).ljust(offset, b"\0")
     return body + payload.ljust(length - offset, b"\0") + bytes(8)
-
-
-def eventually(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    """Waits until ``condition`` holds; fails the test if it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.002)
 
 
 def repeat(function: Callable[[int], object], times: int) -> None:

@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 import pytest
-from core_support import BASE, BASE_PFN, PAGES, GuestEnd, TestDevice, eventually, raw_packet, repeat
+from core_support import BASE, BASE_PFN, PAGES, GuestEnd, TestDevice, raw_packet, repeat
+from waiting_support import eventually, together
 
 from vhostvmbus.channel import Channel, ChannelState
 from vhostvmbus.packet import Packet
@@ -116,10 +117,8 @@ def test_only_one_of_many_completers_wins() -> None:
             guest.send(transaction_id=i)
         eventually(lambda: len(packets) == 50)
         wins: list[int] = []
-        barrier = threading.Barrier(4)
 
         def complete_all() -> None:
-            barrier.wait()
             for packet in packets:
                 try:
                     packet.complete()
@@ -127,11 +126,7 @@ def test_only_one_of_many_completers_wins() -> None:
                 except errors.AlreadyCompleted:
                     pass
 
-        threads = [threading.Thread(target=complete_all) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        together(*[complete_all] * 4)
         assert sorted(wins) == list(range(50))
         assert sorted(p.transaction_id for p in guest.expect(50)) == list(range(50))
         guest.expect_nothing()

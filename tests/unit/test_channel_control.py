@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""KMCL's control of a channel: pause and start, defer, requests, read-only mappings."""
+"""KMCL's control of a channel: pause and start, defer, requests."""
 
-import os
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from core_support import BASE, BASE_PFN, TEST_CLASS, GuestEnd, TestDevice, eventually, repeat
+from core_support import BASE, BASE_PFN, TEST_CLASS, GuestEnd, TestDevice, repeat
+from waiting_support import eventually, in_thread
 
 from vhostvmbus.channel import Channel, ChannelState
 from vhostvmbus.device import Device
@@ -22,21 +21,6 @@ from vhostvmbus.wire.vmbus import PacketType
 def held() -> tuple[TestDevice, list[Packet]]:
     packets: list[Packet] = []
     return TestDevice(lambda _, packet: packets.append(packet)), packets  # type: ignore[arg-type]
-
-
-def in_thread(function: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
-    """Runs it; what it returned or raised is in the list."""
-    outcome: list[object] = []
-
-    def run() -> None:
-        try:
-            outcome.append(function())
-        except Exception as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread, outcome
 
 
 # -- pause and start -----------------------------------------------------------------------------
@@ -412,70 +396,3 @@ def test_a_request_on_a_closed_channel() -> None:
             with pytest.raises(errors.ChannelClosed) as caught:
                 channel.request(b"late", **arguments)  # type: ignore[arg-type]
             assert caught.value.status is NtStatus.DEVICE_REMOVED
-
-
-# -- GPADLs mapped read-only ---------------------------------------------------------------------
-
-
-def test_a_gpadl_mapped_read_only() -> None:
-    with GuestEnd(TestDevice()) as guest:
-        guest.ram.poke(BASE + 300 * 4096, b"look at me")
-        guest.host.gpadl_create(0, 7, [GpaRange.of_pages([BASE_PFN + 300])])
-        mapping = guest.channel.map_gpadl(7, read_only=True)
-        assert mapping.read(0, 10) == b"look at me"
-        assert bytes(mapping.views(5, 2)[0]) == b"at"
-        assert mapping.views()[0].readonly
-        for write in (
-            lambda: mapping.write(b"x"),
-            lambda: mapping.fill(),
-            lambda: mapping.preadv(0, 0),
-            lambda: mapping.views(writable=True),
-        ):
-            with pytest.raises(errors.ExternalDataReadOnly):
-                write()
-        assert not mapping.has_written
-        assert guest.ram.peek(BASE + 300 * 4096, 10) == b"look at me"
-        with pytest.raises(errors.UsageError):
-            guest.channel.map_gpadl(7)  # one mapping at a time, of whatever kind
-        guest.channel.unmap_gpadl(7)
-        guest.channel.map_gpadl(7).write(b"changed")
-        assert guest.ram.peek(BASE + 300 * 4096, 7) == b"changed"
-
-
-def test_a_read_only_mapping_is_not_looked_up_in_the_code_map() -> None:
-    """Reading the GPADL of a page that holds translated code asks nobody to discard it."""
-    code_fd = os.memfd_create("code", os.MFD_CLOEXEC)
-    os.ftruncate(code_fd, 4096)
-    calls: list[object] = []
-    with GuestEnd(TestDevice()) as guest:
-        guest.host.invalidate = calls.append
-        guest.host.set_code_map(code_fd, 4096, [(BASE, guest.ram.size, (1 << 64) - 1)])
-        guest.host.gpadl_create(0, 7, [GpaRange.of_pages([BASE_PFN + 300])])
-        mapping = guest.channel.map_gpadl(7, read_only=True)
-        mapping.read()
-        mapping.views()
-        guest.send()
-        guest.expect()
-        assert calls == []
-        guest.channel.unmap_gpadl(7)
-        guest.channel.map_gpadl(7).views(writable=True)
-        guest.send()
-        guest.expect()
-        assert calls == [[(BASE + 300 * 4096, 4096)]]
-    os.close(code_fd)
-
-
-def test_tearing_down_a_mapped_gpadl_waits_for_who_is_inside() -> None:
-    """VmbChannelDeleteGpadl blocks while the server has it mapped and uses it."""
-    with GuestEnd(TestDevice()) as guest:
-        guest.host.gpadl_create(0, 7, [GpaRange.of_pages([BASE_PFN + 300])])
-        mapping = guest.channel.map_gpadl(7)
-        mapping._enter()  # as a long file transfer is
-        thread, outcome = in_thread(lambda: guest.host.gpadl_teardown(0, 7))
-        time.sleep(0.05)
-        assert thread.is_alive()
-        mapping._leave()
-        thread.join(10)
-        assert outcome == [None]
-        with pytest.raises(errors.ExternalDataClosed):
-            mapping.read()

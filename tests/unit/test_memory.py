@@ -5,7 +5,6 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,23 +15,10 @@ from hypothesis import strategies as st
 from vhostvmbus.memory import ExternalData, GuestMemory
 from vhostvmbus.memory.engine import guest_error, lib
 from vhostvmbus.wire import errors
-from vhostvmbus.wire.gpa import GpaRange, pfn_count
+from vhostvmbus.wire.gpa import MAX_REGIONS, GpaRange, pfn_count
+from vhostvmbus.wire.ntstatus import NtStatus
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def ram() -> Iterator[Ram]:
-    ram = Ram()
-    yield ram
-    ram.close()
-
-
-@pytest.fixture
-def memory(ram: Ram) -> Iterator[GuestMemory]:
-    memory = ram.memory()
-    yield memory
-    memory.close()
 
 
 # -- the map -------------------------------------------------------------------------------------
@@ -69,6 +55,18 @@ def test_what_is_no_file_is_refused() -> None:
     os.close(write)
     with pytest.raises(errors.RegionInvalid):
         memory.add_region(0, 4096, read)
+
+
+def test_the_number_of_regions_is_bounded(ram: Ram) -> None:
+    memory = GuestMemory()
+    for number in range(MAX_REGIONS):
+        memory.add_region(number * 4096, 4096, ram.fd)
+    with pytest.raises(errors.RegionInvalid, match="more than 100") as caught:
+        memory.add_region(MAX_REGIONS * 4096, 4096, ram.fd)
+    assert caught.value.status is NtStatus.INSUFFICIENT_RESOURCES
+    memory.remove_region(0, 4096)
+    memory.add_region(MAX_REGIONS * 4096, 4096, ram.fd)
+    memory.close()
 
 
 @given(st.integers(0, 40), st.integers(1, 20))

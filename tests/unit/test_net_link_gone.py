@@ -129,7 +129,8 @@ def test_the_namespace_loses_its_name() -> None:
             link.set_mtu(3000)
             wait_for(lambda: link.mtu == 3000, "the MTU")
             for turn in (1, 2):
-                guest.send(arp(1, MAC, GUEST, bytes(6), HOST))
+                request = arp(1, MAC, GUEST, bytes(6), HOST)
+                wait_for(lambda request=request: guest.send(request), "it is there")  # type: ignore[misc]
                 guest.wait(lambda frame: frame[20:22] == b"\x00\x02", "the ARP reply")
                 call_in(f"/proc/self/fd/{inside}", lambda: ip("link", "del", link.name))
                 wait_for(lambda turn=turn: link.stats()["vanished"] == turn, "it has vanished")  # type: ignore[misc]

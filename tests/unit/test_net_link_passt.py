@@ -13,7 +13,6 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from net_support import (
     Guest,
     arp,
     connect_to_the_world,
+    opened,
     private_network,
     udp,
     wait_for,
@@ -37,16 +37,8 @@ COOKIE = bytes.fromhex("63825363")
 
 
 @pytest.fixture
-def network() -> Iterator[None]:
-    with private_network():
-        connect_to_the_world()
-        yield
-
-
-@contextlib.contextmanager
-def opened(text: str) -> Iterator[Link]:
-    with contextlib.closing(spec.open(text)) as link:
-        yield link
+def network(network: None) -> None:
+    connect_to_the_world()
 
 
 def process_of(link: Link) -> int:

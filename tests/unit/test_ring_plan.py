@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from core_support import BASE, BASE_PFN, GuestEnd, Ram, TestDevice, eventually, ring_pair
+from core_support import BASE, BASE_PFN, GuestEnd, Ram, TestDevice, ring_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting_support import eventually
 
 from vhostvmbus.ring import Number, Operation, Plan, Rule, Sent
 from vhostvmbus.wire.errors import GuestMemoryLost

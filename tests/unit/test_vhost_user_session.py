@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The session of both ends: order, features, limits, answers; without a socket."""
+"""The session of the back end: order, features, answers, the end of the stream; no socket."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from itertools import count
-from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from vhost_user_session_support import (
+    ANY_REQUEST,
+    FEATURES,
+    NEGOTIATION,
+    OFFER,
+    READY,
+    BackEnd,
+    region,
+)
 
 from vhostvmbus.vhost_user import messages as m
-from vhostvmbus.vhost_user.bookkeeping import Limits
-from vhostvmbus.vhost_user.codec import NEED_REPLY, REPLY, Decoder, Direction, encode
+from vhostvmbus.vhost_user.codec import NEED_REPLY, encode
 from vhostvmbus.vhost_user.errors import (
     FeatureMissing,
     FeatureNotOffered,
@@ -21,103 +25,11 @@ from vhostvmbus.vhost_user.errors import (
     OutOfOrder,
     ProtocolError,
     Truncated,
-    UnexpectedReply,
     WrongSize,
 )
 from vhostvmbus.vhost_user.messages import ProtocolFeature, Request
-from vhostvmbus.vhost_user.session import (
-    QUERIES,
-    READY_REQUESTS,
-    STEPS,
-    BackEndSession,
-    Call,
-    FrontEndSession,
-    Refused,
-    State,
-)
+from vhostvmbus.vhost_user.session import QUERIES, READY_REQUESTS, STEPS, Call, State
 from vhostvmbus.wire.ntstatus import NtStatus
-
-OFFER = m.OfferReply(
-    UUID("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f"), UUID(int=0), 0, 0, 1, 2, bytes(120)
-)
-FEATURES = m.REQUIRED_FEATURES | ProtocolFeature.VMBUS_CODE_MAP
-
-
-def region(start: int, size: int = 0x10_0000, user: int = 0) -> m.MemoryRegion:
-    return m.MemoryRegion(start, size, user or start, 0)
-
-
-NEGOTIATION: list[tuple[m.Message, int]] = [
-    (m.GetFeatures(), 0),
-    (m.GetProtocolFeatures(), 0),
-    (m.SetProtocolFeatures(int(FEATURES)), 0),
-    (m.SetFeatures(m.F_PROTOCOL_FEATURES), 0),
-    (m.SetOwner(), 0),
-    (m.SetBackendReqFd(), 1),
-    (m.GetMaxMemSlots(), 0),
-    (m.GetOffer(), 0),
-]
-READY: list[tuple[m.Message, int]] = [
-    (m.AddMemReg(region(0)), 1),
-    (m.RemMemReg(region(0)), 0),
-    (m.SetMemTable((region(0x100_0000),)), 1),
-    (m.SetCodeMap(8, ()), 1),
-    (m.GpadlCreate(0, 1, 1, 16), 1),
-    (m.Open(0, 1, 2, 0, 0, 0, bytes(120)), 2),
-    (m.Modify(0, 1), 0),
-    (m.Close(0), 0),
-    (m.GpadlTeardown(0, 1), 0),
-    (m.Reset(), 0),
-]
-ANY_REQUEST = {Request(message.REQUEST): (message, fds) for message, fds in NEGOTIATION + READY}
-
-
-class BackEnd:
-    """A back-end session with the peer's half of the stream."""
-
-    def __init__(self, features: ProtocolFeature = FEATURES, limits: Limits | None = None) -> None:
-        self.session = BackEndSession(OFFER, features, limits)
-        self.replies = Decoder(Direction.REPLIES)
-        self.numbers: Iterator[int] = count(100)
-
-    def put(self, message: m.Message, fds: int = 0, need_reply: bool = True) -> None:
-        data = encode(message, flags=NEED_REPLY if need_reply else 0)
-        self.session.receive_data(data, [next(self.numbers) for _ in range(fds)])
-
-    def event(
-        self, message: m.Message, fds: int = 0, need_reply: bool = True
-    ) -> Call | Refused | None:
-        self.put(message, fds, need_reply)
-        return self.session.next_event()
-
-    def call(self, message: m.Message, fds: int = 0, status: int = 0) -> int:
-        """The status that the front end sees."""
-        event = self.event(message, fds)
-        if isinstance(event, Call):
-            assert event.message == message
-            assert len(event.fds) == fds
-            self.session.answer(event, status)
-        return self.status()
-
-    def reply(self) -> m.Message | None:
-        self.replies.feed(self.session.data_to_send())
-        frame = self.replies.next_frame()
-        return frame.message if frame else None
-
-    def status(self) -> int:
-        reply = self.reply()
-        assert isinstance(reply, m.Value)
-        return reply.value
-
-    def negotiate(self, features: ProtocolFeature = FEATURES, until: int = 8) -> BackEnd:
-        for message, fds in NEGOTIATION[:until]:
-            if isinstance(message, m.SetProtocolFeatures):
-                message = m.SetProtocolFeatures(int(features))
-            event = self.event(message, fds)
-            if isinstance(event, Call):
-                self.session.answer(event)
-            assert self.reply() is not None
-        return self
 
 
 def test_negotiation() -> None:
@@ -272,95 +184,6 @@ def test_one_call_at_a_time() -> None:
         back_end.session.answer(second)
 
 
-# ---- the memory table and the limits ----------------------------------------------------
-
-
-def test_overlapping_regions() -> None:
-    back_end = BackEnd().negotiate()
-    assert back_end.call(m.AddMemReg(region(0x10_0000)), 1) == 0
-    for start, size in [
-        (0x10_0000, 0x10_0000),
-        (0x1F_F000, 0x1000),
-        (0xF_F000, 0x2000),
-        (0, 1 << 40),
-    ]:
-        event = back_end.event(m.AddMemReg(region(start, size)), 1)
-        assert isinstance(event, Refused)
-        assert event.refusal.status is NtStatus.CONFLICTING_ADDRESSES
-        assert len(event.fds) == 1
-        assert back_end.status() == NtStatus.CONFLICTING_ADDRESSES
-    assert back_end.call(m.AddMemReg(region(0x20_0000)), 1) == 0
-    assert back_end.call(m.AddMemReg(region(0)), 1) == 0
-
-
-def test_a_region_that_was_refused_does_not_exist() -> None:
-    back_end = BackEnd().negotiate()
-    assert back_end.call(m.AddMemReg(region(0)), 1, NtStatus.NO_MEMORY) == NtStatus.NO_MEMORY
-    assert back_end.call(m.RemMemReg(region(0))) == NtStatus.INVALID_PARAMETER
-    assert back_end.call(m.AddMemReg(region(0)), 1) == 0
-    assert back_end.call(m.RemMemReg(region(0))) == 0
-    assert back_end.call(m.RemMemReg(region(0))) == NtStatus.INVALID_PARAMETER
-
-
-def test_removal_names_the_region_exactly() -> None:
-    back_end = BackEnd().negotiate()
-    assert back_end.call(m.AddMemReg(region(0x1000, 0x1000, 0x5000)), 1) == 0
-    for wrong in [
-        region(0x1000, 0x2000, 0x5000),
-        region(0x1000, 0x1000, 0x6000),
-        region(0x2000, 0x1000, 0x5000),
-    ]:
-        assert back_end.call(m.RemMemReg(wrong)) == NtStatus.INVALID_PARAMETER
-    # "the mmap offset is ignored"; a descriptor may come along
-    assert back_end.call(m.RemMemReg(m.MemoryRegion(0x1000, 0x1000, 0x5000, 0x7000)), 1) == 0
-
-
-def test_memory_slots() -> None:
-    back_end = BackEnd(limits=Limits(mem_slots=2)).negotiate()
-    assert back_end.call(m.AddMemReg(region(0)), 1) == 0
-    assert back_end.call(m.AddMemReg(region(1 << 30)), 1) == 0
-    refused = back_end.call(m.AddMemReg(region(2 << 30)), 1)
-    assert refused == NtStatus.INSUFFICIENT_RESOURCES
-    assert back_end.call(m.RemMemReg(region(0))) == 0
-    assert back_end.call(m.AddMemReg(region(2 << 30)), 1) == 0
-
-
-def test_memory_table() -> None:
-    back_end = BackEnd().negotiate()
-    assert back_end.call(m.AddMemReg(region(0)), 1) == 0
-    table = tuple(region(i << 30) for i in range(1, 9))
-    assert back_end.call(m.SetMemTable(table), 8) == 0
-    assert back_end.call(m.RemMemReg(region(0))) == NtStatus.INVALID_PARAMETER
-    assert back_end.call(m.RemMemReg(region(8 << 30))) == 0
-    overlapping = (region(0), region(0x8_0000))
-    assert back_end.call(m.SetMemTable(overlapping), 2) == NtStatus.CONFLICTING_ADDRESSES
-    assert back_end.call(m.SetMemTable(())) == 0
-    assert back_end.session.books.regions == {}
-
-
-def test_opening_before_there_is_memory() -> None:
-    back_end = BackEnd().negotiate()
-    opening = m.Open(0, 1, 2, 0, 0, 0, bytes(120))
-    event = back_end.event(opening, 2)
-    assert isinstance(event, Refused)
-    assert len(event.fds) == 2
-    assert back_end.status() == NtStatus.INVALID_DEVICE_STATE
-    assert back_end.call(m.AddMemReg(region(0)), 1) == 0
-    assert back_end.call(opening, 2) == 0
-    assert back_end.call(m.RemMemReg(region(0))) == 0
-    assert back_end.call(opening, 2) == NtStatus.INVALID_DEVICE_STATE
-
-
-def test_long_gpadl_list_and_big_code_map() -> None:
-    back_end = BackEnd().negotiate()
-    assert back_end.call(m.GpadlCreate(0, 1, 1, 4 << 20), 1) == 0
-    too_long = m.GpadlCreate(0, 1, 1, (4 << 20) + 8)
-    assert back_end.call(too_long, 1) == NtStatus.INSUFFICIENT_RESOURCES
-    assert back_end.call(m.SetCodeMap(1 << 30, ()), 1) == 0
-    too_big = m.SetCodeMap((1 << 30) + 1, ())
-    assert back_end.call(too_big, 1) == NtStatus.INSUFFICIENT_RESOURCES
-
-
 # ---- ends of the stream -----------------------------------------------------------------
 
 
@@ -433,86 +256,3 @@ def test_descriptors_are_never_lost(steps: list[tuple[tuple[m.Message, int], int
             back_end.session.answer(event)
         assert back_end.reply() is not None
     assert seen + back_end.session.release_fds() == given_fds
-
-
-# ---- the front end's role ---------------------------------------------------------------
-
-
-def connect(
-    front: FrontEndSession, back: BackEndSession, message: m.Message, fds: int = 0
-) -> m.Message | None:
-    """Send `message` through both sessions; what the front end gets for it."""
-    front.send(message, fds)
-    back.receive_data(front.data_to_send(), tuple(range(fds)))
-    event = back.next_event()
-    if isinstance(event, Call):
-        back.answer(event)
-    front.receive_data(back.data_to_send())
-    reply = front.next_event()
-    if reply is not None:
-        assert reply.request == message
-        return reply.message
-    return None
-
-
-def test_both_roles_negotiate_with_each_other() -> None:
-    front, back = FrontEndSession(FEATURES), BackEndSession(OFFER)
-    for message, fds in NEGOTIATION + READY:
-        assert connect(front, back, message, fds) is not None
-        assert front.state is back.state
-    assert front.state is State.READY
-    assert front.wanted_features == FEATURES
-
-
-def test_the_front_end_drops_what_is_not_offered() -> None:
-    front, back = FrontEndSession(FEATURES), BackEndSession(OFFER, m.REQUIRED_FEATURES)
-    for message, _ in NEGOTIATION[:2]:
-        connect(front, back, message)
-    assert front.wanted_features == m.REQUIRED_FEATURES
-
-
-@pytest.mark.parametrize("feature", list(m.REQUIRED_FEATURES))
-def test_the_front_end_names_the_missing_feature(feature: ProtocolFeature) -> None:
-    front = FrontEndSession()
-    front.send(m.GetFeatures())
-    front.receive_data(encode(m.Value(1 << 30), request=1, flags=REPLY))
-    assert front.next_event() is not None
-    front.send(m.GetProtocolFeatures())
-    front.receive_data(encode(m.Value(int(FEATURES & ~feature)), request=15, flags=REPLY))
-    with pytest.raises(FeatureMissing) as caught:
-        front.next_event()
-    assert str(feature.name) in str(caught.value)
-    assert front.state is State.CLOSED
-
-
-def test_the_front_end_needs_protocol_features_at_all() -> None:
-    front = FrontEndSession()
-    front.send(m.GetFeatures())
-    front.receive_data(encode(m.Value(0), request=1, flags=REPLY))
-    with pytest.raises(FeatureMissing):
-        front.next_event()
-
-
-def test_the_front_end_keeps_the_order() -> None:
-    front = FrontEndSession()
-    with pytest.raises(OutOfOrder):
-        front.send(m.GetOffer())
-    with pytest.raises(ValueError, match="descriptors"):
-        front.send(m.GetFeatures(), 1)
-
-
-@pytest.mark.parametrize("answered", [2, 1024])
-def test_a_reply_to_something_else(answered: int) -> None:
-    front = FrontEndSession()
-    front.send(m.GetFeatures())
-    reply = OFFER if answered == 1024 else m.Value(0)
-    front.receive_data(encode(reply, request=answered, flags=REPLY))
-    with pytest.raises(UnexpectedReply):
-        front.next_event()
-
-
-def test_a_reply_to_nothing() -> None:
-    front = FrontEndSession()
-    front.receive_data(encode(m.Value(0), request=1, flags=REPLY))
-    with pytest.raises(UnexpectedReply):
-        front.next_event()

@@ -18,6 +18,7 @@ import pytest
 from vm_support import DISK_SCRIPT, MEBIBYTE
 
 from vhostvmbus.vm import images
+from vhostvmbus.vm.cache import cache_root
 from vhostvmbus.vm.process import left_over
 
 VM = (sys.executable, "-m", "vhostvmbus", "vm")
@@ -54,7 +55,7 @@ def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     while marked_processes(mark) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert marked_processes(mark) == []
-    assert left_over(images.cache_root() / "runs") == []
+    assert left_over(cache_root() / "runs") == []
     assert list(temporary.iterdir()) == []
 
 

@@ -179,14 +179,14 @@ class PrivateApt:
         """Fetch the lists of packages."""
         step.run(self._words("apt-get", "update", "--error-on=any"))
 
+    def _records(self, *words: str) -> str:
+        """What apt-cache knows, a stanza for each version; empty if it knows nothing."""
+        command = self._words("apt-cache", *words)
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
     def field(self, package: str, field: str) -> str:
         """A field of the newest version of *package*, such as ``Version`` or ``Depends``."""
-        text = subprocess.run(
-            self._words("apt-cache", "show", "--no-all-versions", package),
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout
+        text = self._records("show", "--no-all-versions", package)
         found = re.search(rf"^{field}: (.*)$", text, re.MULTILINE)
         if not found:
             raise BuildError(f"no package {package} in {' '.join(self.suites)}")
@@ -201,12 +201,7 @@ class PrivateApt:
 
     def source_version(self, package: str) -> str:
         """The newest version of the source package *package*."""
-        text = subprocess.run(
-            self._words("apt-cache", "showsrc", "--only-source", package),
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout
+        text = self._records("showsrc", "--only-source", package)
         versions = re.findall(r"^Version: (.*)$", text, re.MULTILINE)
         if not versions:
             raise BuildError(f"no source package {package} in {' '.join(self.suites)}")

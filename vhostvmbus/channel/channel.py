@@ -25,8 +25,9 @@ from vhostvmbus.channel.receiver import Receiver
 from vhostvmbus.channel.sender import Sender
 from vhostvmbus.channel.stats import ChannelStats
 from vhostvmbus.memory import ExternalData
+from vhostvmbus.memory.codemap import CodeMap
 from vhostvmbus.packet import Packet
-from vhostvmbus.ring import Done, Outgoing, Plan, Ring, RingState
+from vhostvmbus.ring import AnyPlan, Done, Outgoing, Ring, RingState
 from vhostvmbus.wire.errors import (
     AlreadyCompleted,
     ChannelClosed,
@@ -63,7 +64,7 @@ class Channel:
         """``kick_fd`` and ``call_fd`` are duplicated; both must be eventfds that do not block."""
         self.info = info
         self.name = f"{handler.name}/{info.index}"
-        self.stats = ChannelStats()
+        self._stats = ChannelStats()
         self.target_vp = info.target_vp
         self._handler = handler
         self._gpadls = gpadls
@@ -71,18 +72,20 @@ class Channel:
         self._outstanding: dict[int, Packet] = {}
         self._gathered: list[Outgoing] = []
         self._gathered_spans: list[tuple[int, int]] = []
+        self._ring = ring
+        self._before_detach: Callable[[], None] | None = None
         self._life = life = Life(
             self.name,
             ring,
             kick_fd,
             call_fd,
-            self.stats,
+            self._stats,
             lambda error: handler.channel_failed(self, error),
         )
-        self._sender = Sender(ring, life.call_fd, self.stats)
-        self._quota = Quota(handler.transaction_quota, self._outstanding, life, self.stats)
+        self._sender = Sender(ring, life.call_fd, self._stats)
+        self._quota = Quota(handler.transaction_quota, self._outstanding, life, self._stats)
         self._host_packets = HostPackets(
-            life, self._sender, self.stats, self._before_publish, self._wake_for_space
+            life, self._sender, self._stats, self._before_publish, self._wake_for_space
         )
         self._receiver = Receiver(
             self,
@@ -93,6 +96,7 @@ class Channel:
             self._sender,
             self._host_packets,
             self._outstanding,
+            self._stats,
             self._publish,
             self._flush_gathered,
         )
@@ -100,6 +104,17 @@ class Channel:
         self._beside: threading.Thread | None = None
         self.ring_gpadl: Gpadl | None = None
         """The GPADL that the ring was attached from."""
+
+    @property
+    def stats(self) -> ChannelStats:
+        """Counters, up to this moment."""
+        if threading.current_thread() is not self._worker:
+            self._receiver.settle()
+        return self._stats
+
+    def settle(self) -> None:
+        """Returns when the engine has ended what it is at: it looks at everything anew then."""
+        self._receiver.settle()
 
     # -- what a device sees --------------------------------------------------------------------
 
@@ -144,7 +159,7 @@ class Channel:
         self._receiver.settle()
         self._life.wake()
 
-    def set_plan(self, plan: Plan | None) -> None:
+    def set_plan(self, plan: AnyPlan | None) -> None:
         """Has the engine do the packets that fit ``plan``, or none; any thread.
 
         Returns when no packet is being done by the plan before: what it referred to may be closed
@@ -221,6 +236,24 @@ class Channel:
         """Ends a mapping (VmbChannelUnmapGpadl)."""
         self._gpadls.unmap(handle)
 
+    def lend_ring(self, before_detach: Callable[[], None]) -> tuple[Any, int]:
+        """``(struct vvb_ring *, call eventfd)``, for a device that sends from C.
+
+        ``before_detach`` is called, on any thread, when the channel closes, after its worker has
+        ended, and returns when neither is used any more.
+        """
+        self._before_detach = before_detach
+        return self._ring.handle, self._life.call_fd
+
+    @property
+    def code_map(self) -> CodeMap | None:
+        """What to look up what was written in, for a device that sends from C."""
+        return self._handler.code_map()
+
+    def count_sent(self, packets: int, payload_bytes: int, signals: int) -> None:
+        """Counts what such a device sent."""
+        self._sender.count_sent(packets, payload_bytes, signals)
+
     @property
     def ring_state(self) -> RingState | None:
         """Occupancy of both rings; the last one known if the channel is closed."""
@@ -283,7 +316,7 @@ class Channel:
             self._life.count_error(error)
             self._end_after_error(packet, str(error))
         else:
-            self.stats.errors["DeviceException"] += 1
+            self._stats.errors["DeviceException"] += 1
             log.error("%s: the device's code failed on %r", self.name, packet, exc_info=error)
             self._end_after_error(packet, "exception in the device's code")
 
@@ -300,7 +333,7 @@ class Channel:
             if not spans:
                 return
             try:
-                self.stats.code_invalidations += self._handler.before_publish(spans)
+                self._stats.code_invalidations += self._handler.before_publish(spans)
             except Exception as error:
                 # The guest must not be told: it might go on executing what was overwritten.
                 raise CodeInvalidationFailed("gpa", spans[0][0], detail=str(error)) from error
@@ -375,7 +408,7 @@ class Channel:
             except ChannelClosed:
                 log.debug("%s: closed while a callback waited", self.name)
             except Exception:
-                self.stats.errors["DeviceException"] += 1
+                self._stats.errors["DeviceException"] += 1
                 log.exception("%s: the device's code failed", self.name)
 
         self._beside = threading.Thread(target=run, name=f"{self.name} start", daemon=True)
@@ -395,6 +428,8 @@ class Channel:
         if self._worker.ident is not None:
             self._worker.join()
         self._receiver.deferred.close(drop=not publish)
+        if self._before_detach is not None:
+            self._before_detach()
         deadline = time.monotonic() + grace
         if between is not None:
             between()
@@ -413,7 +448,7 @@ class Channel:
             if packet is None:
                 continue  # completed at this moment
             packet.completed = packet.dropped = True
-            self.stats.dropped += 1
+            self._stats.dropped += 1
             if packet.external_data is not None:
                 packet.external_data.close(wait=True)
 

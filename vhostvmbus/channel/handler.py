@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from vhostvmbus.memory.codemap import CodeMap
 from vhostvmbus.ring import Limits
 from vhostvmbus.wire.errors import GuestError, PacketError
 
@@ -41,8 +42,15 @@ class ChannelHandler(Protocol):
     def processing_complete(self, channel: "Channel", count: int) -> None:
         """The ring has run empty after ``count`` packets."""
 
+    @property
+    def wants_processing_complete(self) -> bool:
+        """Whether anybody listens to that."""
+
     def tracks_writes(self) -> bool:
         """Whether :meth:`before_publish` has to know what was written."""
+
+    def code_map(self) -> CodeMap | None:
+        """The map to look it up in."""
 
     def before_publish(self, spans: Sequence[tuple[int, int]]) -> int:
         """Guest memory was written at ``(gpa, length)``; the guest is about to be told.

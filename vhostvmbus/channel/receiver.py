@@ -11,7 +11,8 @@ device's plan, and delivers the others in the order of the ring. Invariants:
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from vhostvmbus.channel.quota import Quota
 from vhostvmbus.channel.sender import Sender
 from vhostvmbus.channel.stats import ChannelStats
 from vhostvmbus.packet import Packet
-from vhostvmbus.ring import Done, Plan, RawPacket, Ring, wait
+from vhostvmbus.ring import AnyPlan, Batch, Done, Outgoing, RawPacket, Ring, Served, wait
 from vhostvmbus.wire.errors import GuestError, PacketFailed, UsageError
 from vhostvmbus.wire.vmbus import PacketType
 
@@ -57,7 +58,8 @@ class Receiver:
         sender: Sender,
         host_packets: HostPackets,
         outstanding: dict[int, Packet],
-        publish: Callable[[Done, list[tuple[int, int]]], None],
+        stats: ChannelStats,
+        publish: Callable[[list[Outgoing] | Done, list[tuple[int, int]]], None],
         delivered: Callable[[], None],
     ) -> None:
         self.starved = False
@@ -74,22 +76,32 @@ class Receiver:
         self._outstanding = outstanding
         self._publish = publish
         self._delivered = delivered
-        self._stats: ChannelStats = channel.stats
+        self._stats = stats
         self._serials = count(1)
         self._to_defer: list[Packet] = []
-        self._plan: Plan | None = None
+        self._plan: AnyPlan | None = None
+        self._planned = False  # a receive by the plan runs: it may be waiting
         self._planning = threading.Lock()  # held while the engine may do something by the plan
         self._plan_turn = threading.Lock()  # passed by the worker first: no wait for two receives
 
-    def set_plan(self, plan: Plan | None) -> None:
+    def set_plan(self, plan: AnyPlan | None) -> None:
         """See :meth:`Channel.set_plan`."""
-        with self._plan_turn, self._planning:
+        with self._engine_left():
             self._plan = plan
 
     def settle(self) -> None:
-        """Returns when a receive that runs, by the quota before, has ended."""
-        with self._plan_turn, self._planning:
+        """Returns when a receive that runs, by the quota before, has ended, and is counted."""
+        with self._engine_left():
             pass
+
+    @contextmanager
+    def _engine_left(self) -> Iterator[None]:
+        """While nothing is received."""
+        with self._plan_turn:
+            if self._planned:
+                self._life.wake()
+            with self._planning:
+                yield
 
     def defer(self, packet: Packet) -> None:
         """See :meth:`Packet.defer`."""
@@ -109,7 +121,7 @@ class Receiver:
             # Before the first wait: packets may have waited here for a new back end, and the one
             # before may have left the ring masked.
             self._process()
-            while life.state is not ChannelState.FAILED:
+            while life.state is not ChannelState.FAILED and not life.stopping:
                 timeout = None
                 if self._sender.queued and not self._ring.state.peer_signals_space:
                     timeout = SPACE_POLL_SECONDS
@@ -141,21 +153,28 @@ class Receiver:
             self.starved = False
             with self._plan_turn:
                 self._planning.acquire()
+                self._planned = self._plan is not None
             try:
                 budget = quota.now - channel.outstanding  # not what it was before the lock
                 if budget <= 0:
                     continue
-                batch = ring.receive(min(budget, BATCH), self._plan)
+                plan, served = self._plan, None
+                if plan is not None and not delivered and self._alone():
+                    batch, served = self._serve(plan, min(budget, BATCH))
+                else:
+                    batch = ring.receive(min(budget, BATCH), plan)
             finally:
+                self._planned = False
                 self._planning.release()
             taken = len(batch.packets)
             if batch.signal:
                 self._sender.signal_space()
-            if batch.done is not None:
-                taken += batch.done.completions
+            if served is not None:
+                self._publish_done(batch.done, served.answered)
+            elif batch.done is not None:
+                taken += batch.done.packets
                 self._count_done(batch.done)
-                spans = batch.done.written() if self._handler.tracks_writes() else []
-                self._publish(batch.done, spans)
+                self._publish_done(batch.done)
             if taken:
                 self._stats.batches += 1
                 self._stats.max_batch = max(self._stats.max_batch, taken)
@@ -165,6 +184,10 @@ class Receiver:
                 life.fail(batch.error)
             if life.state is ChannelState.FAILED:
                 return
+            if served is not None and not taken:
+                if served.fired & _STOP:
+                    return
+                continue  # it did the waiting, too
             if not taken:
                 if delivered:
                     self._handler.processing_complete(channel, delivered)
@@ -173,11 +196,38 @@ class Receiver:
                     return
                 ring.mask()
 
+    def _alone(self) -> bool:
+        """Whether nobody but the plan has anything to do while nothing else comes."""
+        return not (self._sender.queued or self._handler.wants_processing_complete)
+
+    def _serve(self, plan: AnyPlan, most: int) -> tuple[Batch, Served]:
+        """Has the engine go on by itself as long as the plan fits; counts what it did."""
+        life, stats = self._life, self._stats
+        fds = (life.kick_fd, life.stop_fd, life.wake_fd, life.call_fd)
+        batch, served = self._ring.serve(most, plan, fds, self._handler.code_map())
+        stats.packets_received += served.packets
+        stats.packets_planned += served.packets
+        stats.completions_received += served.packets - served.wanted
+        stats.bytes_received += served.payload_bytes
+        stats.external_bytes += served.external_bytes
+        stats.batches += served.batches
+        stats.max_batch = max(stats.max_batch, served.max_batch)
+        stats.wakeups += served.wakeups
+        self._sender.count_answers(served.completions, served.signals)
+        return batch, served
+
+    def _publish_done(self, done: Done | None, first: int = 0) -> None:
+        """Sends what a plan has left to be answered, from number ``first`` on."""
+        if done is not None and (first < done.completions or not done.completions):
+            spans = done.written() if self._handler.tracks_writes() else []
+            self._publish(done.outgoing(first) if first else done, spans)
+
     def _count_done(self, done: Done) -> None:
         """What :meth:`_deliver_one` counts, for packets that the plan did."""
         stats = self._stats
-        stats.packets_received += done.completions
-        stats.packets_planned += done.completions
+        stats.packets_received += done.packets
+        stats.packets_planned += done.packets
+        stats.completions_received += done.packets - done.completions
         stats.bytes_received += done.payload_bytes
         stats.external_bytes += done.external_bytes
 

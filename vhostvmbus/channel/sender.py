@@ -117,6 +117,7 @@ class Sender:
 
     def _wait_in_line(self, packets: Sequence[Outgoing]) -> None:
         self._queue.extend(packets)
+        self._ring.hold(True)
         self._stats.max_queued = max(self._stats.max_queued, len(self._queue))
 
     def _signal(self) -> None:
@@ -139,6 +140,21 @@ class Sender:
                     raise sent.error
                 if sent.entered < len(packets):
                     return
+            if not self._detached:
+                self._ring.hold(False)
+
+    def count_answers(self, completions: int, signals: int) -> None:
+        """Counts what the engine answered by itself."""
+        with self._lock:
+            self._stats.completions_sent += completions
+            self._stats.signals_sent += signals
+
+    def count_sent(self, packets: int, payload_bytes: int, signals: int) -> None:
+        """Counts packets that a device's data path in C has put into the ring."""
+        with self._lock:
+            self._stats.packets_sent += packets
+            self._stats.bytes_sent += payload_bytes
+            self._stats.signals_sent += signals
 
     def signal_space(self) -> None:
         """The guest waited for space in its ring and has it now."""

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from vhostvmbus.channel import Channel
 from vhostvmbus.device.offers import ChannelOffers
+from vhostvmbus.memory.codemap import CodeMap
 from vhostvmbus.packet import Packet
 from vhostvmbus.wire.errors import PacketError, UsageError
 
@@ -129,6 +130,12 @@ class Device:
     def suspended(self, channel: Channel) -> None:
         """No packet is delivered any more. What is outstanding should be completed now; what is
         not after a second is taken away."""
+
+    def code_map_changed(self, code_map: CodeMap | None) -> None:
+        """There is another map of translated code, or none: for a device that works in C.
+
+        Must not return before the one before is used no more.
+        """
 
     def closed(self, channel: Channel) -> None:
         """The channel has ended. It may be opened again, as a new :class:`Channel`."""

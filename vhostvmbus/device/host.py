@@ -135,7 +135,16 @@ class DeviceHost:
         self, fd: int, map_bytes: int, regions: Sequence[tuple[int, int, int]]
     ) -> None:
         """VMBUS_SET_CODE_MAP; ``regions``: ``(gpa, size, first_bit)``. The caller keeps ``fd``."""
-        self._code_map = CodeMap(fd, map_bytes, regions)
+        code_map = CodeMap(fd, map_bytes, regions)
+        with self._lock:
+            self._use_code_map(code_map)
+
+    def _use_code_map(self, code_map: CodeMap | None) -> None:
+        """Returns when nobody uses the one before any more."""
+        self._code_map = code_map
+        for channel in self._channels.values():
+            channel.settle()
+        self.device.code_map_changed(code_map)
 
     # -- GPADLs --------------------------------------------------------------------------------
 
@@ -279,7 +288,7 @@ class DeviceHost:
         """
         with self._lock:
             self._reset(publish=True)
-            self._code_map = None
+            self._use_code_map(None)
             self.memory.close()
 
     def close(self) -> None:
@@ -305,6 +314,11 @@ class DeviceHost:
             for start in range(0, len(hits), MAX_INVALIDATE):
                 self.invalidate(hits[start : start + MAX_INVALIDATE])
         return len(hits)
+
+    @property
+    def code_map(self) -> CodeMap | None:
+        """The front end's map of translated code."""
+        return self._code_map
 
     @property
     def has_code_map(self) -> bool:
@@ -373,8 +387,15 @@ class _Handler:
     def processing_complete(self, channel: Channel, count: int) -> None:
         self._device.processing_complete(channel, count)
 
+    @property
+    def wants_processing_complete(self) -> bool:
+        return type(self._device).processing_complete is not Device.processing_complete
+
     def tracks_writes(self) -> bool:
         return self._host.has_code_map
+
+    def code_map(self) -> CodeMap | None:
+        return self._host.code_map
 
     def before_publish(self, spans: Sequence[tuple[int, int]]) -> int:
         return self._host.discard_translations(spans)

@@ -12,9 +12,9 @@ from typing import Any
 
 from vhostvmbus.memory.engine import ffi, lib
 from vhostvmbus.wire.errors import FrontEndError
+from vhostvmbus.wire.gpa import MAX_REGIONS
 from vhostvmbus.wire.vmbus import PAGE_SIZE
 
-MAX_CODE_REGIONS = 100
 EVERY_PAGE = (1 << 64) - 1
 """As ``first_bit``: the front end cannot tell, every page of the region counts as translated."""
 
@@ -27,8 +27,10 @@ class CodeMap:
     """
 
     def __init__(self, fd: int, map_bytes: int, regions: Sequence[tuple[int, int, int]]) -> None:
-        if len(regions) > MAX_CODE_REGIONS:
-            raise FrontEndError(f"{len(regions)} regions in a code map, at most 100 are allowed")
+        if len(regions) > MAX_REGIONS:
+            raise FrontEndError(
+                f"{len(regions)} regions in a code map, at most {MAX_REGIONS} are allowed"
+            )
         if map_bytes and os.fstat(fd).st_size < map_bytes:
             raise FrontEndError(f"the code map's file is shorter than {map_bytes} bytes")
         for gpa, size, first_bit in regions:
@@ -44,6 +46,11 @@ class CodeMap:
         if handle == ffi.NULL:
             raise FrontEndError(f"code map: {os.strerror(error[0])}")
         self._handle: Any = ffi.gc(handle, lib.vvb_codemap_free)
+
+    @property
+    def handle(self) -> Any:
+        """The engine's ``struct vvb_codemap *``, valid as long as this object."""
+        return self._handle
 
     def hits(self, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Fences, then returns the pages of ``spans`` that may hold translated code.

@@ -35,6 +35,7 @@ class ExternalData:
     """
 
     __slots__ = (
+        "_before_close",
         "_busy",
         "_closed",
         "_count",
@@ -65,6 +66,7 @@ class ExternalData:
         self._length = length
         self._ranges = ranges
         self._lock = threading.Lock()
+        self._before_close: Callable[[], None] | None = None
         self._busy = 0
         self._closed = False
         self._put = False
@@ -108,6 +110,19 @@ class ExternalData:
         if self._ranges is not None:
             return self._ranges()
         return []
+
+    def lend(self, before_close: Callable[[], None]) -> bytes:
+        """The segments, an array of the engine's ``struct vvb_seg``, for use in C.
+
+        ``before_close`` is called, on any thread, when the data ends, and returns when the segments
+        are used no more. There is one at a time. Raises :exc:`ExternalDataClosed`.
+        """
+        self._enter()
+        try:
+            self._before_close = before_close
+            return self._raw
+        finally:
+            self._leave()
 
     @property
     def segments(self) -> list[tuple[int, int]]:
@@ -355,6 +370,9 @@ class ExternalData:
 
     def close(self, *, wait: bool = False) -> None:
         """Ends every access. With ``wait``, returns when nobody is inside a method any more."""
+        before, self._before_close = self._before_close, None
+        if before is not None:
+            before()
         event: threading.Event | None = None
         with self._lock:
             self._closed = True

@@ -22,12 +22,10 @@ from vhostvmbus.wire.errors import (
     RegionOverlap,
     RegionUnknown,
 )
-from vhostvmbus.wire.gpa import GpaRange, build_ranges
+from vhostvmbus.wire.gpa import MAX_REGIONS, GpaRange, build_ranges
 from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.vmbus import PAGE_SIZE
 
-MAX_REGIONS = 512
-"""The answer to GET_MAX_MEM_SLOTS, and the limit kept here."""
 UNLIMITED_BYTES = 1 << 40
 
 

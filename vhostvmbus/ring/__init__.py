@@ -5,11 +5,12 @@ Source of the protocol: the guest's ``include/linux/hyperv.h`` and ``drivers/hv/
 barriers and their pairs are named in ``ringbuf.h``. What a packet means is not known here.
 """
 
-from vhostvmbus.ring.plan import Done, Number, Operation, Outgoing, Plan, Rule
-from vhostvmbus.ring.ring import Batch, Limits, RawPacket, Ring, RingState, Role, Sent
+from vhostvmbus.ring.plan import AnyPlan, Done, Number, Operation, Outgoing, Plan, Rule
+from vhostvmbus.ring.ring import Batch, Limits, RawPacket, Ring, RingState, Role, Sent, Served
 from vhostvmbus.ring.waiting import is_eventfd, signal, wait
 
 __all__ = [
+    "AnyPlan",
     "Batch",
     "Done",
     "Limits",
@@ -23,6 +24,7 @@ __all__ = [
     "Role",
     "Rule",
     "Sent",
+    "Served",
     "is_eventfd",
     "signal",
     "wait",

@@ -234,7 +234,8 @@ struct vvb_batch {
     struct vvb_todo *todo;
     uint64_t todo_bytes;
     uint32_t todo_count;
-    uint32_t done_count;
+    uint32_t done_count;   /* packets */
+    uint32_t answer_count; /* completions of them, which are still to be sent */
     uint64_t done_payload;  /* bytes */
     uint64_t done_external; /* bytes */
     struct vvb_outgoing *outgoing; /* their completions, for vvb_ring_send_many() */
@@ -298,6 +299,12 @@ struct vvb_sent {
 int vvb_ring_send_many(struct vvb_ring *ring, const void *packets, uint32_t count,
                        const void *data, uint64_t data_len, struct vvb_sent *sent);
 
+/*
+ * While a caller keeps packets that did not fit, in order, nothing but vvb_ring_send_many() and
+ * vvb_ring_send() may put others before them.
+ */
+void vvb_ring_hold(struct vvb_ring *ring, int held);
+
 struct vvb_ring_state {
     uint32_t rx_size;
     uint32_t tx_size;
@@ -313,6 +320,38 @@ void vvb_ring_get_state(struct vvb_ring *ring, struct vvb_ring_state *state);
 int vvb_ring_lost(struct vvb_ring *ring);
 /* For tests and diagnosis: the mapped header page (dir 0 = receive, 1 = send), then data twice. */
 char *vvb_ring_pages(struct vvb_ring *ring, int dir);
+
+struct vvb_serving {
+    int kick_fd;
+    int stop_fd;
+    int wake_fd;
+    int call_fd;
+    const struct vvb_codemap *map; /* where a plan's writes are looked up; NULL: nowhere */
+};
+struct vvb_served {
+    uint64_t packets; /* done by the plan, the last batch's among them; their bytes: */
+    uint64_t payload;
+    uint64_t external;
+    uint64_t wanted;  /* answers to them */
+    uint64_t answers; /* put into the ring */
+    uint64_t batches;
+    uint64_t wakeups;
+    uint64_t signals;
+    uint32_t max_batch;
+    uint32_t answered; /* of the last batch's answers: the others are the caller's to send */
+    uint32_t fired;    /* bit 1: stop_fd, bit 2: wake_fd; they were emptied */
+    int32_t error;     /* an errno: the eventfds cannot be waited for */
+};
+/*
+ * vvb_ring_receive(), again and again, with what a plan does answered and waiting in between, until
+ * there is something for the caller: packets, answers that the ring has no room for or that have
+ * to wait for translated code, an error, or stop_fd or wake_fd. The ring is masked then, and the
+ * batch as after vvb_ring_receive().
+ */
+int vvb_ring_serve(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t max,
+                   struct vvb_memory *memory, const struct vvb_limits *limits,
+                   const struct vvb_plan *plan, const struct vvb_serving *serving,
+                   struct vvb_served *served);
 
 /* ---- waiting ---- */
 

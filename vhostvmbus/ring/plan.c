@@ -23,17 +23,10 @@ struct rule {
     uint64_t value[WORDS];
 };
 
-struct vvb_plan {
+struct rules {
+    struct vvb_plan plan;
     uint32_t count;
     struct rule rules[];
-};
-
-/* A packet of the batch that a rule fits. */
-struct vvb_todo {
-    const struct vvb_rule *rule;
-    uint64_t position;
-    uint64_t length;
-    uint32_t packet;
 };
 
 /* ---- making one ---- */
@@ -79,9 +72,14 @@ static bool rule_ok(const struct vvb_rule *rule)
            number_holds(&rule->done, rule->max_length);
 }
 
+static bool rules_fit(const struct vvb_plan *plan, const struct vvb_batch *batch,
+                      struct vvb_todo *todo);
+static bool rules_perform(const struct vvb_plan *plan, struct vvb_batch *batch,
+                          const struct vvb_todo *todo);
+
 struct vvb_plan *vvb_plan_new(const struct vvb_rule *rules, uint32_t count, int *err)
 {
-    struct vvb_plan *plan;
+    struct rules *plan;
 
     for (uint32_t i = 0; i < count; i++) {
         if (!rule_ok(&rules[i])) {
@@ -94,13 +92,14 @@ struct vvb_plan *vvb_plan_new(const struct vvb_rule *rules, uint32_t count, int 
         *err = ENOMEM;
         return NULL;
     }
+    plan->plan = (struct vvb_plan){.fits = rules_fit, .perform = rules_perform};
     plan->count = count;
     for (uint32_t i = 0; i < count; i++) {
         plan->rules[i].as = rules[i];
         memcpy(plan->rules[i].mask, rules[i].mask, VVB_PLAN_BYTES);
         memcpy(plan->rules[i].value, rules[i].value, VVB_PLAN_BYTES);
     }
-    return plan;
+    return &plan->plan;
 }
 
 void vvb_plan_free(struct vvb_plan *plan)
@@ -158,31 +157,42 @@ static bool transfer_fits(const struct vvb_rule *rule, const uint8_t *payload, u
            todo->length <= rule->file_size - todo->position;
 }
 
-bool vvb_plan_match(const struct vvb_plan *plan, struct vvb_batch *batch, uint32_t index)
+static bool rules_fit(const struct vvb_plan *plan, const struct vvb_batch *batch,
+                      struct vvb_todo *todo)
 {
-    const struct vvb_packet *packet = &batch->packets[index];
+    const struct rules *rules = (const struct rules *)plan;
+    const struct vvb_packet *packet = &batch->packets[todo->packet];
     uint32_t length = packet->length - packet->payload_offset;
     uint64_t words[WORDS] = {0};
 
-    if (packet->error || !packet->seg_count || !(packet->flags & VVB_COMPLETION_REQUESTED) ||
+    if (!packet->seg_count || !(packet->flags & VVB_COMPLETION_REQUESTED) ||
         length > sizeof(words)) {
         return false;
     }
     memcpy(words, batch->data + packet->data_offset + packet->payload_offset, length);
-    for (uint32_t i = 0; i < plan->count; i++) {
-        const struct rule *rule = &plan->rules[i];
-        struct vvb_todo *todo = &batch->todo[batch->todo_count];
+    for (uint32_t i = 0; i < rules->count; i++) {
+        const struct rule *rule = &rules->rules[i];
 
         if (rule->as.payload_length == length && bytes_fit(rule, words) &&
             transfer_fits(&rule->as, (const uint8_t *)words, packet->external_length, todo)) {
             todo->rule = &rule->as;
-            todo->packet = index;
-            batch->todo_bytes += todo->length;
-            batch->todo_count++;
             return true;
         }
     }
     return false;
+}
+
+bool vvb_plan_match(const struct vvb_plan *plan, struct vvb_batch *batch, uint32_t index)
+{
+    struct vvb_todo *todo = &batch->todo[batch->todo_count];
+
+    *todo = (struct vvb_todo){.packet = index};
+    if (batch->packets[index].error || !plan->fits(plan, batch, todo)) {
+        return false;
+    }
+    batch->todo_bytes += todo->length;
+    batch->todo_count++;
+    return true;
 }
 
 /* ---- doing it ---- */
@@ -211,25 +221,30 @@ static void note_written(struct vvb_batch *batch, const struct vvb_seg *seg, uin
     }
 }
 
+uint8_t *vvb_plan_answer(struct vvb_batch *batch, const struct vvb_packet *packet, uint32_t length)
+{
+    uint8_t *out = batch->answers + batch->answers_len;
+
+    batch->answers_len += length;
+    batch->outgoing[batch->answer_count++] = (struct vvb_outgoing){
+        .transaction_id = packet->transaction_id,
+        .payload_len = length,
+        .type = PKT_COMP,
+    };
+    return out;
+}
+
 static void answer(struct vvb_batch *batch, const struct vvb_todo *todo)
 {
     const struct vvb_packet *packet = &batch->packets[todo->packet];
     const uint8_t *payload = batch->data + packet->data_offset + packet->payload_offset;
     const struct vvb_rule *rule = todo->rule;
-    uint8_t *out = batch->answers + batch->answers_len;
+    uint8_t *out = vvb_plan_answer(batch, packet, rule->payload_length);
 
     for (uint32_t i = 0; i < rule->payload_length; i++) {
         out[i] = (payload[i] & rule->keep[i]) | rule->set[i];
     }
     number_put(&rule->done, out, todo->length);
-    batch->answers_len += rule->payload_length;
-    batch->outgoing[batch->done_count++] = (struct vvb_outgoing){
-        .transaction_id = packet->transaction_id,
-        .payload_len = rule->payload_length,
-        .type = PKT_COMP,
-    };
-    batch->done_payload += rule->payload_length;
-    batch->done_external += packet->external_length;
 }
 
 /* Whether all of it was moved. Half of it is nothing: the device does the whole once more. */
@@ -248,29 +263,39 @@ static bool transfer(struct vvb_batch *batch, const struct vvb_todo *todo)
     return moved == (int64_t)todo->length && !vvb_ext_lost(segs, packet->seg_count);
 }
 
-void vvb_plan_run(struct vvb_batch *batch)
+static bool rules_perform(const struct vvb_plan *plan, struct vvb_batch *batch,
+                          const struct vvb_todo *todo)
+{
+    const struct vvb_packet *packet = &batch->packets[todo->packet];
+
+    (void)plan;
+    if (!spans_room(batch) || !transfer(batch, todo)) {
+        return false;
+    }
+    if (todo->rule->operation == VVB_PLAN_READ) {
+        note_written(batch, batch->segs.v + packet->first_seg, todo->length);
+    }
+    answer(batch, todo);
+    return true;
+}
+
+void vvb_plan_run(const struct vvb_plan *plan, struct vvb_batch *batch)
 {
     uint32_t kept = 0, next = 0;
 
-    if (!batch->todo_count || !spans_room(batch)) {
+    if (!batch->todo_count) {
         return;
     }
     for (uint32_t i = 0; i < batch->count; i++) {
-        struct vvb_packet *packet = &batch->packets[i];
+        const struct vvb_packet *packet = &batch->packets[i];
 
-        if (next < batch->todo_count && batch->todo[next].packet == i) {
-            const struct vvb_todo *todo = &batch->todo[next++];
-
-            if (transfer(batch, todo)) {
-                const struct vvb_seg *segs = batch->segs.v + packet->first_seg;
-
-                if (todo->rule->operation == VVB_PLAN_READ) {
-                    note_written(batch, segs, todo->length);
-                }
-                answer(batch, todo);
-                vvb_segs_put(segs, packet->seg_count);
-                continue;
-            }
+        if (next < batch->todo_count && batch->todo[next].packet == i &&
+            plan->perform(plan, batch, &batch->todo[next++])) {
+            batch->done_count++;
+            batch->done_payload += packet->length - packet->payload_offset;
+            batch->done_external += packet->external_length;
+            vvb_segs_put(batch->segs.v + packet->first_seg, packet->seg_count);
+            continue;
         }
         batch->packets[kept++] = *packet;
     }

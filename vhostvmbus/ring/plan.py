@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from vhostvmbus.memory.engine import ffi, lib
 from vhostvmbus.wire.vmbus import PacketType
@@ -68,6 +68,14 @@ class Rule:
     done: Number | None = None
     nowait: bool = False
     """Do a READ only if the host has the data in memory (``RWF_NOWAIT``)."""
+
+
+class AnyPlan(Protocol):
+    """What a ring takes as a plan: these rules, or a device's own in C."""
+
+    @property
+    def handle(self) -> Any:
+        """The engine's ``struct vvb_plan *``."""
 
 
 class Plan:
@@ -131,12 +139,14 @@ class Done:
     Valid until the next receive of the same ring.
     """
 
-    __slots__ = ("_batch", "completions", "external_bytes", "payload_bytes")
+    __slots__ = ("_batch", "completions", "external_bytes", "packets", "payload_bytes")
 
     def __init__(self, batch: Any) -> None:
         self._batch = batch
-        self.completions: int = batch.done_count
-        """Packets done, each with one completion."""
+        self.packets: int = batch.done_count
+        """Packets done."""
+        self.completions: int = batch.answer_count
+        """Of them, those that are to be completed; the others were completions themselves."""
         self.payload_bytes: int = batch.done_payload
         self.external_bytes: int = batch.done_external
 
@@ -144,7 +154,7 @@ class Done:
     def records(self) -> tuple[Any, int, Any, int]:
         """The completions as the engine's send takes them."""
         batch = self._batch
-        return batch.outgoing, batch.done_count, batch.answers, batch.answers_len
+        return batch.outgoing, batch.answer_count, batch.answers, batch.answers_len
 
     def written(self) -> list[tuple[int, int]]:
         """Guest memory that was written, as ``(gpa, length)``."""
@@ -156,7 +166,7 @@ class Done:
         batch = self._batch
         answers = bytes(ffi.buffer(batch.answers, batch.answers_len))
         packets, at = [], 0
-        for i in range(batch.done_count):
+        for i in range(batch.answer_count):
             record = batch.outgoing[i]
             payload = answers[at : at + record.payload_len]
             at += record.payload_len

@@ -14,9 +14,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from vhostvmbus.memory import ExternalData, GuestMemory
+from vhostvmbus.memory.codemap import CodeMap
 from vhostvmbus.memory.engine import error_of, ffi, guest_error, lib
 from vhostvmbus.memory.external import SEG_SIZE
-from vhostvmbus.ring.plan import Done, Outgoing, Plan
+from vhostvmbus.ring.plan import AnyPlan, Done, Outgoing
 from vhostvmbus.wire.errors import (
     ChannelClosed,
     GuestError,
@@ -123,6 +124,28 @@ class Batch(NamedTuple):
     done: Done | None = None
 
 
+class Served(NamedTuple):
+    """What :meth:`Ring.serve` did, the last batch's share included."""
+
+    packets: int
+    """Done by the plan, of so many bytes:"""
+    payload_bytes: int
+    external_bytes: int
+    wanted: int
+    """Completions that they need."""
+    completions: int
+    """... and that are in the ring."""
+    batches: int
+    wakeups: int
+    signals: int
+    max_batch: int
+    answered: int
+    """Of the last batch's completions the first so many are in the ring; the caller sends the
+    others."""
+    fired: int
+    """Eventfds that fired and were emptied: bit 1 for the second, bit 2 for the third."""
+
+
 class Sent(NamedTuple):
     """What became of packets sent together.
 
@@ -201,11 +224,13 @@ class Ring:
         self._limits.max_payload = min(limits.max_payload, 0xFFFFFFFF)
         self._limits.max_ranges = min(limits.max_external_ranges, 0xFFFFFFFF)
         self._limits.max_external = limits.max_external_data
+        self._serving = ffi.new("struct vvb_serving *")
+        self._served = ffi.new("struct vvb_served *")
         self._closed = False
 
     # -- receiving -----------------------------------------------------------------------------
 
-    def receive(self, max_packets: int = DEFAULT_BATCH, plan: Plan | None = None) -> Batch:
+    def receive(self, max_packets: int = DEFAULT_BATCH, plan: AnyPlan | None = None) -> Batch:
         """Takes up to ``max_packets`` packets; one read-index store for all of them.
 
         With a ``plan``, what fits it is done; what does not, or came behind such a packet and fits
@@ -213,15 +238,58 @@ class Ring:
         thread at a time.
         """
         self._check_open()
-        batch = self._batch
         result = lib.vvb_ring_receive(
             self._ring,
-            batch,
+            self._batch,
             max_packets,
             self._memory.handle,
             self._limits,
             ffi.NULL if plan is None else plan.handle,
         )
+        return self._received(result)
+
+    def serve(
+        self, max_packets: int, plan: AnyPlan, fds: Sequence[int], code_map: CodeMap | None
+    ) -> tuple[Batch, Served]:
+        """Receives, and answers and waits in between, as long as the plan does all that comes.
+
+        ``fds``: the eventfds that say that the guest kicked, that the work ends, that the caller
+        has something to do, and the one that signals the guest. What a plan wrote is looked up in
+        ``code_map``. The batch is the last one: see :class:`Served`. The ring is masked when this
+        is called, and when it returns. Raises :exc:`OSError` if the eventfds are none.
+        """
+        self._check_open()
+        serving, served = self._serving, self._served
+        serving.kick_fd, serving.stop_fd, serving.wake_fd, serving.call_fd = fds
+        serving.map = ffi.NULL if code_map is None else code_map.handle
+        result = lib.vvb_ring_serve(
+            self._ring,
+            self._batch,
+            max_packets,
+            self._memory.handle,
+            self._limits,
+            plan.handle,
+            serving,
+            served,
+        )
+        if served.error:
+            raise OSError(served.error, os.strerror(served.error))
+        return self._received(result), Served(
+            served.packets,
+            served.payload,
+            served.external,
+            served.wanted,
+            served.answers,
+            served.batches,
+            served.wakeups,
+            served.signals,
+            served.max_batch,
+            served.answered,
+            served.fired,
+        )
+
+    def _received(self, result: int) -> Batch:
+        batch = self._batch
         error = None
         if result:
             fault = error_of(batch.fault)
@@ -382,6 +450,16 @@ class Ring:
             flags=flags,
             header=header,
         )
+
+    def hold(self, held: bool) -> None:
+        """While held, packets wait in line at the caller: no data path in C may overtake them."""
+        self._check_open()
+        lib.vvb_ring_hold(self._ring, held)
+
+    @property
+    def handle(self) -> Any:
+        """The engine's ``struct vvb_ring *``, valid until :meth:`close`."""
+        return self._ring
 
     def publish(self) -> bool:
         """Shows the peer what was sent without ``publish``. True if it has to be signalled."""

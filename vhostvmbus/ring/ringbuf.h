@@ -76,6 +76,7 @@ struct vvb_ring {
     uint32_t write_index; /* ours, up to what is staged */
     uint32_t published;   /* ours, as the peer sees it */
     uint32_t pending;     /* what pending_send_sz says */
+    uint32_t held;        /* packets wait in line outside: see vvb_ring_hold() */
     uint64_t signals_sent, signals_suppressed, space_signals;
 };
 
@@ -100,10 +101,36 @@ int64_t vvb_rx_available(struct vvb_ring *ring, struct vvb_fault *fault);
 /* Free bytes to send into, or -error. ringsend.c */
 int64_t vvb_tx_free(struct vvb_ring *ring, struct vvb_fault *fault);
 
-/* plan.c: whether a rule fits the packet; then it is put on the batch's list of things to do */
+/* A packet of the batch that a plan fits. */
+struct vvb_todo {
+    const struct vvb_rule *rule;
+    uint64_t position;
+    uint64_t length; /* bytes that will be moved, for the end of a burst */
+    uint32_t packet;
+};
+
+/*
+ * What a plan is to the ring. fits() looks at a whole packet without a fault, under the lock of
+ * nothing; perform() does it, answers if an answer is wanted, and returns true, or leaves it.
+ */
+struct vvb_plan {
+    bool (*fits)(const struct vvb_plan *plan, const struct vvb_batch *batch,
+                 struct vvb_todo *todo);
+    bool (*perform)(const struct vvb_plan *plan, struct vvb_batch *batch,
+                    const struct vvb_todo *todo);
+};
+
+/* ringsend.c: vvb_ring_send_many(), but VVB_E_FULL and none if others wait in line */
+int vvb_ring_send_in_turn(struct vvb_ring *ring, const void *packets, uint32_t count,
+                          const void *data, uint64_t data_len, struct vvb_sent *sent);
+
+/* plan.c: room in the batch for the answer to a packet, VVB_PLAN_BYTES at most */
+uint8_t *vvb_plan_answer(struct vvb_batch *batch, const struct vvb_packet *packet,
+                         uint32_t length);
+/* Whether the plan fits the packet; then it is put on the batch's list of things to do. */
 bool vvb_plan_match(const struct vvb_plan *plan, struct vvb_batch *batch, uint32_t index);
 /* Does what is on the list, and takes what was done out of the batch's packets. */
-void vvb_plan_run(struct vvb_batch *batch);
+void vvb_plan_run(const struct vvb_plan *plan, struct vvb_batch *batch);
 bool vvb_plan_room(struct vvb_batch *batch, uint32_t max_packets);
 void vvb_plan_unroom(struct vvb_batch *batch);
 

@@ -225,6 +225,7 @@ static void batch_start(struct vvb_batch *batch)
     batch->todo_bytes = 0;
     batch->todo_count = 0;
     batch->done_count = 0;
+    batch->answer_count = 0;
     batch->done_payload = 0;
     batch->done_external = 0;
     batch->answers_len = 0;
@@ -290,7 +291,7 @@ int vvb_ring_receive(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t ma
         __atomic_add_fetch(&ring->space_signals, 1, __ATOMIC_RELAXED);
     }
     /* The snapshot is let go, the regions are in use: this may take as long as the host's disk. */
-    vvb_plan_run(batch);
+    vvb_plan_run(plan, batch);
     if (vvb_guard_lost(ring->rx.slot)) {
         return vvb_fault_set(&batch->fault, VVB_E_LOST, VVB_F_MEMORY, 0, ring->read_index);
     }

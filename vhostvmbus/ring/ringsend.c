@@ -147,14 +147,13 @@ int vvb_ring_send(struct vvb_ring *ring, uint16_t type, uint16_t flags, uint64_t
     return ret;
 }
 
-int vvb_ring_send_many(struct vvb_ring *ring, const void *packets, uint32_t count,
-                       const void *data, uint64_t data_len, struct vvb_sent *sent)
+/* Under tx_lock. */
+static int send_many(struct vvb_ring *ring, const void *packets, uint32_t count, const void *data,
+                     uint64_t data_len, struct vvb_sent *sent)
 {
     const char *at = data;
     int ret = VVB_OK;
 
-    memset(sent, 0, sizeof(*sent));
-    pthread_mutex_lock(&ring->tx_lock);
     while (sent->count < count) {
         struct vvb_outgoing out;
         uint64_t size;
@@ -179,8 +178,40 @@ int vvb_ring_send_many(struct vvb_ring *ring, const void *packets, uint32_t coun
 
         ret = lost ? lost : ret;
     }
+    return ret;
+}
+
+int vvb_ring_send_many(struct vvb_ring *ring, const void *packets, uint32_t count,
+                       const void *data, uint64_t data_len, struct vvb_sent *sent)
+{
+    int ret;
+
+    memset(sent, 0, sizeof(*sent));
+    pthread_mutex_lock(&ring->tx_lock);
+    ret = send_many(ring, packets, count, data, data_len, sent);
     pthread_mutex_unlock(&ring->tx_lock);
     return ret;
+}
+
+int vvb_ring_send_in_turn(struct vvb_ring *ring, const void *packets, uint32_t count,
+                          const void *data, uint64_t data_len, struct vvb_sent *sent)
+{
+    int ret = VVB_E_FULL;
+
+    memset(sent, 0, sizeof(*sent));
+    pthread_mutex_lock(&ring->tx_lock);
+    if (!ring->held) {
+        ret = send_many(ring, packets, count, data, data_len, sent);
+    }
+    pthread_mutex_unlock(&ring->tx_lock);
+    return ret;
+}
+
+void vvb_ring_hold(struct vvb_ring *ring, int held)
+{
+    pthread_mutex_lock(&ring->tx_lock);
+    ring->held = held != 0;
+    pthread_mutex_unlock(&ring->tx_lock);
 }
 
 void vvb_ring_publish(struct vvb_ring *ring, int *signal)

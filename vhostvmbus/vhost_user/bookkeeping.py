@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from vhostvmbus.vhost_user import messages as m
+from vhostvmbus.wire.gpa import MAX_REGIONS
 from vhostvmbus.wire.ntstatus import NtStatus
 
 
@@ -23,7 +24,7 @@ class Limits:
     memory.  A code map has one bit for each 4 KiB: 1 GiB covers 32 TiB.
     """
 
-    mem_slots: int = m.MAX_CODE_MAP_REGIONS
+    mem_slots: int = MAX_REGIONS
     gpadl_list_bytes: int = 4 << 20
     code_map_bytes: int = 1 << 30
 

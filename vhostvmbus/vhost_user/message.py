@@ -29,8 +29,6 @@ F_PROTOCOL_FEATURES = 1 << 30
 
 #: ``SET_MEM_TABLE`` carries at most this many regions (``VHOST_MEMORY_BASELINE_NREGIONS``).
 MAX_TABLE_REGIONS = 8
-#: Regions in one ``VMBUS_SET_CODE_MAP``.
-MAX_CODE_MAP_REGIONS = 100
 #: Ranges in one ``VMBUS_BACKEND_INVALIDATE_CODE``.
 MAX_INVALIDATE_RANGES = 200
 #: ``first_bit`` of a region whose translations the front end cannot tell.

@@ -11,7 +11,6 @@ from uuid import UUID
 from vhostvmbus.vhost_user.errors import BadField, LimitExceeded, WrongSize
 from vhostvmbus.vhost_user.message import (
     ALL_TRANSLATED,
-    MAX_CODE_MAP_REGIONS,
     MAX_INVALIDATE_RANGES,
     OPEN_RESUME,
     BackendRequest,
@@ -23,6 +22,7 @@ from vhostvmbus.vhost_user.message import (
     front_end,
     split_records,
 )
+from vhostvmbus.wire.gpa import MAX_REGIONS
 
 
 @front_end(Request.VMBUS_GET_OFFER)
@@ -152,9 +152,9 @@ class SetCodeMap(Message):
         rest = size - cls.LAYOUT.size
         if rest < 0 or rest % CodeMapRegion.LAYOUT.size:
             raise WrongSize("SetCodeMap has 16 + 24 n bytes", field="size", value=size)
-        if rest // CodeMapRegion.LAYOUT.size > MAX_CODE_MAP_REGIONS:
+        if rest // CodeMapRegion.LAYOUT.size > MAX_REGIONS:
             raise LimitExceeded(
-                f"SetCodeMap has at most {MAX_CODE_MAP_REGIONS} regions", field="size", value=size
+                f"SetCodeMap has at most {MAX_REGIONS} regions", field="size", value=size
             )
 
     @classmethod

@@ -15,6 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from vhostvmbus.vm.cache import cache_root, use
 from vhostvmbus.vm.errors import SetupError
 from vhostvmbus.vm.initramfs import build_initramfs
 
@@ -24,16 +25,17 @@ INTERRUPTED = 130
 FIRMWARE = (Path("/usr/share/seabios"), Path("/usr/share/qemu"))
 
 
-def cache_root() -> Path:
-    """The project's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    root = Path(base) / "vhostvmbus"
-    root.mkdir(parents=True, exist_ok=True)
-    return root
-
-
 def recipe(program: str, *words: str) -> Path:
-    """Run one of the tree's recipes; the path that it prints."""
+    """Run one of the tree's recipes; the path that it prints, which is there."""
+    result = _run_recipe(program, *words)
+    if not use(result):  # it was about to be removed, and is made again
+        result = _run_recipe(program, *words)
+        if not use(result):
+            raise SetupError(f"{program} {' '.join(words)}: there is no {result}")
+    return result
+
+
+def _run_recipe(program: str, *words: str) -> Path:
     path = TREE / program
     if not path.is_file():
         raise SetupError(f"no {program} here: outside the project's tree, name the file to use")
@@ -60,7 +62,9 @@ def qemu_binary(given: str | None = None) -> Path:
     found = shutil.which(named)
     if found is None:
         raise SetupError(f"QEMU {named}: no such program")
-    return Path(found).resolve()
+    binary = Path(found).resolve()
+    use(binary)
+    return binary
 
 
 def firmware_folders() -> list[Path]:
@@ -129,7 +133,7 @@ def find_initramfs(kernel: Kernel) -> Path:
     room = cache_root() / "images" / "initramfs"
     room.mkdir(parents=True, exist_ok=True)
     result = room / f"{kernel.release}-{digest.hexdigest()[:20]}.cpio"
-    if not result.exists():
+    if not use(result):
         data = build_initramfs(scripts, inittab, busybox, kernel.modules, extras)
         with tempfile.NamedTemporaryFile(dir=room, prefix=".work-", delete=False) as work:
             work.write(data)

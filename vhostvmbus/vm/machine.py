@@ -17,6 +17,7 @@ from types import TracebackType
 
 from vhostvmbus.vm import images
 from vhostvmbus.vm.backend import SERVE, BackEndProcess
+from vhostvmbus.vm.cache import cache_root
 from vhostvmbus.vm.errors import GuestFailure, GuestTimeout, SetupError, VmError
 from vhostvmbus.vm.ports import Control
 from vhostvmbus.vm.process import Child, RunFolder
@@ -225,7 +226,7 @@ class Machine:
         return " ".join([*words, plan.append]).strip()
 
     def _own_log(self) -> Path:
-        logs = images.cache_root() / "logs"
+        logs = cache_root() / "logs"
         logs.mkdir(exist_ok=True)
         old = sorted(logs.glob("console-*.log"), key=lambda path: path.stat().st_mtime)
         for path in old[:-KEPT_LOGS]:

@@ -23,8 +23,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from vhostvmbus.vm.cache import cache_root
 from vhostvmbus.vm.errors import SetupError
-from vhostvmbus.vm.images import cache_root
 
 SOCKET_PATH_LIMIT = 80
 """Longest path of a run's folder; ``sun_path`` has 108 bytes, and a name comes behind."""

@@ -5,48 +5,11 @@
  */
 #include <stddef.h>
 
-#include "guest.h"
-
-#define SIMP_GPA 0x00a00000u
-#define NOWHERE 0x40000000u /* no memory there: the machine has less than 1 GiB */
-#define MILLISECOND 10000u  /* in ticks of partition time */
-#define PATIENCE (10000u * MILLISECOND)
-
-#define VMBUS_CONNECTION 1u
-#define VMBUS_SINT 2u
-#define VMBUS_VECTOR 0x40u
-#define TIMER_SINT 3u
-#define TIMER_VECTOR 0x50u
-#define DIRECT_VECTOR 0x60u
-
-/* Message types of the VMBus protocol */
-#define OFFER_CHANNEL 1u
-#define REQUEST_OFFERS 3u
-#define ALL_OFFERS_DELIVERED 4u
-#define INITIATE_CONTACT 14u
-#define VERSION_RESPONSE 15u
-#define VERSION_4_0 0x40000u
-
-#define TIMER_EXPIRED 0x80000010u
-#define NO_MESSAGE 0xffffffffu
-
-static volatile struct message *const slots = (void *)SIMP_GPA;
-static struct post_input input __attribute__((aligned(4096)));
+#include "synic.h"
 
 static uint64_t post(void)
 {
 	return hypercall(CALL_POST_MESSAGE, (uint32_t)&input);
-}
-
-static void prepare(uint32_t message_type, uint32_t size)
-{
-	input.connection = VMBUS_CONNECTION;
-	input.reserved = 0;
-	input.type = 1;
-	input.size = size;
-	for (unsigned i = 0; i < 60; i++)
-		input.payload[i] = 0;
-	input.payload[0] = message_type;
 }
 
 static uint64_t contact(uint32_t vp)
@@ -63,42 +26,12 @@ static uint64_t request_offers(void)
 	return post();
 }
 
-static bool message_in(unsigned sint, uint64_t ticks)
-{
-	uint64_t end = now() + ticks;
-
-	while (now() < end)
-		if (slots[sint].type)
-			return true;
-	return false;
-}
-
-/* Wait until the message in the slot says that another one waits. */
-static bool pending_in(unsigned sint, uint64_t ticks)
-{
-	uint64_t end = now() + ticks;
-
-	while (now() < end)
-		if (slots[sint].flags & 1)
-			return true;
-	return false;
-}
-
 /* The VMBus message in the slot, without taking it; NO_MESSAGE if none comes. */
 static uint32_t peek(uint64_t ticks)
 {
 	if (!message_in(VMBUS_SINT, ticks))
 		return NO_MESSAGE;
 	return (uint32_t)slots[VMBUS_SINT].payload[0];
-}
-
-/* Free the slot as TLFS 11.10 wants it. */
-static void release(unsigned sint)
-{
-	slots[sint].type = 0;
-	__sync_synchronize();
-	if (slots[sint].flags & 1)
-		set_msr(MSR_EOM, 0);
 }
 
 static uint32_t take(void)
@@ -108,13 +41,6 @@ static uint32_t take(void)
 	if (type != NO_MESSAGE)
 		release(VMBUS_SINT);
 	return type;
-}
-
-static void enable_all(void)
-{
-	setup_interrupts();
-	enable_hypercalls();
-	enable_synic();
 }
 
 static void scenario_cpuid(void)
@@ -185,11 +111,6 @@ static void scenario_hypercalls(void)
 	set_msr(MSR_GUEST_OS_ID, 0);
 	report("page_without_id", get_msr(MSR_HYPERCALL) & 1);
 	report("call_without_id", hypercall(0x7777, 0));
-}
-
-static void report_fault(const char *name, int vector)
-{
-	report(name, vector < 0 ? 0x100 : (unsigned)vector);
 }
 
 static void scenario_msrs(void)
@@ -405,112 +326,7 @@ static void scenario_auto_eoi(void)
 	report("disabled_interrupts", interrupts[VMBUS_VECTOR]);
 }
 
-static void scenario_timers(void)
-{
-	volatile struct message *slot = &slots[TIMER_SINT];
-	uint64_t when;
-	unsigned before;
-
-	enable_all();
-	set_msr(MSR_SINT0 + TIMER_SINT, TIMER_VECTOR);
-
-	/* one-shot, started by its count, and restarted before it ends */
-	set_msr(MSR_STIMER0_CONFIG, TIMER_SINT << 16 | 8);
-	set_msr(MSR_STIMER0_COUNT, ~0ull);
-	report("enabled", get_msr(MSR_STIMER0_CONFIG) & 1);
-	when = now() + 5 * MILLISECOND;
-	set_msr(MSR_STIMER0_COUNT, when);
-	message_in(TIMER_SINT, PATIENCE);
-	idle(MILLISECOND);
-	report("type", slot->type);
-	report("size", slot->size);
-	report("index", (uint32_t)slot->payload[0]);
-	report("expired_on_time", slot->payload[1] == when);
-	report("delivered_after", slot->payload[2] >= when);
-	report("enabled_after", get_msr(MSR_STIMER0_CONFIG) & 1);
-	report("interrupts", interrupts[TIMER_VECTOR]);
-
-	/* its slot is occupied */
-	set_msr(MSR_STIMER0_COUNT, now() + MILLISECOND);
-	report("pending", pending_in(TIMER_SINT, PATIENCE));
-	report("enabled_pending", get_msr(MSR_STIMER0_CONFIG) & 1);
-	idle(MILLISECOND);
-	report("interrupts_pending", interrupts[TIMER_VECTOR]);
-	release(TIMER_SINT);
-	idle(MILLISECOND);
-	report("interrupts_released", interrupts[TIMER_VECTOR]);
-
-	/* stopped while it waits */
-	set_msr(MSR_STIMER0_COUNT, now() + MILLISECOND);
-	report("pending_again", pending_in(TIMER_SINT, PATIENCE));
-	set_msr(MSR_STIMER0_COUNT, 0);
-	release(TIMER_SINT);
-	idle(MILLISECOND);
-	report("type_stopped", slot->type);
-	report("enabled_stopped", get_msr(MSR_STIMER0_CONFIG) & 1);
-
-	/* a time that is past */
-	set_msr(MSR_STIMER0_COUNT, 1);
-	report("past", message_in(TIMER_SINT, PATIENCE));
-	release(TIMER_SINT);
-	set_msr(MSR_STIMER0_CONFIG, 0);
-
-	/* periodic, timer 3 */
-	set_msr(MSR_STIMER0_COUNT + 6, MILLISECOND);
-	set_msr(MSR_STIMER0_CONFIG + 6, TIMER_SINT << 16 | 3);
-	before = interrupts[TIMER_VECTOR];
-	for (unsigned i = 0; i < 5; i++) {
-		report("period", message_in(TIMER_SINT, PATIENCE));
-		report("period_index", (uint32_t)slot->payload[0]);
-		idle(MILLISECOND / 10);
-		release(TIMER_SINT);
-	}
-	set_msr(MSR_STIMER0_CONFIG + 6, 0);
-	release(TIMER_SINT);
-	idle(MILLISECOND);
-	report("periods", interrupts[TIMER_VECTOR] - before >= 5);
-	before = interrupts[TIMER_VECTOR];
-	idle(5 * MILLISECOND);
-	report("periods_after", interrupts[TIMER_VECTOR] - before);
-
-	/* direct, as short a period as can be written: QEMU makes 50 us of it */
-	set_msr(MSR_STIMER0_COUNT, 1);
-	when = now();
-	set_msr(MSR_STIMER0_CONFIG, 1u << 12 | DIRECT_VECTOR << 4 | 3);
-	while (interrupts[DIRECT_VECTOR] < 20 && now() < when + PATIENCE)
-		idle(MILLISECOND);
-	set_msr(MSR_STIMER0_CONFIG, 0);
-	idle(MILLISECOND);
-	report("direct", interrupts[DIRECT_VECTOR] >= 20);
-	report("direct_paced", interrupts[DIRECT_VECTOR] <= (uint32_t)(now() - when) / 500);
-
-	report_fault("direct_vector_15", write_msr(MSR_STIMER0_CONFIG, 1u << 12 | 15u << 4 | 1));
-	report_fault("reserved_bits", write_msr(MSR_STIMER0_CONFIG, 1ull << 40));
-	set_msr(MSR_STIMER0_CONFIG, 1);
-	report("enabled_without_sint", get_msr(MSR_STIMER0_CONFIG) & 1);
-	set_msr(MSR_STIMER0_CONFIG, 8);
-	set_msr(MSR_STIMER0_COUNT, 1);
-	report("auto_enabled_without_sint", get_msr(MSR_STIMER0_CONFIG) & 1);
-	idle(MILLISECOND);
-	report("slot_0", slots[0].type);
-
-	/* the farthest time there is, and one that overflows nanoseconds */
-	set_msr(MSR_STIMER0_CONFIG, TIMER_SINT << 16 | 8);
-	set_msr(MSR_STIMER0_COUNT, ~0ull);
-	set_msr(MSR_STIMER0_COUNT, 1ull << 62);
-	idle(MILLISECOND);
-	report("type_far", slot->type);
-	set_msr(MSR_STIMER0_CONFIG, TIMER_SINT << 16 | 3);
-	set_msr(MSR_STIMER0_COUNT, ~0ull);
-	set_msr(MSR_STIMER0_CONFIG, TIMER_SINT << 16 | 3);
-	idle(MILLISECOND);
-	report("type_far_period", slot->type);
-}
-
-static const struct {
-	const char *name;
-	void (*run)(void);
-} scenarios[] = {
+const struct scenario scenarios[] = {
 	{ "cpuid", scenario_cpuid },
 	{ "hypercalls", scenario_hypercalls },
 	{ "msrs", scenario_msrs },
@@ -522,30 +338,5 @@ static const struct {
 	{ "reset-line", scenario_reset_line },
 	{ "auto-eoi", scenario_auto_eoi },
 	{ "timers", scenario_timers },
+	{ NULL, NULL },
 };
-
-static bool same(const char *a, const char *b)
-{
-	for (; *a && *a == *b; a++, b++)
-		;
-	return *a == *b;
-}
-
-/* @info: multiboot information; the command line is "kernel scenario". */
-void guest_main(const uint32_t *info);
-void guest_main(const uint32_t *info)
-{
-	const char *word = (const char *)info[4];
-
-	for (const char *c = word; *c; c++)
-		if (*c == ' ' && c[1])
-			word = c + 1;
-	for (size_t i = 0; i < sizeof(scenarios) / sizeof(scenarios[0]); i++) {
-		if (same(word, scenarios[i].name)) {
-			scenarios[i].run();
-			finish();
-		}
-	}
-	print("no such scenario\n");
-	finish();
-}

@@ -1,36 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """QEMU's own Hyper-V emulation (TCG), driven by a bare-metal guest that plays by no rules.
 
-Each scenario of ``scenarios.c`` is one run of QEMU. The guest prints what it sees, and this file
-has what the Hyper-V Top-Level Functional Specification wants to be seen. QEMU must live to the
+Each scenario is one run of QEMU. The guest prints what it sees, and this file has what the
+Hyper-V Top-Level Functional Specification wants to be seen. QEMU must live to the
 end of the run, whatever the guest did.
 """
 
-import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bare_metal_support import DEBUG_EXIT, Report, build_guest, qemu_command, report_of, run_qemu
 
-from vhostvmbus.vm.images import firmware_folders
-
-HERE = Path(__file__).parent
-SOURCES = ("boot.S", "machine.c", "scenarios.c")
-FLAGS = (
-    *("-m32", "-march=i686", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"),
-    *("-ffreestanding", "-fno-strict-aliasing", "-fno-pic", "-fno-stack-protector"),
-    *("-fno-asynchronous-unwind-tables", "-mgeneral-regs-only"),
-    *("-nostdlib", "-static", "-no-pie"),
-    "-Wl,-Ttext=0x100000,--build-id=none,-e,start,-n,--no-warn-rwx-segments",
-)
+SCENARIOS = Path(__file__).parent
 HV = (
     "hv-relaxed,hv-vpindex,hv-synic,hv-time,hv-reset,hv-runtime,hv-vapic,hv-crash,hv-stimer,"
     "hv-stimer-direct"
 )
 VMBUS = ("-device", "vmbus-bridge", "-device", "hv-balloon")
-FINISHED = 1
-"""The exit status of QEMU when the guest writes 0 to isa-debug-exit."""
 
 GP = 0xD
 UD = 0x6
@@ -49,42 +36,19 @@ INVALID_PORT_ID = 17
 INVALID_CONNECTION_ID = 18
 FAULTED_UD = 0x1000000 + UD
 
-Report = list[tuple[str, int]]
 Run = Callable[[str], Report]
 
 
 @pytest.fixture(scope="session")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bare-metal guest, a multiboot kernel."""
-    kernel = tmp_path_factory.mktemp("hyperv") / "guest"
-    compiler = os.environ.get("CC", "gcc").split()
-    sources = [str(HERE / name) for name in SOURCES]
-    subprocess.run([*compiler, *FLAGS, "-o", str(kernel), *sources], check=True, timeout=60)
-    return kernel
-
-
-def start_qemu(qemu: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run QEMU to its end; the guest's serial port is stdout."""
-    command = [str(qemu), "-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg"]
-    for folder in firmware_folders():
-        command += ["-L", str(folder)]
-    command += ["-machine", "pc", "-m", "128", "-serial", "stdio", *words]
-    return subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
-    )
+    return build_guest(SCENARIOS, tmp_path_factory.mktemp("hyperv"))
 
 
 def run_guest(qemu: Path, guest: Path, scenario: str, cpu: str, *words: str) -> Report:
     """What the guest reports in *scenario*. QEMU and guest must both come to a regular end."""
-    done = start_qemu(
-        qemu,
-        *("-cpu", cpu, "-kernel", str(guest), "-append", scenario, *words),
-        *("-device", "isa-debug-exit,iobase=0xf4,iosize=4"),
-    )
-    lines = done.stdout.split()
-    assert (done.returncode, lines[-1:]) == (FINISHED, ["END"]), f"{done.stdout}\n{done.stderr}"
-    pairs = (line.partition("=") for line in lines[:-1])
-    return [(name, int(value, 16)) for name, _, value in pairs]
+    words = ("-cpu", cpu, "-kernel", str(guest), "-append", scenario, *words, *DEBUG_EXIT)
+    return report_of(qemu_command(qemu, *words))
 
 
 @pytest.fixture
@@ -334,6 +298,6 @@ def test_timers(run: Run) -> None:
     ],
 )
 def test_refused_properties(qemu: Path, properties: str, message: str) -> None:
-    done = start_qemu(qemu, "-cpu", f"qemu64,{properties}")
+    done = run_qemu(qemu_command(qemu, "-cpu", f"qemu64,{properties}"))
     assert done.returncode == 1
     assert message in done.stderr

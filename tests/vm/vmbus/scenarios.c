@@ -1,220 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * What the bare-metal guest does to QEMU's VMBus, one scenario per run, named by the last word of
- * the command line. Each reports what it sees; the test knows what is right. The machine under the
- * guest (boot.S, machine.c) is the one in ../hyperv.
- *
- * Layouts are those of Linux' include/linux/hyperv.h.
+ * the command line. Each reports what it sees; the test knows what is right.
  */
 #include <stddef.h>
 
-#include "../hyperv/guest.h"
+#include "requests.h"
 
-#define SIMP_GPA 0x00a00000u
-#define RING_GPA 0x00b00000u
-#define NOWHERE 0x40000000u /* no memory there: the machine has less than 1 GiB */
-#define MILLISECOND 10000u  /* in ticks of partition time */
-#define PATIENCE (2000 * MILLISECOND)
-#define SHORT (50 * MILLISECOND)
-
-#define VMBUS_CONNECTION 1u
 #define SIGNAL_CONNECTION 2u
-#define VMBUS_SINT 2u
-#define VMBUS_VECTOR 0x40u
 
-#define OFFER_CHANNEL 1u
-#define RESCIND_OFFER 2u
-#define REQUEST_OFFERS 3u
-#define ALL_OFFERS_DELIVERED 4u
-#define OPEN_CHANNEL 5u
-#define OPEN_RESULT 6u
-#define CLOSE_CHANNEL 7u
-#define GPADL_HEADER 8u
-#define GPADL_BODY 9u
-#define GPADL_CREATED 10u
-#define GPADL_TEARDOWN 11u
-#define GPADL_TORNDOWN 12u
-#define RELID_RELEASED 13u
-#define INITIATE_CONTACT 14u
-#define VERSION_RESPONSE 15u
-#define UNLOAD 16u
-#define UNLOAD_RESPONSE 17u
-
-#define VERSION_1_1 0x10001u
-#define VERSION_4_0 0x40000u
-#define NO_MESSAGE 0xffffffffu
-#define NO_VP 0xffffffffu
-#define INSUFFICIENT_BUFFERS 19u
-
-#define COM1 0x3f8
 #define HOST_UNPLUGS 1u
 #define HOST_SEES_DEVICE 2u
 #define HOST_PLUGS 3u
 #define HOST_UNPLUGS_AND_PLUGS 4u
 #define HOST_SEES_NO_DEVICE 5u
-
-static volatile struct message *const slots = (void *)SIMP_GPA;
-static struct post_input input __attribute__((aligned(4096)));
-static uint32_t answer[60]; /* the last message taken, header included */
-static uint32_t relid, connection;
-
-static uint64_t post(void)
-{
-	uint64_t status;
-
-	/* the bus takes 16 messages at a time */
-	do
-		status = hypercall(CALL_POST_MESSAGE, (uint32_t)&input);
-	while (status == INSUFFICIENT_BUFFERS);
-	return status;
-}
-
-static void prepare(uint32_t message_type, uint32_t size)
-{
-	input.connection = VMBUS_CONNECTION;
-	input.reserved = 0;
-	input.type = 1;
-	input.size = size;
-	for (unsigned i = 0; i < 60; i++)
-		input.payload[i] = 0;
-	input.payload[0] = message_type;
-}
-
-/* The next message's type, its contents in answer[]; NO_MESSAGE if none comes. */
-static uint32_t take_within(uint64_t ticks)
-{
-	volatile struct message *slot = &slots[VMBUS_SINT];
-	uint64_t end = now() + ticks;
-
-	while (!slot->type)
-		if (now() >= end)
-			return NO_MESSAGE;
-	for (unsigned i = 0; i < 60; i++)
-		answer[i] = ((volatile uint32_t *)slot->payload)[i];
-	slot->type = 0;
-	__sync_synchronize();
-	if (slot->flags & 1)
-		set_msr(MSR_EOM, 0);
-	return answer[0];
-}
-
-static uint32_t take(void)
-{
-	return take_within(PATIENCE);
-}
-
-static void contact_as(uint32_t version, uint32_t vp, uint64_t interrupt_page)
-{
-	prepare(INITIATE_CONTACT, 40);
-	input.payload[2] = version;
-	input.payload[3] = vp;
-	input.payload[4] = (uint32_t)interrupt_page;
-	input.payload[5] = (uint32_t)(interrupt_page >> 32);
-	post();
-}
-
-/* The proof that the bus still works: a contact, and all offers. */
-static void contact_and_offers(uint32_t version, uint64_t interrupt_page)
-{
-	unsigned offers = 0;
-	uint32_t type;
-
-	contact_as(version, 0, interrupt_page);
-	report("contact", take());
-	report("supported", answer[2] & 0xff);
-	prepare(REQUEST_OFFERS, 8);
-	post();
-	while ((type = take()) == OFFER_CHANNEL) {
-		offers++;
-		relid = answer[46];
-		connection = answer[48];
-	}
-	report("end_of_offers", type);
-	report("offers", offers);
-}
-
-static void alive(void)
-{
-	print("alive=1\n");
-	contact_and_offers(VERSION_4_0, 0);
-}
-
-static void start(void)
-{
-	setup_interrupts();
-	enable_hypercalls();
-	enable_synic();
-	set_msr(MSR_SINT0 + VMBUS_SINT, VMBUS_VECTOR);
-}
-
-static void header(uint32_t id, uint32_t buflen, uint32_t ranges, uint32_t bytes, uint32_t offset,
-		   unsigned pages)
-{
-	prepare(GPADL_HEADER, 28 + pages * 8);
-	input.payload[2] = relid;
-	input.payload[3] = id;
-	input.payload[4] = buflen | ranges << 16;
-	input.payload[5] = bytes;
-	input.payload[6] = offset;
-	for (unsigned i = 0; i < pages; i++)
-		input.payload[7 + 2 * i] = (RING_GPA >> 12) + i;
-	post();
-}
-
-static void body(uint32_t id, unsigned pages)
-{
-	prepare(GPADL_BODY, 16 + pages * 8);
-	input.payload[3] = id;
-	for (unsigned i = 0; i < pages; i++)
-		input.payload[4 + 2 * i] = (RING_GPA >> 12) + i;
-	post();
-}
-
-/* A GPADL of up to 26 pages; the status of its creation. */
-static uint32_t create(uint32_t id, unsigned pages)
-{
-	header(id, 8 + 8 * pages, 1, pages * 4096, 0, pages);
-	if (take() != GPADL_CREATED || answer[3] != id)
-		return NO_MESSAGE;
-	return answer[4];
-}
-
-static uint32_t teardown(uint32_t id)
-{
-	prepare(GPADL_TEARDOWN, 16);
-	input.payload[2] = relid;
-	input.payload[3] = id;
-	post();
-	return take_within(SHORT);
-}
-
-static void post_open(uint32_t gpadl, uint32_t vp, uint32_t ring_offset)
-{
-	prepare(OPEN_CHANNEL, 148);
-	input.payload[2] = relid;
-	input.payload[3] = 0x1234;
-	input.payload[4] = gpadl;
-	input.payload[5] = vp;
-	input.payload[6] = ring_offset;
-	post();
-}
-
-/* The result of opening: 0 open, 1 refused, NO_MESSAGE. */
-static uint32_t open_channel(uint32_t gpadl, uint32_t vp, uint32_t ring_offset)
-{
-	post_open(gpadl, vp, ring_offset);
-	if (take_within(SHORT) != OPEN_RESULT)
-		return NO_MESSAGE;
-	return answer[4] ? 1 : 0;
-}
-
-static uint32_t close_channel(void)
-{
-	prepare(CLOSE_CHANNEL, 12);
-	input.payload[2] = relid;
-	post();
-	return take_within(SHORT);
-}
 
 /* GPADL headers that lie about themselves. Each is refused, or answered with a failure. */
 static void scenario_headers(void)
@@ -235,7 +34,7 @@ static void scenario_headers(void)
 		{ "fewer_bytes", 24, 1, 4096, 0, 2 },
 	};
 
-	start();
+	start_bus();
 	contact_and_offers(VERSION_4_0, 0);
 	for (unsigned i = 0; i < sizeof(lies) / sizeof(lies[0]); i++) {
 		header(i + 1, lies[i].buflen, lies[i].ranges, lies[i].bytes, lies[i].offset,
@@ -252,7 +51,7 @@ static void scenario_headers(void)
 /* More pages than announced, bodies without a header, a list in many parts. */
 static void scenario_bodies(void)
 {
-	start();
+	start_bus();
 	contact_and_offers(VERSION_4_0, 0);
 	report("good", create(1, 2));
 	body(1, 3);
@@ -290,7 +89,7 @@ static void scenario_flood(void)
 {
 	unsigned created = 0, id = 1;
 
-	start();
+	start_bus();
 	contact_and_offers(VERSION_4_0, 0);
 	for (; id <= 3000; id++)
 		if (!create(id, 1))
@@ -305,7 +104,7 @@ static void scenario_flood(void)
 
 static void scenario_teardown(void)
 {
-	start();
+	start_bus();
 	contact_and_offers(VERSION_4_0, 0);
 	report("unknown", teardown(5));
 	report("good", create(5, 8));
@@ -326,7 +125,7 @@ static void scenario_teardown(void)
 
 static void scenario_open(void)
 {
-	start();
+	start_bus();
 	contact_and_offers(VERSION_4_0, 0);
 	report("good", create(1, 8));
 	report("no_such_gpadl", open_channel(2, 0, 4));
@@ -365,7 +164,7 @@ static void scenario_open(void)
 
 static void scenario_unload(void)
 {
-	start();
+	start_bus();
 	prepare(UNLOAD, 8);
 	post();
 	report("before_contact", take_within(SHORT));
@@ -399,7 +198,7 @@ static void scenario_interrupt_page(void)
 	static const uint64_t pages[] = { 0x00c00000, 0x00c00801, NOWHERE, 0xfee00000, 0xb8000,
 					  ~0xfffull, ~0ull };
 
-	start();
+	start_bus();
 	for (unsigned i = 0; i < sizeof(pages) / sizeof(pages[0]); i++) {
 		contact_and_offers(VERSION_1_1, pages[i]);
 		report("good", create(1, 8));
@@ -414,7 +213,7 @@ static void scenario_interrupt_page(void)
 /* The page for messages goes away and comes back, with messages in the queue. */
 static void scenario_undeliverable(void)
 {
-	start();
+	start_bus();
 	contact_as(VERSION_4_0, 0, 0);
 	report("contact", take());
 	set_msr(MSR_SIMP, 0);
@@ -468,7 +267,7 @@ static void rescinded(void)
 /* Devices that come and go. */
 static void offers(uint32_t version, uint64_t interrupt_page)
 {
-	start();
+	start_bus();
 	/* a guest that knows nothing of it yet */
 	host(HOST_UNPLUGS_AND_PLUGS);
 	contact_and_offers(version, interrupt_page);
@@ -530,10 +329,7 @@ static void scenario_offers_1_1(void)
 	offers(VERSION_1_1, SIMP_GPA + 0x1000);
 }
 
-static const struct {
-	const char *name;
-	void (*run)(void);
-} scenarios[] = {
+const struct scenario scenarios[] = {
 	{ "headers", scenario_headers },
 	{ "bodies", scenario_bodies },
 	{ "flood", scenario_flood },
@@ -544,30 +340,5 @@ static const struct {
 	{ "undeliverable", scenario_undeliverable },
 	{ "offers", scenario_offers },
 	{ "offers-1.1", scenario_offers_1_1 },
+	{ NULL, NULL },
 };
-
-static bool same(const char *a, const char *b)
-{
-	for (; *a && *a == *b; a++, b++)
-		;
-	return *a == *b;
-}
-
-/* @info: multiboot information; the command line is "kernel scenario". */
-void guest_main(const uint32_t *info);
-void guest_main(const uint32_t *info)
-{
-	const char *word = (const char *)info[4];
-
-	for (const char *c = word; *c; c++)
-		if (*c == ' ' && c[1])
-			word = c + 1;
-	for (size_t i = 0; i < sizeof(scenarios) / sizeof(scenarios[0]); i++) {
-		if (same(word, scenarios[i].name)) {
-			scenarios[i].run();
-			finish();
-		}
-	}
-	print("no such scenario\n");
-	finish();
-}

@@ -6,7 +6,6 @@ vhost-user-vmbus with the SCSI controller behind it. QEMU must live to the end o
 must work after all that was done to it, and what is asked for must be answered as listed here.
 """
 
-import os
 import socket
 import subprocess
 import time
@@ -14,25 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from bare_metal_support import DEBUG_EXIT, FINISHED, Report, build_guest, qemu_command, report_of
 
 from vhostvmbus.vm.backend import BackEndProcess
 from vhostvmbus.vm.errors import VmError
-from vhostvmbus.vm.images import firmware_folders
 from vhostvmbus.vm.qmp import Monitor
 
-HERE = Path(__file__).parent
-MACHINE = HERE.parent / "hyperv"
-SOURCES = (MACHINE / "boot.S", MACHINE / "machine.c", HERE / "scenarios.c")
-FLAGS = (
-    *("-m32", "-march=i686", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"),
-    *("-ffreestanding", "-fno-strict-aliasing", "-fno-pic", "-fno-stack-protector"),
-    *("-fno-asynchronous-unwind-tables", "-mgeneral-regs-only"),
-    *("-nostdlib", "-static", "-no-pie"),
-    "-Wl,-Ttext=0x100000,--build-id=none,-e,start,-n,--no-warn-rwx-segments",
-)
+SCENARIOS = Path(__file__).parent
 CPU = "qemu64,hv-relaxed,hv-vpindex,hv-synic,hv-time,hv-vapic,hv-runtime,hv-stimer"
-FINISHED = 1
-"""The exit status of QEMU when the guest writes 0 to isa-debug-exit."""
 
 NOTHING = 0xFFFFFFFF
 OFFER_CHANNEL = 1
@@ -46,7 +34,6 @@ UNLOAD_RESPONSE = 17
 MOST_GPADLS = {"hv-balloon": 2048, "vhost-user-vmbus": 1024}
 """The bus has its limit; the back end has its own, which is lower."""
 
-Report = list[tuple[str, int]]
 CONTACT: Report = [
     ("contact", VERSION_RESPONSE),
     ("supported", 1),
@@ -59,11 +46,7 @@ ALIVE: Report = [("alive", 1), *CONTACT]
 @pytest.fixture(scope="session")
 def bus_guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bare-metal guest, a multiboot kernel."""
-    kernel = tmp_path_factory.mktemp("vmbus") / "guest"
-    compiler = os.environ.get("CC", "gcc").split()
-    sources = [str(source) for source in SOURCES]
-    subprocess.run([*compiler, *FLAGS, "-o", str(kernel), *sources], check=True, timeout=60)
-    return kernel
+    return build_guest(SCENARIOS, tmp_path_factory.mktemp("vmbus"))
 
 
 @pytest.fixture(params=["hv-balloon", "vhost-user-vmbus"])
@@ -90,13 +73,8 @@ def command(qemu: Path, bus_guest: Path, device: tuple[str, ...]) -> Callable[[s
     """QEMU's command line for a scenario."""
 
     def command(scenario: str) -> list[str]:
-        words = [str(qemu), "-nodefaults", "-no-user-config", "-display", "none"]
-        for folder in firmware_folders():
-            words += ["-L", str(folder)]
-        words += ["-accel", "tcg", "-machine", "pc", "-m", "128", "-serial", "stdio"]
-        words += ["-cpu", CPU, "-kernel", str(bus_guest), "-append", scenario]
-        words += ["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-device", "vmbus-bridge"]
-        return [*words, *device]
+        words = ("-cpu", CPU, "-kernel", str(bus_guest), "-append", scenario, *DEBUG_EXIT)
+        return qemu_command(qemu, *words, "-device", "vmbus-bridge", *device)
 
     return command
 
@@ -105,20 +83,7 @@ def command(qemu: Path, bus_guest: Path, device: tuple[str, ...]) -> Callable[[s
 def run(command: Callable[[str], list[str]]) -> Callable[[str], Report]:
     """Runs a scenario; QEMU and guest must both come to a regular end."""
 
-    def run(scenario: str) -> Report:
-        done = subprocess.run(
-            command(scenario),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        lines = done.stdout.split()
-        assert (done.returncode, lines[-1:]) == (FINISHED, ["END"]), f"{done.stdout}\n{done.stderr}"
-        pairs = (line.partition("=") for line in lines[:-1])
-        return [(name, int(value, 16)) for name, _, value in pairs]
-
-    return run
+    return lambda scenario: report_of(command(scenario), timeout=120)
 
 
 def test_lying_gpadl_headers(run: Callable[[str], Report]) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from itertools import accumulate
-from typing import Final
+from typing import Final, Protocol
 
 from vhostvmbus.devices.net.errors import SectionError
 from vhostvmbus.memory import ExternalData
@@ -117,13 +117,30 @@ def gather(views: list[memoryview], position: int, length: int) -> bytes:
     return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
 
 
+class Frames(Protocol):
+    """Who has the sections for frames: :class:`~vhostvmbus.devices.net.datapath.DataPath`."""
+
+    @property
+    def free_sections(self) -> int:
+        """How many the guest does not have."""
+
+    def section(self) -> int | None:
+        """One of them, None if there is none."""
+
+    def give(self, section: int) -> None:
+        """It is free again."""
+
+
 class ReceiveBuffer:
     """The receive sections of one card. Any thread may take and give back."""
 
-    def __init__(self, mapping: ExternalData, set_id: int, size: int) -> None:
+    def __init__(
+        self, mapping: ExternalData, set_id: int, size: int, path: Frames | None = None
+    ) -> None:
         """Cuts ``mapping`` into sections of ``size`` bytes. Raises :class:`SectionError`.
 
-        ``set_id`` is the guest's name for the buffer.
+        ``set_id`` is the guest's name for the buffer. With a ``path`` all but the first
+        :attr:`reserve` sections are that one's.
         """
         length = len(mapping)
         count = length // size
@@ -137,21 +154,27 @@ class ReceiveBuffer:
         self._addresses = [gpa for gpa, _ in mapping.segments]
         self._starts = [0, *accumulate(len(view) for view in self._views)]
         self._sections: list[Section | None] = [None] * count
-        self._free = deque(range(count))
-        self._reserve = min(CONTROL_RESERVE, count // 4)
+        self._path = path
+        self.reserve = min(CONTROL_RESERVE, count // 4)
+        """Sections that are kept for RNDIS answers."""
+        self._own = count if path is None else self.reserve
+        self._free = deque(range(self._own))
 
     @property
     def free(self) -> int:
         """Sections that the guest does not have."""
-        return len(self._free)
+        return len(self._free) + (self._path.free_sections if self._path else 0)
 
     def take(self, count: int = 1, *, reserve: int | None = None) -> list[Section]:
         """``count`` free sections, or none if that would leave fewer than ``reserve``, by default
         what is kept for answers."""
         if reserve is None:
-            reserve = self._reserve
+            reserve = self.reserve
         if len(self._free) < count + reserve:
-            return []
+            if self._path is None or count > 1 or reserve:
+                return []
+            number = self._path.section()
+            return [] if number is None else [self._section(number)]
         taken = []
         try:
             for _ in range(count):
@@ -162,8 +185,16 @@ class ReceiveBuffer:
         return taken
 
     def give(self, sections: list[Section]) -> None:
-        """Takes sections back; each must have been taken."""
-        self._free.extend(section.number for section in sections)
+        """Takes sections back; each must have been taken, or left over by the path."""
+        for section in sections:
+            if section.number < self._own:
+                self._free.append(section.number)
+            elif self._path is not None:
+                self._path.give(section.number)
+
+    def section_number(self, number: int) -> Section:
+        """A section that the path left over."""
+        return self._section(number)
 
     def _section(self, number: int) -> Section:
         section = self._sections[number]

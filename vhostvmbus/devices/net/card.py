@@ -28,7 +28,9 @@ from vhostvmbus.channel.stats import RateLimitedLog
 from vhostvmbus.device import Device
 from vhostvmbus.devices.net import nvsp, rndis, sender
 from vhostvmbus.devices.net.buffers import ReceiveBuffer, SendBuffer
-from vhostvmbus.devices.net.errors import NetError, NvspError, SectionError
+from vhostvmbus.devices.net.datapath import DataPath
+from vhostvmbus.devices.net.direct import DirectReceiver
+from vhostvmbus.devices.net.errors import NetError, NvspError, ReturnError, SectionError
 from vhostvmbus.devices.net.link import Capabilities, Link
 from vhostvmbus.devices.net.nvsp import NO_SECTION, RndisChannel, Status
 from vhostvmbus.devices.net.oids import DEFAULT_MTU, Adapter, Change
@@ -47,6 +49,7 @@ from vhostvmbus.devices.net.protocol import (
 from vhostvmbus.devices.net.receiver import Receiver
 from vhostvmbus.devices.net.rss import ReceiveScaling
 from vhostvmbus.devices.net.statistics import Counters
+from vhostvmbus.memory.codemap import CodeMap
 from vhostvmbus.packet import Packet
 from vhostvmbus.wire.errors import (
     ChannelClosed,
@@ -115,11 +118,12 @@ class NetworkCard(Device):
         """Mistakes of the guest, by name."""
         self._complaints = RateLimitedLog(log)
         self._lock = threading.RLock()
-        self._outbox = Outbox(self._complain)
+        self._outbox = Outbox(self._complain, self._wait_for_section)
         self._channels = self._outbox.channels
         self._sent: dict[int, Counters] = {}
         self._past = Counters()
         self._receivers: list[Receiver] = []
+        self._path = DataPath() if link.direct else None
         self._send: SendBuffer | None = None
         self._lent: dict[bool, int] = {}
         self._subchannels = 0
@@ -140,12 +144,15 @@ class NetworkCard(Device):
         with self._lock:
             self._sent[channel.index] = Counters()
             self._channels[channel.index] = channel
+            if self._path is not None:
+                self._path.connect(channel)
             if channel.index:
                 return
             self.adapter.coalescing = False
             self.adapter.reset()
             self.protocol = Protocol(self.adapter, max_subchannels=self.max_channels - 1)
             self.tagging = False
+            self._configure()
             self._use_queues(1)
 
     def resumed(self, channel: Channel) -> None:
@@ -179,8 +186,13 @@ class NetworkCard(Device):
         with self._lock:
             self._channels.pop(channel.index, None)
             self._past.add(self._sent.pop(channel.index, Counters()))
+            if self._path is not None:
+                self._take_news(channel)
+                self._past.add(self._path.sent(channel.index))
             if channel.index:
                 return
+        if self._path is not None:
+            self._path.wake_when_free(-1)
         self._stop_receivers()
         with self._lock:
             for receive in list(self._lent):
@@ -188,15 +200,49 @@ class NetworkCard(Device):
             self._outbox.forget()
             self._subchannels = 0
             self.adapter.reset()
+            self._configure()
+
+    def _configure(self) -> None:
+        """Tells the data path what is in force."""
+        if self._path is not None:
+            active = self.protocol.version is not None
+            self._path.configure(self.adapter, tagging=self.tagging, active=active)
+
+    def code_map_changed(self, code_map: CodeMap | None) -> None:
+        """The data path looks up what it writes there."""
+        if self._path is not None:
+            self._path.use_code_map(code_map)
+
+    def woken(self) -> None:
+        """Sections may have come back, for answers that waited for one."""
+        self._outbox.go_on()
+
+    def _wait_for_section(self) -> None:
+        """Has :meth:`woken` called when one comes back."""
+        if self._path is not None and self._receivers:
+            self._path.wake_when_free(self._receivers[0].wake_fd)
+
+    def _take_news(self, channel: Channel) -> None:
+        """Counts what the data path did on a channel."""
+        if self._path is not None:
+            news = self._path.take_news(channel.index)
+            channel.count_sent(news.packets, news.payload_bytes, news.signals)
+            for _ in range(news.bad_returns):
+                self._complain(channel, ReturnError("msg_type", 0, 0, "no receive completion"))
 
     def _use_queues(self, channels: int) -> None:
         """Receives from as many queues of the link as there are channels."""
         count = self._queues = min(channels, self.link.queues)
         self._ask_link(lambda: self.link.use_queues(count))
+        if self._path is not None:
+            self._path.use_ports([self.link.fileno(queue) for queue in range(count)])
         for queue in range(len(self._receivers), count):
-            receiver = Receiver(
-                self, self._outbox.deliver, self.link, queue, f"{self.name} receive {queue}"
-            )
+            name = f"{self.name} receive {queue}"
+            deliver = self._outbox.deliver
+            if self._path is None:
+                receiver = Receiver(self, deliver, self.link, queue, name)
+            else:
+                receiver = DirectReceiver(self, deliver, self.link, queue, name, self._path)
             self._receivers.append(receiver)
             if self._outbox.buffer is not None:
                 receiver.attach(self._outbox.buffer)
@@ -236,6 +282,7 @@ class NetworkCard(Device):
             if self.link.mtu not in (self.adapter.mtu, self._asked_mtu):
                 self._own_mtu = self.link.mtu  # somebody on the host wants it so
             self.adapter.mtu = self.link.mtu
+            self._configure()
             self._outbox.answer(self.protocol.link_changed(self.link.carrier()))
 
     # -- packets of the guest ------------------------------------------------------------------
@@ -299,6 +346,7 @@ class NetworkCard(Device):
                     self._complain(channel, error)
                 self.tagging = self.protocol.tagging
                 self._follow_mtu()
+                self._configure()
                 packet.complete(payload)
             case Lend(receive, gpadl, buffer_id):
                 packet.complete(self._lend(channel, receive, gpadl, buffer_id))
@@ -334,14 +382,19 @@ class NetworkCard(Device):
         self._lent[receive] = gpadl
         try:
             if receive:
-                buffer = ReceiveBuffer(mapping, buffer_id, self.protocol.section_size)
+                size = self.protocol.section_size
+                buffer = ReceiveBuffer(mapping, buffer_id, size, self._path)
                 answer = self.protocol.lent(buffer)
+                if self._path is not None:
+                    self._path.lend_receive(buffer)
                 with self._lock:
                     self._outbox.buffer = buffer
                     for receiver in self._receivers:
                         receiver.attach(buffer)
                 return answer
             self._send = SendBuffer(mapping)
+            if self._path is not None:
+                self._path.lend_send(self._send)
             return self.protocol.lent(self._send)
         except GuestError as error:
             self._complain(channel, error)
@@ -358,6 +411,8 @@ class NetworkCard(Device):
                 receiver.detach()
         else:
             self._send = None
+        if self._path is not None:
+            self._path.take_back(receive)
         gpadl = self._lent.pop(receive, None)
         if gpadl is not None:
             # The guest may have torn it down already.
@@ -370,6 +425,7 @@ class NetworkCard(Device):
         with self._lock:
             outcome = self.protocol.control(data, self.max_external_data)
             self._apply(outcome)
+            self._configure()
             self._outbox.answer(outcome.messages)
         if outcome.error is not None:
             self._complain(channel, outcome.error)
@@ -396,6 +452,12 @@ class NetworkCard(Device):
                 *(receiver.counters for receiver in self._receivers),
             ):
                 total.add(counters)
+            for channel in self._channels.values():
+                self._take_news(channel)
+            if self._path is not None:
+                total.add(self._path.received())
+                for index in self._sent:
+                    total.add(self._path.sent(index))
         total.control_dropped = self._outbox.dropped
         return total
 

@@ -32,9 +32,15 @@ _COMPLETE = MessageType.SEND_RNDIS_PACKET_COMPLETE.to_bytes(4, "little")
 
 
 class Outbox:
-    """One card's way to its guest. ``complain`` is told of returns that are none."""
+    """One card's way to its guest. ``complain`` is told of returns that are none, and
+    ``wait_for_section`` when :meth:`go_on` is to be called once sections come back."""
 
-    def __init__(self, complain: Callable[[Channel, GuestError], None]) -> None:
+    def __init__(
+        self,
+        complain: Callable[[Channel, GuestError], None],
+        wait_for_section: Callable[[], None],
+    ) -> None:
+        self._wait_for_section = wait_for_section
         self.channels: dict[int, Channel] = {}
         """The open channels."""
         self.buffer: ReceiveBuffer | None = None
@@ -62,13 +68,21 @@ class Outbox:
             while self._waiting and channel is not None and buffer is not None:
                 taken = buffer.take(1, reserve=0)
                 if not taken:
-                    return
+                    self._wait_for_section()
+                    taken = buffer.take(1, reserve=0)  # one may have come just before
+                    if not taken:
+                        return
                 message = self._waiting.popleft()
                 (section,) = taken
                 section.write(message)
                 delivery = Delivery([(len(message), section.offset)], taken, section.spans)
                 if not self._tell(channel, buffer, delivery, _CONTROL):
                     self.dropped += 1
+
+    def go_on(self) -> None:
+        """Sends what waited for a section."""
+        if self._waiting:
+            self.answer([])
 
     def deliver(self, channel: int, buffer: ReceiveBuffer, delivery: Delivery) -> int:
         """Tells the guest of frames; returns how many sections could not be told of."""
@@ -110,8 +124,7 @@ class Outbox:
         if payload[:4] != _COMPLETE or len(payload) < 8:
             kind = int.from_bytes(payload[:4], "little")
             self._complain(channel, ReturnError("msg_type", kind, 0, "no receive completion"))
-        if self._waiting:
-            self.answer([])
+        self.go_on()
 
     def send_table(self) -> None:
         """Tells the guest to spread what it sends over all open channels."""

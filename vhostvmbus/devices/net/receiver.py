@@ -86,6 +86,11 @@ class Receiver:
         self._packet_id = 0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
+    @property
+    def wake_fd(self) -> int:
+        """An eventfd that has the thread look at everything anew."""
+        return self._wake_fd
+
     def start(self) -> None:
         """Begins; until there is a buffer, frames are dropped."""
         self._thread.start()
@@ -117,13 +122,7 @@ class Receiver:
         pause: float | None = None
         while not self._stopping:
             try:
-                self._wait(pause)
-                pause = None
-                more: bool | None = True
-                while more and not self._stopping:
-                    more = self._take()
-                if more is None:
-                    pause = PAUSE
+                pause = self._turn(pause)
             except LinkDown:
                 self._forget()
                 pause = PAUSE
@@ -131,6 +130,14 @@ class Receiver:
                 log.exception("%s: a frame could not be received", self._name)
                 self.counters.receive_errors += 1
                 pause = PAUSE
+
+    def _turn(self, pause: float | None) -> float | None:
+        """Waits, and takes what there is; how long to pause before the next one."""
+        self._wait(pause)
+        more: bool | None = True
+        while more and not self._stopping:
+            more = self._take()
+        return PAUSE if more is None else None
 
     def _wait(self, pause: float | None) -> None:
         """Until the link has something, or somebody wakes us; or ``pause`` seconds at most,

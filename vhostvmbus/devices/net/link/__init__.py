@@ -89,6 +89,12 @@ class Link(Protocol):
     def capabilities(self) -> Capabilities:
         """What may be left undone in frames that are sent, and asked for in those received."""
 
+    @property
+    def direct(self) -> bool:
+        """Whether a queue's descriptor gives and takes whole frames, one a read or write, with
+        :mod:`~vhostvmbus.devices.net.link.vnet`'s header in front, so that the card may do that
+        itself. It does not block."""
+
     def start(self, changed: Callable[[], None]) -> None:
         """Begin. ``changed()`` is called, on any thread, when carrier or MTU may have changed."""
 

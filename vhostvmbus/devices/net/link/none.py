@@ -13,6 +13,7 @@ class NoLink:
     name = "none"
     queues = 1
     capabilities = Capabilities()
+    direct = False
 
     def __init__(self, mac: bytes | None = None) -> None:
         self.mac = mac

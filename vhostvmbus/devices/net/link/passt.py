@@ -51,6 +51,7 @@ class Passt:
     name = "user"
     queues = 1
     capabilities = Capabilities()
+    direct = False
 
     def __init__(self, spec: LinkSpec) -> None:
         """Start passt. Raises LinkDown if it is not there or does not start.

@@ -183,6 +183,11 @@ class Recorded:
         return self._link.mac
 
     @property
+    def direct(self) -> bool:
+        """False: all frames have to come by."""
+        return False
+
+    @property
     def capabilities(self) -> Capabilities:
         """As of the link."""
         return self._link.capabilities

@@ -60,6 +60,7 @@ class Tap:
     """A link to a TAP; see :class:`~vhostvmbus.devices.net.link.Link`."""
 
     capabilities = Capabilities(checksum=True, tso4=True, tso6=True)
+    direct = True
 
     def __init__(self, spec: LinkSpec) -> None:
         """Make what *spec* asks for, or open the existing TAP that it names.

@@ -34,6 +34,12 @@
 #define SINT_MASKED (1u << 16)
 #define SINT_AUTO_EOI (1u << 17)
 
+#define COM1 0x3f8
+#define SIMP_GPA 0x00a00000u /* of the message page */
+#define SIEFP_GPA 0x00a01000u
+#define NOWHERE 0x40000000u  /* no memory there: the machine has less than 1 GiB */
+#define MILLISECOND 10000u   /* in ticks of partition time */
+
 #define CALL_POST_MESSAGE 0x5cu
 #define CALL_SIGNAL_EVENT 0x5du
 #define CALL_FAST (1u << 16)
@@ -119,5 +125,12 @@ void setup_interrupts(void);
 void enable_hypercalls(void);
 /* Message and event page, SCONTROL. */
 void enable_synic(void);
+
+/* One run: the one that the last word of the command line names. */
+struct scenario {
+	const char *name;
+	void (*run)(void);
+};
+extern const struct scenario scenarios[]; /* the last one has no name */
 
 #endif

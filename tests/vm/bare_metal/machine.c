@@ -2,13 +2,9 @@
 /* The bare-metal guest's machine; see guest.h. */
 #include "guest.h"
 
-#define COM1 0x3f8
 #define DEBUG_EXIT 0xf4
 #define APIC_SPURIOUS ((volatile uint32_t *)0xfee000f0)
 #define APIC_EOI ((volatile uint32_t *)0xfee000b0)
-
-#define SIMP_GPA 0x00a00000u
-#define SIEFP_GPA 0x00a01000u
 
 extern const uint8_t stubs[256][16];
 extern uint32_t stack_pointer;
@@ -188,4 +184,30 @@ void enable_synic(void)
 	set_msr(MSR_SIMP, SIMP_GPA | 1);
 	set_msr(MSR_SIEFP, SIEFP_GPA | 1);
 	set_msr(MSR_SCONTROL, 1);
+}
+
+static bool same(const char *a, const char *b)
+{
+	for (; *a && *a == *b; a++, b++)
+		;
+	return *a == *b;
+}
+
+/* @info: multiboot information; the command line is "kernel scenario". */
+void guest_main(const uint32_t *info);
+void guest_main(const uint32_t *info)
+{
+	const char *word = (const char *)info[4];
+
+	for (const char *c = word; *c; c++)
+		if (*c == ' ' && c[1])
+			word = c + 1;
+	for (const struct scenario *scenario = scenarios; scenario->name; scenario++) {
+		if (same(word, scenario->name)) {
+			scenario->run();
+			finish();
+		}
+	}
+	print("no such scenario\n");
+	finish();
 }

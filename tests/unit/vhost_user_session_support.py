@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A back-end session without a socket, and every message in its order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from uuid import UUID
+
+from vhostvmbus.vhost_user import messages as m
+from vhostvmbus.vhost_user.bookkeeping import Limits
+from vhostvmbus.vhost_user.codec import NEED_REPLY, Decoder, Direction, encode
+from vhostvmbus.vhost_user.messages import ProtocolFeature, Request
+from vhostvmbus.vhost_user.session import BackEndSession, Call, Refused
+
+OFFER = m.OfferReply(
+    UUID("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f"), UUID(int=0), 0, 0, 1, 2, bytes(120)
+)
+FEATURES = m.REQUIRED_FEATURES | ProtocolFeature.VMBUS_CODE_MAP
+
+
+def region(start: int, size: int = 0x10_0000, user: int = 0) -> m.MemoryRegion:
+    return m.MemoryRegion(start, size, user or start, 0)
+
+
+NEGOTIATION: list[tuple[m.Message, int]] = [
+    (m.GetFeatures(), 0),
+    (m.GetProtocolFeatures(), 0),
+    (m.SetProtocolFeatures(int(FEATURES)), 0),
+    (m.SetFeatures(m.F_PROTOCOL_FEATURES), 0),
+    (m.SetOwner(), 0),
+    (m.SetBackendReqFd(), 1),
+    (m.GetMaxMemSlots(), 0),
+    (m.GetOffer(), 0),
+]
+READY: list[tuple[m.Message, int]] = [
+    (m.AddMemReg(region(0)), 1),
+    (m.RemMemReg(region(0)), 0),
+    (m.SetMemTable((region(0x100_0000),)), 1),
+    (m.SetCodeMap(8, ()), 1),
+    (m.GpadlCreate(0, 1, 1, 16), 1),
+    (m.Open(0, 1, 2, 0, 0, 0, bytes(120)), 2),
+    (m.Modify(0, 1), 0),
+    (m.Close(0), 0),
+    (m.GpadlTeardown(0, 1), 0),
+    (m.Reset(), 0),
+]
+ANY_REQUEST = {Request(message.REQUEST): (message, fds) for message, fds in NEGOTIATION + READY}
+
+
+class BackEnd:
+    """A back-end session with the peer's half of the stream."""
+
+    def __init__(self, features: ProtocolFeature = FEATURES, limits: Limits | None = None) -> None:
+        self.session = BackEndSession(OFFER, features, limits)
+        self.replies = Decoder(Direction.REPLIES)
+        self.numbers: Iterator[int] = count(100)
+
+    def put(self, message: m.Message, fds: int = 0, need_reply: bool = True) -> None:
+        data = encode(message, flags=NEED_REPLY if need_reply else 0)
+        self.session.receive_data(data, [next(self.numbers) for _ in range(fds)])
+
+    def event(
+        self, message: m.Message, fds: int = 0, need_reply: bool = True
+    ) -> Call | Refused | None:
+        self.put(message, fds, need_reply)
+        return self.session.next_event()
+
+    def call(self, message: m.Message, fds: int = 0, status: int = 0) -> int:
+        """The status that the front end sees."""
+        event = self.event(message, fds)
+        if isinstance(event, Call):
+            assert event.message == message
+            assert len(event.fds) == fds
+            self.session.answer(event, status)
+        return self.status()
+
+    def reply(self) -> m.Message | None:
+        self.replies.feed(self.session.data_to_send())
+        frame = self.replies.next_frame()
+        return frame.message if frame else None
+
+    def status(self) -> int:
+        reply = self.reply()
+        assert isinstance(reply, m.Value)
+        return reply.value
+
+    def negotiate(self, features: ProtocolFeature = FEATURES, until: int = 8) -> BackEnd:
+        for message, fds in NEGOTIATION[:until]:
+            if isinstance(message, m.SetProtocolFeatures):
+                message = m.SetProtocolFeatures(int(features))
+            event = self.event(message, fds)
+            if isinstance(event, Call):
+                self.session.answer(event)
+            assert self.reply() is not None
+        return self

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""For tests of what other threads do: waiting for it, and seeing that nothing is left of it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+
+def eventually(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Waits until ``condition`` holds; fails the test if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.002)
+
+
+def open_fds() -> dict[str, str]:
+    """What this process's descriptors are open to, by their number."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            target = os.readlink(f"/proc/self/fd/{name}")
+            if not target.startswith("/proc/"):
+                found[name] = target
+    return found
+
+
+@contextlib.contextmanager
+def nothing_left_behind(seconds: float = 5.0) -> Iterator[None]:
+    """Fails if what is done inside leaves a descriptor or a thread ``seconds`` later."""
+    gc.collect()
+    fds, threads = open_fds(), set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + seconds
+    while open_fds() != fds or set(threading.enumerate()) - threads:
+        if time.monotonic() > deadline:
+            break
+        gc.collect()
+        time.sleep(0.01)
+    assert open_fds() == fds
+    assert not set(threading.enumerate()) - threads
+
+
+def in_thread(function: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
+    """Starts ``function`` on a thread; what it returns or raises will be in the list."""
+    outcome: list[object] = []
+
+    def run() -> None:
+        try:
+            outcome.append(function())
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, outcome
+
+
+def together(*works: Callable[[], object], seconds: float = 60.0) -> None:
+    """Does ``works`` to their ends, at once, a thread for each; raises what one of them raised."""
+    raised: list[BaseException] = []
+    start = threading.Barrier(len(works))
+
+    def run(work: Callable[[], object]) -> None:
+        try:
+            start.wait(seconds)
+            work()
+        except BaseException as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=run, args=(work,), daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if raised:
+        raise raised[0]
+    assert not any(thread.is_alive() for thread in threads), f"not done in {seconds} s"

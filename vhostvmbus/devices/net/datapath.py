@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The card's frames in C, for links whose descriptors carry frames with a virtio-net header.
+
+``native/`` does what :mod:`~vhostvmbus.devices.net.sender`, :mod:`~vhostvmbus.devices.net.receiver`
+and :mod:`~vhostvmbus.devices.net.outbox` do, for everything that is as it should be; the rest comes
+up and is done, or complained of, there. What was negotiated is told it from here.
+
+Invariants: a buffer's memory is not touched any more when :meth:`DataPath.take_back` returned, or
+when the guest's GPADL is gone; a channel's ring not after the channel is closed, and sections that
+the guest had from it are free then.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from enum import IntEnum
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from vhostvmbus.channel import Channel
+from vhostvmbus.devices.net.buffers import ReceiveBuffer, SendBuffer
+from vhostvmbus.devices.net.nvsp import MESSAGE_SIZE
+from vhostvmbus.devices.net.oids import Adapter
+from vhostvmbus.devices.net.statistics import Counters
+from vhostvmbus.memory.codemap import CodeMap
+from vhostvmbus.memory.engine import ffi, lib
+from vhostvmbus.memory.external import SEG_SIZE
+
+MAX_QUEUES: Final[int] = lib.VVB_NET_CHANNELS
+
+
+class Part(NamedTuple):
+    """A receive section that the guest is still to be told of."""
+
+    channel: int
+    section: int
+    byte_count: int
+    byte_offset: int
+
+
+class State(IntEnum):
+    """Why :meth:`DataPath.serve` returned; the first two with parts left only."""
+
+    MORE = lib.VVB_NET_MORE
+    EMPTY = lib.VVB_NET_EMPTY
+    WOKEN = lib.VVB_NET_WOKEN
+    """The eventfd, which was not read."""
+    NO_SECTION = lib.VVB_NET_NO_SECTION
+    """The guest has them all."""
+    NO_BUFFER = lib.VVB_NET_NO_BUFFER
+    """None was lent."""
+    BROKEN = lib.VVB_NET_BROKEN
+    """The link's descriptor cannot be waited for just now."""
+
+
+class Served(NamedTuple):
+    """How one :meth:`DataPath.serve` ended."""
+
+    state: State
+    left: list[Part]
+    """What the caller has to hand over; a channel's parts come in a row."""
+
+
+class News(NamedTuple):
+    """What happened on a channel."""
+
+    packets: int
+    """Put into its ring, of so many bytes:"""
+    payload_bytes: int
+    signals: int
+    """Of the guest, for them."""
+    bad_returns: int
+    """Completions that gave sections back and were no receive completions."""
+
+
+class ChannelPlan:
+    """The plan of one channel: see ``vvb_net_plan()``."""
+
+    def __init__(self, path: DataPath, net: Any, channel: int) -> None:
+        handle = lib.vvb_net_plan(net, channel)
+        if handle == ffi.NULL:
+            raise MemoryError("the network card's plan")
+        self._path = path  # which the plan points into
+        self._handle: Any = ffi.gc(handle, lib.vvb_plan_free)
+
+    @property
+    def handle(self) -> Any:
+        """The engine's ``struct vvb_plan *``."""
+        return self._handle
+
+
+class DataPath:
+    """One card's. Any thread; one at a time takes from a queue."""
+
+    def __init__(self) -> None:
+        net = lib.vvb_net_new()
+        if net == ffi.NULL:
+            raise MemoryError("the network card's data path")
+        self._net: Any = ffi.gc(net, lib.vvb_net_free)
+        self._ports = 0
+        self._code_map: CodeMap | None = None
+        self._taken = [ffi.new("struct vvb_net_taken *") for _ in range(MAX_QUEUES)]
+
+    def configure(self, adapter: Adapter, *, tagging: bool, active: bool) -> None:
+        """What is in force from now on."""
+        config = ffi.new("struct vvb_net_config *")
+        offloads, scaling = adapter.offloads, adapter.scaling.current
+        config.active = active
+        config.max_frame = adapter.longest
+        config.send_offloads = (
+            offloads.ip_checksum * lib.VVB_NET_IP_CHECKSUM
+            | offloads.tcp4_send * lib.VVB_NET_TCP4
+            | offloads.udp4_send * lib.VVB_NET_UDP4
+            | offloads.tcp6_send * lib.VVB_NET_TCP6
+            | offloads.udp6_send * lib.VVB_NET_UDP6
+            | offloads.lso4 * lib.VVB_NET_LARGE4
+            | offloads.lso6 * lib.VVB_NET_LARGE6
+        )
+        config.tell_checksums = offloads.receive.checksum
+        config.tagging = tagging
+        config.coalesced = offloads.rsc4 or offloads.rsc6
+        config.packet_filter = adapter.packet_filter
+        multicast = b"".join(adapter.multicast)
+        config.multicast_count = len(adapter.multicast)
+        ffi.memmove(config.multicast, multicast, len(multicast))
+        ffi.memmove(config.addresses, adapter.current_address + adapter.permanent_address, 12)
+        if scaling.enabled and scaling.toeplitz is not None:
+            config.hash_types = scaling.types
+            config.table_size = len(scaling.table)
+            config.table[0 : len(scaling.table)] = list(scaling.table)
+            ffi.memmove(config.key, scaling.toeplitz.key, lib.VVB_NET_KEY)
+        lib.vvb_net_configure(self._net, config)
+
+    def use_ports(self, fds: Sequence[int]) -> None:
+        """The descriptors of the link's queues; a channel sends to that of its number modulo."""
+        self._ports = max(self._ports, len(fds))
+        lib.vvb_net_ports(self._net, list(fds), len(fds))
+
+    # -- buffers -------------------------------------------------------------------------------
+
+    def use_code_map(self, code_map: CodeMap | None) -> None:
+        """What was written is looked up there; the map before is used no more."""
+        lib.vvb_net_use_map(self._net, ffi.NULL if code_map is None else code_map.handle)
+        self._code_map = code_map
+
+    def lend_send(self, buffer: SendBuffer) -> None:
+        """Packets may refer to these sections."""
+        segs = buffer.mapping.lend(partial(self.take_back, False))
+        count = len(segs) // SEG_SIZE
+        _check(lib.vvb_net_lend_send(self._net, segs, count, buffer.section_size))
+
+    def lend_receive(self, buffer: ReceiveBuffer) -> None:
+        """Frames go into these sections, all but the first few: answers go into those."""
+        segs = buffer.mapping.lend(partial(self.take_back, True))
+        count = len(segs) // SEG_SIZE
+        _check(
+            lib.vvb_net_lend_receive(
+                self._net, segs, count, buffer.section_size, buffer.set_id, buffer.reserve
+            )
+        )
+
+    def take_back(self, receive: bool) -> None:
+        """Touches a buffer no more."""
+        if receive:
+            lib.vvb_net_lend_receive(self._net, ffi.NULL, 0, 0, 0, 0)
+        else:
+            lib.vvb_net_lend_send(self._net, ffi.NULL, 0, 0)
+
+    @property
+    def free_sections(self) -> int:
+        """Sections for frames that the guest does not have."""
+        return int(lib.vvb_net_free_sections(self._net))
+
+    def section(self) -> int | None:
+        """A free section for the caller, None if there is none."""
+        section = int(lib.vvb_net_section(self._net))
+        return section if section >= 0 else None
+
+    def give(self, section: int) -> None:
+        """A section that the caller had is free again."""
+        lib.vvb_net_give(self._net, section)
+
+    # -- channels ------------------------------------------------------------------------------
+
+    def connect(self, channel: Channel) -> None:
+        """Frames pass from now on, both ways, until the channel closes."""
+        index = channel.index
+        ring, call_fd = channel.lend_ring(partial(lib.vvb_net_disconnect, self._net, index))
+        _check(lib.vvb_net_connect(self._net, channel.index, ring, call_fd))
+        channel.set_plan(ChannelPlan(self, self._net, channel.index))
+
+    def sent(self, index: int) -> Counters:
+        """What was sent on a channel since it was connected; mistakes are not among it."""
+        counts = lib.vvb_net_sent(self._net, index)
+        counters = Counters(send_refused=counts.refused, large_sends=counts.large)
+        _fill(counters.sent, counts)
+        return counters
+
+    def take_news(self, index: int) -> News:
+        """What happened on a channel since the last call."""
+        news = ffi.new("struct vvb_net_news *")
+        lib.vvb_net_take_news(self._net, index, news)
+        return News(news.told, news.told * MESSAGE_SIZE, news.signals, news.bad_returns)
+
+    def received(self) -> Counters:
+        """What was received, on all queues."""
+        total = Counters()
+        for queue in range(self._ports):
+            counts = lib.vvb_net_received(self._net, queue)
+            counters = Counters(
+                receive_filtered=counts.filtered,
+                receive_no_buffer=counts.refused,
+                receive_errors=counts.errors,
+                coalesced=counts.large,
+            )
+            _fill(counters.received, counts)
+            total.add(counters)
+        return total
+
+    # -- frames --------------------------------------------------------------------------------
+
+    def serve(self, queue: int, wake_fd: int) -> Served:
+        """Takes frames from a queue of the link and tells the guest of them, and waits for more.
+
+        Returns when ``wake_fd`` is readable, or there is something that only the caller can do.
+        """
+        taken = self._taken[queue]
+        lib.vvb_net_serve(self._net, queue, wake_fd, taken)
+        left = [
+            Part(part.channel, part.section, part.byte_count, part.byte_offset)
+            for part in (taken.parts[i] for i in range(taken.left))
+        ]
+        return Served(State(taken.state), left)
+
+    def wake_when_free(self, wake_fd: int) -> None:
+        """Signals that eventfd once when the guest next gives sections back."""
+        lib.vvb_net_wake_when_free(self._net, wake_fd)
+
+
+def _fill(direction: Any, counts: Any) -> None:
+    for name in direction.__slots__:
+        setattr(direction, name, getattr(counts, name))
+
+
+def _check(error: int) -> None:
+    if error:
+        raise OSError(error, os.strerror(error))

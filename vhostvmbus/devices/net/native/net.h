@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What the data path's files share. See netapi.h for what Python sees, and ../sender.py and
+ * ../receiver.py for the same in Python, for links that have no such descriptor.
+ *
+ * Rules: what the guest wrote is copied before it is believed; of a frame's headers the copy is
+ * sent. Numbers of RNDIS and NVSP are little-endian, those of frames big-endian, those of a
+ * virtio-net header little-endian (Virtual I/O Device 1.2, section 5.1.6).
+ *
+ * Locks, in this order: config (read by whoever moves frames, written by whoever changes buffers,
+ * channels or settings), pool (free sections). Neither is held while anybody waits.
+ */
+#ifndef VVB_NET_H
+#define VVB_NET_H
+
+#include <pthread.h>
+#include <sys/uio.h>
+
+#include "ringbuf.h"
+
+#include "netapi.h"
+
+#define ETHERNET_SIZE 14u
+#define VLAN_SIZE 4u
+#define ETHERTYPE_VLAN 0x8100u
+#define ETHERTYPE_IPV4 0x0800u
+#define ETHERTYPE_IPV6 0x86ddu
+#define PROTOCOL_TCP 6u
+#define PROTOCOL_UDP 17u
+#define TCP_CHECKSUM 16u /* bytes into the header */
+#define UDP_CHECKSUM 6u
+#define LONGEST_IP 65535u
+
+/* Where a frame begins in a receive section (see ../buffers.py), and what of it is looked at. */
+#define FRAME_OFFSET 112u
+#define HEAD_SIZE 96u
+
+#define NVSP_RNDIS_PACKET 107u
+#define NVSP_RNDIS_PACKET_COMPLETE 108u
+#define NVSP_MESSAGE_SIZE 40u
+#define NO_SECTION 0xffffffffu
+
+#define RNDIS_PACKET 1u
+#define RNDIS_PACKET_SIZE 44u
+#define RNDIS_HEADER_SIZE 8u
+
+enum { PPI_CHECKSUM = 0, PPI_LARGE_SEND = 2, PPI_VLAN = 6, PPI_HASH = 8 };
+#define PPI_PACKET_ID (1u << 31 | 1u)
+#define PPI_HEADER_SIZE 12u
+#define PPI_MAX_SIZE 1024u
+#define PPI_TCP_VALID (1u << 3)
+#define PPI_UDP_VALID (1u << 4)
+
+enum { VNET_NEEDS_CHECKSUM = 1, VNET_CHECKSUM_VALID = 2 };
+enum { VNET_GSO_NONE = 0, VNET_GSO_TCPV4 = 1, VNET_GSO_TCPV6 = 4 };
+
+struct vnet {
+    uint8_t flags;
+    uint8_t gso_type;
+    uint16_t header_length;
+    uint16_t segment_size;
+    uint16_t start;
+    uint16_t offset;
+};
+_Static_assert(sizeof(struct vnet) == 10, "as on the wire");
+
+/* A buffer of the guest's. skips[i] is how many bytes lie before segs[i]. */
+struct buffer {
+    struct vvb_seg *segs;
+    uint64_t *skips;
+    uint32_t count;
+    uint32_t section; /* bytes */
+    uint32_t sections;
+};
+
+enum { SECTION_FREE, SECTION_FIRST, SECTION_NEXT, SECTION_OUTSIDE };
+
+/* Sections of the receive buffer: free ones are a stack, those of a packet a chain. */
+struct pool {
+    pthread_mutex_t lock;
+    uint32_t *next;
+    uint32_t *serial; /* of a chain, at its first section */
+    uint8_t *state;
+    uint8_t *channel;
+    uint32_t count;
+    uint32_t top;
+    uint32_t free;
+};
+#define POOL_END 0xffffffffu
+
+struct channel {
+    struct vvb_ring *ring; /* NULL: closed */
+    int call_fd;
+    uint64_t told, told_signals, bad_returns; /* news: see vvb_net_take_news() */
+    struct vvb_net_counts counts;
+};
+
+struct vvb_net {
+    pthread_rwlock_t lock;
+    const struct vvb_codemap *map;
+    struct vvb_net_config config;
+    struct buffer send, receive;
+    uint32_t set_id;
+    int wake_fd; /* see vvb_net_wake_when_free() */
+    struct pool pool;
+    uint32_t ports;
+    int fds[VVB_NET_CHANNELS];
+    uint16_t packet_id[VVB_NET_CHANNELS]; /* of coalesced frames, by queue */
+    struct channel channels[VVB_NET_CHANNELS];
+    struct vvb_net_counts received[VVB_NET_CHANNELS];
+};
+
+static inline uint16_t be16(const uint8_t *at)
+{
+    return (uint16_t)(at[0] << 8 | at[1]);
+}
+
+static inline void put_be16(uint8_t *at, uint32_t value)
+{
+    at[0] = (uint8_t)(value >> 8);
+    at[1] = (uint8_t)value;
+}
+
+static inline uint32_t le32(const uint8_t *at)
+{
+    return (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
+}
+
+static inline uint32_t fold(uint64_t sum)
+{
+    while (sum >> 16) {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    return (uint32_t)sum;
+}
+
+/* headers.c */
+
+/* RFC 1071: adds bytes to a sum that is not folded yet; odd: they begin in the middle of a word. */
+uint64_t net_sum(uint64_t sum, const uint8_t *data, uint64_t len, bool odd);
+/* The Ethertype, behind one tag, and where the network header begins; false: too short. */
+bool net_layer(const uint8_t *head, uint32_t len, uint32_t *ethertype, uint32_t *network);
+/* The header's length in bytes; 0 if it is none. */
+uint32_t net_ipv4_length(const uint8_t *head, uint32_t len, uint32_t network);
+/* TCP or UDP right behind an IP header that is no fragment's, else 0. */
+uint32_t net_transport(const uint8_t *head, uint32_t len);
+/* The Toeplitz hash; false if nothing of the frame is hashed. */
+bool net_hash(const struct vvb_net_config *config, const uint8_t *head, uint32_t len,
+              uint32_t *hash);
+void net_count(struct vvb_net_counts *counts, const uint8_t *destination, uint64_t bytes);
+
+/* sections.c */
+
+/* Pieces of the buffer from offset on, len bytes of them or fewer than max pieces. */
+uint32_t net_pieces(const struct buffer *buffer, uint64_t offset, uint64_t len, struct iovec *iov,
+                    uint32_t max);
+void net_write(const struct buffer *buffer, uint64_t offset, const uint8_t *data, uint64_t len);
+void net_read(const struct buffer *buffer, uint64_t offset, uint8_t *data, uint64_t len);
+/* A free section, or POOL_END. */
+uint32_t net_section_take(struct pool *pool);
+void net_section_give(struct pool *pool, uint32_t section);
+/* The transaction id of a chain, and giving back what was handed over with it. */
+uint64_t net_chain(struct pool *pool, const uint32_t *sections, uint32_t count, uint32_t channel);
+bool net_chain_end(struct pool *pool, uint64_t id, uint32_t channel);
+void net_chains_end(struct pool *pool, uint32_t channel);
+/* The guest was not told: the sections are outside again. False if it gave them back unasked. */
+bool net_chain_undo(struct pool *pool, uint64_t id);
+/* The same pieces as guest memory. */
+uint32_t net_spans(const struct buffer *buffer, uint64_t offset, uint64_t len,
+                   struct vvb_span *spans, uint32_t max);
+
+/* transmit.c: sends all frames of an RNDIS packet, or none; under the lock, for reading */
+bool net_transmit(struct vvb_net *net, uint32_t channel, const struct vvb_batch *batch,
+                  const struct vvb_packet *packet);
+
+#endif

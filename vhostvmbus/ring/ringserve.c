@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * A channel's work as long as it is all its plan's: wait, receive, answer, signal, again. Whatever
+ * is not, is left to the caller as vvb_ring_receive() would have left it.
+ */
+#include <poll.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "ringbuf.h"
+
+#define LOOK_EVERY 16u /* batches, before the caller's eventfds are looked at */
+
+/* Whether the guest's signal is all that came; without waiting, or once something has. */
+static bool only_kicked(const struct vvb_serving *serving, int timeout_ms,
+                        struct vvb_served *served)
+{
+    int fds[] = {serving->kick_fd, serving->stop_fd, serving->wake_fd};
+    int found = vvb_wait(fds, 3, timeout_ms);
+
+    if (found < 0) {
+        served->error = -found;
+        return false;
+    }
+    served->fired = (uint32_t)found;
+    return !(found & ~1);
+}
+
+/* Sends the batch's answers; whether all of them are in the ring. */
+static bool answer(struct vvb_ring *ring, struct vvb_batch *batch,
+                   const struct vvb_serving *serving, struct vvb_served *served)
+{
+    struct vvb_span hit;
+    struct vvb_sent sent;
+    int ret;
+
+    if (serving->map && batch->span_count &&
+        vvb_codemap_hits(serving->map, batch->spans, batch->span_count, &hit, 1)) {
+        return false;
+    }
+    ret = vvb_ring_send_in_turn(ring, batch->outgoing, batch->answer_count, batch->answers,
+                                batch->answers_len, &sent);
+    if (sent.signal) {
+        vvb_signal(serving->call_fd);
+        served->signals++;
+    }
+    served->answers += sent.count;
+    served->answered = sent.count;
+    return !ret;
+}
+
+int vvb_ring_serve(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t max,
+                   struct vvb_memory *memory, const struct vvb_limits *limits,
+                   const struct vvb_plan *plan, const struct vvb_serving *serving,
+                   struct vvb_served *served)
+{
+    memset(served, 0, sizeof(*served));
+    for (uint32_t turn = 1;; turn++) {
+        int ret = vvb_ring_receive(ring, batch, max, memory, limits, plan);
+
+        served->answered = 0;
+        if (batch->signal) {
+            vvb_signal(serving->call_fd);
+            served->signals++;
+            batch->signal = 0;
+        }
+        if (batch->done_count) {
+            served->packets += batch->done_count;
+            served->wanted += batch->answer_count;
+            served->payload += batch->done_payload;
+            served->external += batch->done_external;
+            served->batches++;
+            if (batch->done_count > served->max_batch) {
+                served->max_batch = batch->done_count;
+            }
+        }
+        if (batch->answer_count && !answer(ring, batch, serving, served)) {
+            return ret;
+        }
+        if (ret || batch->count) {
+            return ret;
+        }
+        if (!batch->done_count) {
+            bool empty = !vvb_ring_unmask(ring);
+            bool go_on = !empty || only_kicked(serving, -1, served);
+
+            served->wakeups += empty;
+            vvb_ring_mask(ring);
+            if (!go_on) {
+                return VVB_OK;
+            }
+        } else if (turn % LOOK_EVERY == 0 && !only_kicked(serving, 0, served)) {
+            return VVB_OK;
+        }
+    }
+}

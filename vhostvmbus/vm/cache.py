@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The cache folder, and what leaves it: results that nothing has used for 30 days.
+
+Invariants:
+
+* A result is a file or folder ``<cache>/…/<room>/<key>`` whose content never changes. The time of
+  its last modification is that of its last use.
+* Results are removed under the same lock as they are stamped under: who could stamp one keeps it,
+  and who comes later finds nothing to stamp and has it made again. A folder gets another name
+  first, so that there is never half a result.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+UNUSED_SECONDS = 30 * 86400
+KEY = re.compile(r"(?:.+-)?[0-9a-f]{20}(?:\.cpio)?")
+"""The names of results: the key, alone for a folder; an initramfs says the kernel, too."""
+
+
+def cache_root() -> Path:
+    """The project's cache folder, made if absent: ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    root = Path(base) / "vhostvmbus"
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def use(path: Path) -> bool:
+    """Stamp the result that *path* is, or is in, as used now, and remove the old ones of its room.
+
+    False if it has gone. What is not in the cache has no stamp.
+    """
+    root = cache_root()
+    result = next((p for p in (path, path.parent) if KEY.fullmatch(p.name)), None)
+    if result is None or not result.resolve().is_relative_to(root.resolve()):
+        return path.exists()
+    try:
+        with open(root / ".lock-used", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            os.utime(result)
+            with contextlib.suppress(OSError):  # the next use tries again
+                _remove_unused(result.parent)
+    except FileNotFoundError:
+        return False
+    except OSError:  # somebody else's cache is not ours to keep tidy
+        return path.exists()
+    return path.exists()
+
+
+def _remove_unused(room: Path) -> None:
+    limit = time.time() - UNUSED_SECONDS
+    for result in room.iterdir():
+        if KEY.fullmatch(result.name) and result.stat().st_mtime < limit:
+            if result.is_dir():
+                # Half a result has another name. The next build removes what is left of it.
+                half = result.rename(result.with_name(f".work-{result.name}"))
+                shutil.rmtree(half, ignore_errors=True)
+            else:
+                result.unlink()
