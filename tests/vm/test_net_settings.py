@@ -163,7 +163,6 @@ def test_datagrams_that_do_not_leave(rig: Rig) -> None:
     refused = after["send_refused"] - before["send_refused"]
     print(sent, lost, refused)
     assert refused > 20
-    assert refused == after["link"]["send_failed"] - before["link"]["send_failed"]
     assert lost >= refused - 20
     rig.ping()
 
