@@ -31,10 +31,9 @@ from vhostvmbus.devices.net.buffers import ReceiveBuffer, SendBuffer
 from vhostvmbus.devices.net.datapath import DataPath
 from vhostvmbus.devices.net.direct import DirectReceiver
 from vhostvmbus.devices.net.errors import NetError, NvspError, ReturnError, SectionError
-from vhostvmbus.devices.net.frame import ETHERNET_SIZE
 from vhostvmbus.devices.net.link import Capabilities, Link
 from vhostvmbus.devices.net.nvsp import NO_SECTION, RndisChannel, Status
-from vhostvmbus.devices.net.oids import Adapter, Change
+from vhostvmbus.devices.net.oids import DEFAULT_MTU, Adapter, Change
 from vhostvmbus.devices.net.outbox import Outbox
 from vhostvmbus.devices.net.protocol import (
     Action,
@@ -129,7 +128,7 @@ class NetworkCard(Device):
         self._lent: dict[bool, int] = {}
         self._subchannels = 0
         self._queues = 1
-        self._own_mtu = link.mtu
+        self._own_mtu = self._asked_mtu = link.mtu
         link.start(self._link_changed)
         self.adapter.connected = link.carrier()
 
@@ -281,10 +280,13 @@ class NetworkCard(Device):
             log.warning("%s: %s", self.link.name, error)
 
     def _follow_mtu(self) -> None:
-        """Makes the host side's MTU the guest's if that is larger than what the link began with,
-        and what it began with otherwise."""
-        wanted = max(self._own_mtu, self.protocol.frame_size - ETHERNET_SIZE)
+        """Makes the host side's MTU the guest's if that is larger than the host's own choice, and
+        than what every driver begins with; the host's choice otherwise."""
+        wanted = self.adapter.guest_mtu
+        if wanted <= max(self._own_mtu, DEFAULT_MTU):
+            wanted = self._own_mtu
         if wanted != self.link.mtu:
+            self._asked_mtu = wanted
             self._ask_link(lambda: self.link.set_mtu(wanted))
             self.adapter.mtu = self.link.mtu
 
@@ -301,6 +303,8 @@ class NetworkCard(Device):
         with self._lock:
             for receiver in self._receivers:
                 receiver.wake()
+            if self.link.mtu not in (self.adapter.mtu, self._asked_mtu):
+                self._own_mtu = self.link.mtu  # somebody on the host wants it so
             self.adapter.mtu = self.link.mtu
             self._configure()
             self._outbox.answer(self.protocol.link_changed(self.link.carrier()))

@@ -19,8 +19,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from vhostvmbus.channel import Channel
-from vhostvmbus.devices.net.buffers import CONTROL_RESERVE, ReceiveBuffer, SendBuffer
-from vhostvmbus.devices.net.frame import ETHERNET_SIZE
+from vhostvmbus.devices.net.buffers import ReceiveBuffer, SendBuffer
 from vhostvmbus.devices.net.nvsp import MESSAGE_SIZE
 from vhostvmbus.devices.net.oids import Adapter
 from vhostvmbus.devices.net.statistics import Counters
@@ -108,7 +107,7 @@ class DataPath:
         config = ffi.new("struct vvb_net_config *")
         offloads, scaling = adapter.offloads, adapter.scaling.current
         config.active = active
-        config.max_frame = adapter.mtu + ETHERNET_SIZE
+        config.max_frame = adapter.longest
         config.send_offloads = (
             offloads.ip_checksum * lib.VVB_NET_IP_CHECKSUM
             | offloads.tcp4_send * lib.VVB_NET_TCP4
@@ -157,7 +156,7 @@ class DataPath:
         count = len(segs) // SEG_SIZE
         _check(
             lib.vvb_net_lend_receive(
-                self._net, segs, count, buffer.section_size, buffer.set_id, CONTROL_RESERVE
+                self._net, segs, count, buffer.section_size, buffer.set_id, buffer.reserve
             )
         )
 
