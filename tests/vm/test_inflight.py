@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from net_rig import ADDRESSES, HOST4, HOST6, MAC, MODULE, Rig
 from net_support import namespace_name, require_root
-from test_net_card import ADDRESSES, HOST4, HOST6, MAC, MODULE, Rig, iperf_server
 from vm_support import DISK_SCRIPT, MEBIBYTE, SOAK, MakePlan
 
 from vhostvmbus.vhost_user.statistics import read_statistics
@@ -104,7 +104,7 @@ def test_a_card_under_load(series: str, plan_for: MakePlan, root_template: Path)
         again = 0
         for turn in range(TURNS):
             before = rig.guest("cat /sys/class/net/eth0/ifindex").strip()
-            with iperf_server(rig):
+            with rig.iperf_server():
                 rig.guest(
                     f"(iperf3 --client {HOST4} --bidir --parallel 4 --time 60) "
                     ">/dev/null 2>&1 </dev/null & sleep 2"
@@ -119,7 +119,7 @@ def test_a_card_under_load(series: str, plan_for: MakePlan, root_template: Path)
                 rig.guest("pkill -9 iperf3; true")
             rig.guest(ADDRESSES)
             rig.ping()
-            with iperf_server(rig):
+            with rig.iperf_server():
                 end = json.loads(rig.guest(f"iperf3 --client {HOST4} --json --time 1", 60))["end"]
             assert end["sum_received"]["bytes"] > MEBIBYTE
             rig.guest(

@@ -250,7 +250,9 @@ void vvb_batch_put_back(struct vvb_batch *batch)
 {
     const struct vvb_packet *packet = &batch->packets[--batch->count];
 
-    vvb_segs_put(batch->segs.v + packet->first_seg, packet->seg_count);
+    if (packet->seg_count) {
+        vvb_segs_put(batch->segs.v + packet->first_seg, packet->seg_count);
+    }
     batch->segs.count = packet->first_seg;
     batch->data_len = packet->data_offset;
     batch->todo_count--;

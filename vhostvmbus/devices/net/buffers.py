@@ -124,10 +124,10 @@ class Frames(Protocol):
     def free_sections(self) -> int:
         """How many the guest does not have."""
 
-    def section(self) -> int | None:
+    def section(self, lease: int) -> int | None:
         """One of them, None if there is none."""
 
-    def give(self, section: int) -> None:
+    def give(self, lease: int, section: int) -> None:
         """It is free again."""
 
 
@@ -147,6 +147,8 @@ class ReceiveBuffer:
         if length > MAX_BUFFER or count < MIN_SECTIONS:
             raise SectionError("gpadl_length", length, 4, f"sections have {size} bytes")
         self.set_id = set_id
+        self.lease = 0
+        """The path's number for this buffer: sections have the same numbers in all of them."""
         self.section_size = size
         self.count = count
         self.mapping = mapping
@@ -173,7 +175,7 @@ class ReceiveBuffer:
         if len(self._free) < count + reserve:
             if self._path is None or count > 1 or reserve:
                 return []
-            number = self._path.section()
+            number = self._path.section(self.lease)
             return [] if number is None else [self._section(number)]
         taken = []
         try:
@@ -190,7 +192,7 @@ class ReceiveBuffer:
             if section.number < self._own:
                 self._free.append(section.number)
             elif self._path is not None:
-                self._path.give(section.number)
+                self._path.give(self.lease, section.number)
 
     def section_number(self, number: int) -> Section:
         """A section that the path left over."""

@@ -408,10 +408,10 @@ class NetworkCard(Device):
             if receive:
                 size = self.protocol.section_size
                 buffer = ReceiveBuffer(mapping, buffer_id, size, self._path)
-                answer = self.protocol.lent(buffer)
-                channel.note = takeover.BufferNote(gpadl, buffer_id, size).pack()
                 if self._path is not None:
                     self._path.lend_receive(buffer)
+                answer = self.protocol.lent(buffer)
+                channel.note = takeover.BufferNote(gpadl, buffer_id, size).pack()
                 with self._lock:
                     self._outbox.buffer = buffer
                     for receiver in self._receivers:
@@ -423,8 +423,10 @@ class NetworkCard(Device):
             return self.protocol.lent(self._send)
         except GuestError as error:
             self._complain(channel, error)
-            self._give_back(channel, receive)
-            return refused_buffer(receive)
+        except ExternalDataClosed as error:  # torn down at this moment
+            self._complain(channel, SectionError("gpadl_handle", gpadl, 4, str(error)))
+        self._give_back(channel, receive)
+        return refused_buffer(receive)
 
     def _give_back(self, channel: Channel, receive: bool) -> None:
         """Touches a buffer no more."""
