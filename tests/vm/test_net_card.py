@@ -134,13 +134,15 @@ def test_bytes_arrive_while_the_link_flaps(rig: Rig) -> None:
 
     def receive(server: socket.socket) -> None:
         connection, _ = server.accept()
+        connected.set()
         with connection:
             while data := connection.recv(1 << 20):
                 digest.update(data)
 
-    over = threading.Event()
+    over, connected = threading.Event(), threading.Event()
 
     def flap() -> None:
+        connected.wait(60)  # while the link is down there is no route to connect by
         while not over.wait(0.3):
             rig.host("ip", "link", "set", rig.tap, "down")
             time.sleep(0.2)
