@@ -131,11 +131,11 @@ def test_datagrams_that_do_not_arrive(rig: Rig) -> None:
         }
 
     before = counters()
-    sent, lost = datagrams(rig, "--reverse --bitrate 400M --time 2")
+    sent, lost = datagrams(rig, "--reverse --bitrate 0 --time 2")
     after = counters()
     grew = {name: after[name] - before[name] for name in before}
     print(sent, lost, grew)
-    assert lost > sent // 10
+    assert lost > 0
     behind = grew.pop("dropped behind the card")
     assert abs(sum(grew.values()) - sent) < sent // 50
     # iperf3 does not know of what was lost at the end.
@@ -144,6 +144,18 @@ def test_datagrams_that_do_not_arrive(rig: Rig) -> None:
 
 def test_datagrams_that_do_not_leave(rig: Rig) -> None:
     """The host's interface is down, and the guest does not know it yet."""
+    for _ in range(5):  # Linux may see it at once, too
+        sent, lost, refused = while_the_link_flaps(rig)
+        print(sent, lost, refused)
+        assert lost >= refused - 20
+        if refused > 20:
+            break
+    assert refused > 20
+    rig.ping()
+
+
+def while_the_link_flaps(rig: Rig) -> tuple[int, int, int]:
+    """Datagrams sent, and lost, and frames that the card could not send."""
     changes = "cat /sys/class/net/eth0/carrier_changes"
     target = int(rig.guest(changes)) + 2
     flap(rig, 0)
@@ -160,11 +172,7 @@ def test_datagrams_that_do_not_leave(rig: Rig) -> None:
     sent, lost = datagrams(rig, "--bitrate 5M --time 3")
     thread.join()
     after = rig.card()
-    refused = after["send_refused"] - before["send_refused"]
-    print(sent, lost, refused)
-    assert refused > 20
-    assert lost >= refused - 20
-    rig.ping()
+    return sent, lost, after["send_refused"] - before["send_refused"]
 
 
 def flap(rig: Rig, seconds: float) -> None:
