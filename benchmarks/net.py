@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Frames through the network card: the software guest here, the card in another process.
 
-The link takes every frame at once and always has one, so that what is measured is the card, the
-rings and the guest's software driver. The reference is a plain copy of as many bytes.
+Two links: one of Python objects, which takes every frame at once and always has one, so that Python
+does all the work; and a socket to a third process, which the card's data path in C reads and
+writes. The reference is a plain copy of as many bytes.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import struct
+import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from benchmarks.net_world import MAC, ORDER, frame, ordered
 from benchmarks.reference import copies
 from benchmarks.ring import in_another_process, processor_time
 from benchmarks.table import Table
@@ -28,7 +33,6 @@ from vhostvmbus.guest.netvsc import (
     packet_message,
 )
 
-MAC = bytes.fromhex("020000000001")
 SIZES = (60, 1514, 65000)
 DEPTH = 32
 _RETURN = struct.pack("<II", 108, 1)
@@ -76,10 +80,9 @@ class Endless:
 
     def send(self, queue: int, pieces: Sequence[Buffer], offload: Offload) -> bool:
         """Taken; a frame from us says how long those to it shall be, in its last four bytes."""
-        head = bytes(pieces[0][:18])
-        if head[12:14] == b"\x88\xb5":
-            size = int.from_bytes(head[14:18], "big")
-            self._frame = _frame(size) if size else b""
+        size = ordered(bytes(pieces[0][:18]))
+        if size is not None:
+            self._frame = frame(size) if size else b""
             self._offload = PLAIN if size <= 1514 else Offload(gso=Gso.TCPV4, segment_size=1448)
             if size:
                 os.eventfd_write(self._fd, 1)
@@ -106,29 +109,55 @@ class Endless:
         os.close(self._fd)
 
 
-class Card(NetworkCard):
-    """A card on such a link."""
+class Cable(Endless):
+    """A link whose descriptor is a socket, with the same behind it."""
+
+    name = "cable"
+    direct = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        self._socket = ours
+        words = [sys.executable, "-m", "benchmarks.net_world", str(theirs.fileno())]
+        self._world = subprocess.Popen(words, pass_fds=[theirs.fileno()])
+        theirs.close()
+
+    def fileno(self, queue: int) -> int:
+        """The socket."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """The process behind it ends with it."""
+        super().close()
+        self._socket.close()
+        self._world.wait()
+
+
+class PythonCard(NetworkCard):
+    """A card that does everything in Python."""
 
     def __init__(self) -> None:
         super().__init__(Endless())
 
 
-def _frame(size: int, to: bytes = MAC) -> bytes:
-    """An Ethernet frame with TCP in IPv4, as far as anybody looks."""
-    ip = struct.pack(">BBHHHBBH8s", 0x45, 0, 0, 0, 0, 64, 6, 0, bytes(8))
-    tcp = struct.pack(">HHIIBBHHH", 1, 2, 3, 4, 5 << 4, 0, 0, 0, 0)
-    return (to + bytes(6) + b"\x08\0" + ip + tcp).ljust(size, b"\0")
+class DirectCard(NetworkCard):
+    """A card that works in C."""
+
+    def __init__(self) -> None:
+        super().__init__(Cable())
 
 
 def _sending(driver: Netvsc, size: int, batch: int, seconds: float) -> tuple[int, float]:
-    frame = _frame(size, bytes.fromhex("020000000002"))
+    sent = frame(size, bytes.fromhex("020000000002"))
     info = element(LARGE_SEND, 1448 | 34 << 20 | 1 << 30) if size > 1514 else b""
-    message = packet_message(frame, info)
-    messages = [message + bytes(0)] * batch
+    message = packet_message(sent, info)
+    messages = [message] * batch
 
     def submit() -> object:
         if size > 1514:
-            return driver.send(frame, info, pages=True)
+            return driver.send(sent, info, pages=True)
         return driver.send_many(messages)
 
     flight: deque[object] = deque(submit() for _ in range(DEPTH))
@@ -147,7 +176,7 @@ def _receiving(
     driver: Netvsc, channel: GuestChannel, size: int, seconds: float
 ) -> tuple[int, float]:
     parts = -(-size // (driver.receive_section - 112))
-    order = bytes(6) + MAC + b"\x88\xb5"
+    order = bytes(6) + MAC + ORDER
     driver.send(order + size.to_bytes(4, "big") + bytes(42)).wait()
     done, start = 0, time.perf_counter()
 
@@ -168,14 +197,22 @@ def _receiving(
         return done, figure
 
 
-def tables(seconds: float) -> list[Table]:
-    """The table of this benchmark."""
-    table = Table(
-        "Network card: software guest <-> card in another process",
-        ("frames", "a packet", "frames/s", "Gbit/s", "x memcpy", "card CPU us", "guest CPU us"),
-    )
+PATTERNS = (
+    ("sent", 60, 1),
+    ("sent", 60, 32),
+    ("sent", 1514, 3),
+    ("sent", 65000, 1),
+    ("received", 60, 0),
+    ("received", 1514, 0),
+    ("received", 65000, 0),
+)
+"""Which way, bytes, frames in a packet (0: as many as the card likes)."""
+
+
+def measure(table: Table, by: str, device: type[NetworkCard], seconds: float) -> None:
+    """All patterns with one kind of card."""
     with (
-        in_another_process(Card) as (path, pid),
+        in_another_process(device) as (path, pid),
         SoftwareGuest.connect(path) as guest,
         guest.open_channel(ring_pages=(33, 33)) as channel,
     ):
@@ -186,15 +223,7 @@ def tables(seconds: float) -> list[Table]:
         settings = bytes([1, 4, 4, 4, 4, 0, 0, 2, 2, 0, 0]).ljust(18, b"\0") + bytes([2, 2])
         if driver.set(0xFC01020C, struct.pack("<BBH", 0x80, 3, 28) + settings + bytes(4)):
             raise RuntimeError("the card's offloads could not be switched on")
-        for name, size, batch in (
-            ("sent", 60, 1),
-            ("sent", 60, 32),
-            ("sent", 1514, 3),
-            ("sent", 65000, 1),
-            ("received", 60, 0),
-            ("received", 1514, 0),
-            ("received", 65000, 0),
-        ):
+        for name, size, batch in PATTERNS:
             card, own = processor_time(pid), time.process_time()
             if batch:
                 count, figure = _sending(driver, size, batch, seconds)
@@ -203,6 +232,7 @@ def tables(seconds: float) -> list[Table]:
             card, own = processor_time(pid) - card, time.process_time() - own
             table.add(
                 f"{size} B, {name}",
+                by,
                 str(batch) if batch else "up to 32",
                 figure,
                 figure * size * 8 / 1e9,
@@ -210,8 +240,19 @@ def tables(seconds: float) -> list[Table]:
                 card / count * 1e6,
                 own / count * 1e6,
             )
+
+
+def tables(seconds: float) -> list[Table]:
+    """The table of this benchmark."""
+    table = Table(
+        "Network card: software guest <-> card in another process",
+        ("frames", "by", "a packet", "frames/s", "Gbit/s", "x memcpy", "card CPU us",
+         "guest CPU us"),
+    )  # fmt: skip
+    measure(table, "Python", PythonCard, seconds)
+    measure(table, "C", DirectCard, seconds)
     table.notes = [
         "x memcpy: frames per plain copy of as many bytes",
-        "CPU: processor time for each frame, user space and kernel",
+        "CPU: processor time for each frame, user space and kernel; with C the link's socket, too",
     ]
     return [table]

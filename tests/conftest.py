@@ -18,8 +18,8 @@ from hypothesis import settings
 
 MACHINES = Path(__file__).parent / "vm"
 
-settings.register_profile("same", derandomize=True, database=None)
-settings.register_profile("new", max_examples=1000)
+settings.register_profile("same", derandomize=True, database=None, deadline=None)
+settings.register_profile("new", max_examples=1000, deadline=None)
 settings.load_profile("new" if os.environ.get("VHOSTVMBUS_SOAK") == "1" else "same")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

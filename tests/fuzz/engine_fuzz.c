@@ -3,13 +3,15 @@
  * Fuzz target for the ring engine: the input is what a hostile peer leaves in a ring.
  *
  * Input: write_index u32, read_index u32, control u32, then the ring's data from its start.
- * control: bit 0 role, bit 1 feature bits, bit 2 with a plan, bits 4-15 pending_send_sz / 8, bits 16-31 the sending
- * ring's read_index.
+ * control: bit 0 role, bit 1 feature bits, bit 2 with a plan, bit 3 with a record of packets in
+ * flight, bits 4-15 pending_send_sz / 8, bits 16-31 the sending ring's read_index. The record holds
+ * the same bytes as the ring.
  *
  * With libFuzzer it is a coverage-guided fuzzer; with -DREPLAY its main() runs the files that are
  * named on the command line (docs/engine.md has both commands).
  */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,10 +28,12 @@
 #define TX_PAGES 2u
 
 #define FILE_SIZE 16384u
+#define SLOTS 4u
+#define RECORD_SIZE 12288u
 
 static struct vvb_memory *memory;
 static struct vvb_plan *plan;
-static int disk;
+static int disk, record;
 
 static void require(bool condition, const char *what)
 {
@@ -59,6 +63,8 @@ static void set_up_plan(void)
     struct vvb_rule rules[2] = {0};
     int err = 0;
 
+    record = memfd_create("record", MFD_CLOEXEC);
+    require(record >= 0 && !ftruncate(record, RECORD_SIZE), "record");
     disk = memfd_create("disk", MFD_CLOEXEC);
     require(disk >= 0 && !ftruncate(disk, FILE_SIZE - 512), "disk"); /* its last block is missing */
     for (uint32_t i = 0; i < 2; i++) {
@@ -81,6 +87,25 @@ static void set_up_plan(void)
     require(plan, "plan");
     rules[1].payload_length = 31;
     require(!vvb_plan_new(rules, 2, &err) && err, "a bad plan");
+}
+
+/* What another back end left, perhaps. */
+static void attach_record(struct vvb_ring *ring, const uint8_t *input, size_t size)
+{
+    int ret;
+
+    if (size > RECORD_SIZE) {
+        size = RECORD_SIZE;
+    }
+    require(!vvb_inflight_clear(record, 0, RECORD_SIZE), "clear");
+    require(pwrite(record, input, size, 0) == (ssize_t)size, "record");
+    ret = vvb_ring_record(ring, record, 0, RECORD_SIZE, SLOTS, 1);
+    require(!ret || ret == -EBADMSG || ret == -ESTALE, "record is refused for its contents only");
+    require(vvb_ring_to_replay(ring) <= SLOTS, "more than there are slots");
+    if (ret) {
+        require(!vvb_inflight_clear(record, 0, RECORD_SIZE), "clear");
+        require(!vvb_ring_record(ring, record, 0, RECORD_SIZE, SLOTS, 0), "an empty record");
+    }
 }
 
 /* What a plan did is what it may do. */
@@ -179,6 +204,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
         require(fault.error == VVB_E_INDEX, "attach fails for its indices only");
         return 0;
     }
+    if (control & 8 && role == VVB_ROLE_HOST) {
+        attach_record(ring, input + 12, size);
+    }
     batch = vvb_batch_new(ring, 16);
     require(batch, "batch");
     do {
@@ -193,10 +221,22 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
                            batch->answers_len, &sent);
         require(sent.count <= batch->done_count, "more sent than there are");
         for (uint32_t i = 0; i < batch->count; i++) {
-            use_packet(batch, &batch->packets[i]);
-            vvb_ring_send(ring, 11, 0, batch->packets[i].transaction_id, NULL, 0,
-                          (const char *)batch->data + batch->packets[i].data_offset,
-                          batch->packets[i].length & 0xff, i & 1, &signal, &fault);
+            const struct vvb_packet *packet = &batch->packets[i];
+            const char *data = (const char *)batch->data + packet->data_offset;
+
+            use_packet(batch, packet);
+            require(packet->slot <= SLOTS, "a slot that there is not");
+            if (packet->slot) {
+                struct vvb_outgoing answer = {.transaction_id = packet->transaction_id,
+                                              .payload_len = packet->length & 0xff,
+                                              .type = 11,
+                                              .slot = packet->slot};
+
+                vvb_ring_send_many(ring, &answer, 1, data, answer.payload_len, &sent);
+                continue;
+            }
+            vvb_ring_send(ring, 11, 0, packet->transaction_id, NULL, 0, data,
+                          packet->length & 0xff, i & 1, &signal, &fault);
         }
         vvb_ring_publish(ring, &signal);
         if (vvb_ring_unmask(ring) > 0) {

@@ -13,7 +13,8 @@ from vhostvmbus.wire.gpa import GpaRange, build_ranges
 from vhostvmbus.wire.vmbus import Descriptor, PacketType, align8, pack_descriptor
 
 DATA = 3 * 4096
-GUEST_ROLE, FEATURES, PLAN = 1, 2, 4
+GUEST_ROLE, FEATURES, PLAN, RECORD = 1, 2, 4, 8
+SLOTS, SLOT_BYTES = 4, 1024
 
 
 def packet(kind: int, payload: bytes = b"", header: bytes = b"", tid: int = 1) -> bytes:
@@ -40,6 +41,63 @@ def transfer(kind: int, block: int, blocks: int, room: int = 8192, size: int = 8
     payload = struct.pack("<I", kind) + struct.pack(">QH", block, blocks) + struct.pack("<I", room)
     pages = [GpaRange(size, 100, [0x28, 0x20, 0x51][: (size + 4195) // 4096])]
     return packet(PacketType.DATA_USING_GPA_DIRECT, payload.ljust(32, b"p"), gpa(pages))
+
+
+def record(
+    *slots: tuple[int, int, bytes],
+    magic: bytes = b"VVBINFLT",
+    current: int = 1,
+    taken: int = 3,
+    sent: int = 2,
+    index: int = 0,
+) -> bytes:
+    """A part of an in-flight region; slots as ``(number, done, packet)``."""
+
+    def cursors(number: int) -> bytes:
+        before = struct.pack("<QII", number - 1, 64, 0)
+        return before + struct.pack("<QII", number, index, 0) + struct.pack("<I28x", current)
+
+    head = magic + struct.pack("<III44x", 1, SLOTS, SLOT_BYTES) + cursors(taken) + cursors(sent)
+    table, contents = b"", b""
+    for number, done, content in slots:
+        table += struct.pack("<QQ16sI28x", number, done, content[:16], 0)
+        contents += content[16:].ljust(SLOT_BYTES, b"\0")
+    return head.ljust(4096, b"\0") + table.ljust(4096, b"\0") + contents
+
+
+def recorded(part: bytes, control: int = FEATURES | RECORD) -> bytes:
+    """An input with a record and an empty ring."""
+    return case(part, write=0, control=control)
+
+
+def record_seeds() -> dict[str, bytes]:
+    """Records that another back end left: good ones, and one for each kind of mistake."""
+    inband = packet(PacketType.DATA_INBAND, b"one more", tid=7)
+    direct = packet(
+        PacketType.DATA_USING_GPA_DIRECT, bytes(64), gpa([GpaRange.of_pages([0x20, 0x28])])
+    )
+    bad = packet(PacketType.DATA_USING_GPA_DIRECT, b"", gpa([GpaRange.of_pages([1])]))
+    long = packet(PacketType.DATA_INBAND, bytes(2000))
+    whole = record((2, 0, inband), (1, 0, direct), (3, 0, bad), (0, 0, b""))
+    return {
+        "record-none": recorded(b""),
+        "record-whole": recorded(whole),
+        "record-done": recorded(record((1, 2, inband), (2, 3, inband), (3, 1, direct))),
+        "record-not-taken": recorded(record((4, 0, inband), (3, 0, inband))),
+        "record-too-long": recorded(record((1, 0, long), (2, 0, inband))),
+        "record-planned": recorded(
+            record((1, 0, transfer(1, 1, 8)), (2, 0, transfer(2, 2, 4)), (3, 0, inband)),
+            FEATURES | PLAN | RECORD,
+        ),
+        "record-twice": recorded(record((1, 0, inband), (1, 0, inband))),
+        "record-length": recorded(record((1, 0, struct.pack("<HHHHQ", 6, 2, 1, 1, 1)))),
+        "record-offset": recorded(record((1, 0, struct.pack("<HHHHQ", 6, 9, 3, 1, 1)))),
+        "record-magic": recorded(record(magic=b"nonsense")),
+        "record-current": recorded(record(current=2)),
+        "record-number": recorded(record(taken=1 << 63)),
+        "record-index": recorded(record(index=4)),
+        "record-stale": recorded(record(index=128)),
+    }
 
 
 def seeds() -> dict[str, bytes]:
@@ -100,5 +158,5 @@ def seeds() -> dict[str, bytes]:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in seeds().items():
+    for name, data in (seeds() | record_seeds()).items():
         (folder / name).write_bytes(data)

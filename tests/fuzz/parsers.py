@@ -23,6 +23,7 @@ from scsi_support import BytesBuffer, make_unit
 
 from vhostvmbus.devices.net import frame as ethernet
 from vhostvmbus.devices.net import nvsp, protocol, rndis, rss, sender
+from vhostvmbus.devices.net.datapath import DataPath
 from vhostvmbus.devices.net.errors import NetError
 from vhostvmbus.devices.net.link import Buffer, Capabilities, Offload
 from vhostvmbus.devices.net.oids import Adapter
@@ -229,7 +230,8 @@ def network_session(data: bytes) -> None:
     """``options u8``, then ``how u8, length u16`` and bytes, as a guest's driver sends them.
 
     ``how``: 0 an NVSP message, 1 an RNDIS request, 2 RNDIS packets, 3 a frame from the world.
-    Every message gets one action; what is asked of the link lies inside of the frame.
+    Every message gets one action; what is asked of the link lies inside of the frame; whatever was
+    negotiated and set, the data path in C takes.
     """
     options = data[0] if data else 0
     able = Capabilities(bool(options & 1), bool(options & 2), bool(options & 4))
@@ -238,6 +240,7 @@ def network_session(data: bytes) -> None:
         b"\x02\0\0\0\0\1", 1500, able, rss.ReceiveScaling(options >> 4 & 3), lambda: counters
     )
     card = protocol.Protocol(adapter, max_subchannels=options >> 4 & 3)
+    path = DataPath()
     at = 1
     while at + 3 <= len(data):
         how, length = struct.unpack_from("<BH", data, at)
@@ -260,6 +263,7 @@ def network_session(data: bytes) -> None:
                 ethernet.transport(message)
                 if len(message) >= 6:
                     adapter.wants(message[:6])
+        path.configure(adapter, tagging=card.tagging, active=card.version is not None)
 
 
 def _negotiated(card: protocol.Protocol, message: bytes) -> None:

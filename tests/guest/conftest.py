@@ -16,16 +16,15 @@ from vhostvmbus.devices.scsi import ScsiController
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The network card does its work in Python and in C: every test of it runs with both."""
     if metafunc.module.__name__.startswith("test_guest_net"):
-        metafunc.fixturenames.insert(0, "link_is_direct")  # before a rig is made
         metafunc.parametrize(
-            "link_is_direct", [False, True], indirect=True, ids=["python", "native"]
+            "_link_is_direct", [False, True], indirect=True, ids=["python", "native"]
         )
 
 
-@pytest.fixture
-def link_is_direct(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _link_is_direct(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether the tests' link lets the card read and write its descriptors."""
-    monkeypatch.setattr(SocketLink, "direct", request.param)
+    monkeypatch.setattr(SocketLink, "direct", getattr(request, "param", True))
 
 
 @pytest.fixture(autouse=True)

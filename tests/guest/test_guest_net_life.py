@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from net_card_support import MAC, SocketLink, ethernet, ip_frame
+from net_card_support import MAC, SocketLink, ethernet, ip_frame, rig
 
 from vhostvmbus.devices.net import NetworkCard
 from vhostvmbus.guest import ReceiveTimeout, SoftwareGuest
@@ -137,3 +137,75 @@ def test_everything_changes_under_traffic(caplog: pytest.LogCaptureFixture) -> N
     assert stats["errors"] == {}
     assert "DeviceException" not in errors
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+def test_the_links_mtu_becomes_smaller_than_the_guests() -> None:
+    """The guest does not know, and may send what it could: the link takes that, or drops it."""
+    link = SocketLink(mtu=4000)
+    with contextlib.closing(NetworkCard(link)) as card, SoftwareGuest.for_device(card) as guest:
+        driver = Netvsc(guest, guest.enable(0))
+        driver.initialize(mtu=4000)
+        link.mtu = 1400
+        link.changed()
+        assert card.stats()["mtu"] == 1400
+        frame = ethernet(bytes(4000))
+        assert driver.send(frame).wait() == 1
+        assert link.get().frame == frame
+        assert card.stats()["errors"] == {}
+        # It begins anew with less: now a longer frame than either MTU's is its mistake.
+        driver.revoke(True)
+        driver.revoke(False)
+        driver.initialize(mtu=1300)
+        assert link.mtu == 1400
+        assert driver.send(ethernet(bytes(4000))).wait() != 1
+        assert card.stats()["errors"] == {"FrameError": 1}
+
+
+def test_whose_mtu_it_is() -> None:
+    """A link may have less than the 1500 that a driver begins with: the guest is told, and has it.
+    It may have more when it asks for more, until the host says something else."""
+    link = SocketLink(mtu=1400)
+    with contextlib.closing(NetworkCard(link)) as card, SoftwareGuest.for_device(card) as guest:
+        driver = Netvsc(guest, guest.enable(0))
+
+        def after(mtu: int) -> int:
+            driver.initialize(mtu=mtu)
+            driver.revoke(True)
+            driver.revoke(False)
+            assert card.stats()["mtu"] == link.mtu
+            return link.mtu
+
+        assert after(1500) == 1400
+        assert after(9000) == 9000
+        assert after(1500) == 1400
+        assert after(9000) == 9000
+        link.mtu = 2000
+        link.changed()
+        assert after(1500) == 2000
+        assert after(3000) == 3000
+        assert after(1500) == 2000
+
+
+def test_packets_may_be_completed_after_their_buffer_was_taken_back() -> None:
+    """Linux does, when it goes while frames are on their way."""
+    with rig() as r:
+        r.driver.initialize()
+        r.driver.keep = True
+        for _ in range(2):
+            r.link.put(ethernet(to=MAC))
+            assert r.driver.receive().data == ethernet(to=MAC)
+        before, r.driver.kept = r.driver.kept, []
+        r.driver.revoke(True)
+        r.driver.give_back(before[0])
+        r.driver.lend_receive_buffer()
+        for _ in range(3):
+            r.link.put(ethernet(to=MAC))
+            assert r.driver.receive().data == ethernet(to=MAC)
+        r.driver.give_back(before[1])
+        assert r.driver.query(0x01010101) == MAC  # on the same ring: all that is looked at by now
+        assert r.guest.host is not None
+        channel = r.guest.host.channels[0]
+        assert channel.stats.errors == {}
+        assert channel.stats.completions_received >= len(before)
+        free = r.card.stats()["receive_sections_free"]
+        assert r.driver.receive_sections - free in (3, 4)  # the answer's, perhaps

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from vhostvmbus.devices.net.buffers import (
     CONTROL_RESERVE,
     FRAME_OFFSET,
+    MIN_SECTIONS,
     ReceiveBuffer,
     SendBuffer,
     gather,
@@ -93,8 +94,17 @@ def test_who_has_a_section(lent: Lent) -> None:
     assert len({section.number for section in again}) == 19
 
 
+def test_the_smallest_buffer_holds_the_longest_frame(lent: Lent) -> None:
+    buffer = ReceiveBuffer(lent.mapping, 1, PAGES * 4096 // MIN_SECTIONS)
+    assert buffer.count == MIN_SECTIONS
+    assert len(buffer.take(5)) == 5
+    assert len(buffer.take(1)) == 1
+    assert buffer.take(1) == []
+    assert len(buffer.take(2, reserve=0)) == 2
+
+
 def test_buffers_that_make_no_sections(lent: Lent) -> None:
-    for size in (PAGES * 4096 // (2 * CONTROL_RESERVE) + 1, PAGES * 4096 + 1):
+    for size in (PAGES * 4096 // MIN_SECTIONS + 1, PAGES * 4096 + 1):
         with pytest.raises(SectionError, match="gpadl_length"):
             ReceiveBuffer(lent.mapping, 1, size)
     with pytest.raises(SectionError, match="gpadl_length"):

@@ -74,6 +74,8 @@ REQUESTS: list[tuple[m.Message, int, bytes, int]] = [
         struct.pack("<QIIQQ", 0, 1, 0, 0, 1 << 32) + b"\xff" * 8,
         1,
     ),
+    (m.GetInflightFd(0, 0, 4, 0), 31, bytes(16) + b"\4" + bytes(7), 0),
+    (m.SetInflightFd(0x9000, 0x1000, 4, 8), 32, struct.pack("<QQHHI", 0x9000, 0x1000, 4, 8, 0), 1),
 ]
 OFFER = m.OfferReply(CLASS_ID, UUID(int=0), 0x10, 2, 1, 4, USER_DATA)
 OFFER_BYTES = (
@@ -133,7 +135,21 @@ def test_offer_bytes() -> None:
     assert decode(data, Direction.REPLIES) == Frame(1024, OFFER, False, ())
 
 
-@pytest.mark.parametrize("request_number", sorted(set(m.Request) - {m.Request.VMBUS_GET_OFFER}))
+def test_inflight_reply_bytes() -> None:
+    reply = m.InflightReply(0x9000, 0, 4, 8)
+    data = header(31, 1 | REPLY, 24) + struct.pack("<QQHHI", 0x9000, 0, 4, 8, 0)
+    assert encode(reply, flags=REPLY) == data
+    assert decode(data, Direction.REPLIES, (7,)) == Frame(31, reply, False, (7,))
+    with pytest.raises(WrongFds):
+        decode(data, Direction.REPLIES)
+    nothing = header(31, 1 | REPLY, 24) + bytes(24)
+    assert decode(nothing, Direction.REPLIES) == Frame(31, m.InflightReply(0, 0, 0, 0), False, ())
+
+
+@pytest.mark.parametrize(
+    "request_number",
+    sorted(set(m.Request) - {m.Request.VMBUS_GET_OFFER, m.Request.GET_INFLIGHT_FD}),
+)
 def test_value_reply_bytes(request_number: int) -> None:
     data = header(request_number, 1 | REPLY, 8) + b"\x0d\0\0\xc0\0\0\0\0"
     assert encode(m.Value(0xC000000D), request=request_number, flags=REPLY) == data
@@ -241,6 +257,20 @@ MALFORMED: list[tuple[str, bytes, int, type[ProtocolError], str]] = [
         "range_bytes",
     ),
     ("open flags", replaced(REQUESTS[15][0], 20, b"\2"), 2, BadField, "flags"),
+    (
+        "in-flight reserved",
+        replaced(m.SetInflightFd(1, 0, 1, 1), 20, b"\1"),
+        1,
+        BadField,
+        "reserved",
+    ),
+    (
+        "in-flight beyond any file",
+        encode(m.SetInflightFd(1 << 62, 1 << 63, 1, 1)),
+        1,
+        BadField,
+        "mmap_offset",
+    ),
     ("Close with reserved", replaced(m.Close(0), 4, b"\1"), 0, BadField, "reserved"),
     ("code map reserved", replaced(m.SetCodeMap(0, ()), 12, b"\1"), 1, BadField, "reserved"),
     ("code map count", replaced(m.SetCodeMap(0, ()), 8, b"\1"), 1, BadField, "region_count"),

@@ -10,9 +10,11 @@ from vhost_user_session_support import (
     ANY_REQUEST,
     FEATURES,
     NEGOTIATION,
+    NO_REGION,
     OFFER,
     READY,
     BackEnd,
+    answer,
     region,
 )
 
@@ -38,7 +40,7 @@ def test_negotiation() -> None:
     assert back_end.event(m.GetFeatures()) is None
     assert back_end.reply() == m.Value(1 << 30)
     assert back_end.event(m.GetProtocolFeatures()) is None
-    assert back_end.reply() == m.Value(1 << 3 | 1 << 5 | 1 << 15 | 1 << 48 | 1 << 49)
+    assert back_end.reply() == m.Value(1 << 3 | 1 << 5 | 1 << 12 | 1 << 15 | 1 << 48 | 1 << 49)
     assert back_end.call(m.SetProtocolFeatures(int(FEATURES))) == 0
     assert session.protocol_features == FEATURES
     assert back_end.call(m.SetFeatures(1 << 30)) == 0
@@ -109,7 +111,7 @@ def test_required_feature_missing(feature: ProtocolFeature) -> None:
     assert str(feature.name) in str(caught.value)
 
 
-@pytest.mark.parametrize("bit", [0, 1, 10, 12, 19, 47, 50, 63])
+@pytest.mark.parametrize("bit", [0, 1, 10, 13, 19, 47, 50, 63])
 def test_feature_that_was_not_offered(bit: int) -> None:
     back_end = BackEnd().negotiate(until=2)
     with pytest.raises(FeatureNotOffered):
@@ -121,6 +123,23 @@ def test_virtio_feature_that_was_not_offered(bit: int) -> None:
     back_end = BackEnd().negotiate(until=3)
     with pytest.raises(FeatureNotOffered):
         back_end.event(m.SetFeatures(1 << 30 | 1 << bit))
+
+
+@pytest.mark.parametrize("message", [m.GetInflightFd(0, 0, 1, 0), m.SetInflightFd(1, 0, 1, 1)])
+def test_in_flight_region_without_its_feature(message: m.Message) -> None:
+    back_end = BackEnd().negotiate(m.REQUIRED_FEATURES)
+    with pytest.raises(FeatureMissing) as caught:
+        back_end.event(message, message.FDS[0])
+    assert "INFLIGHT_SHMFD" in str(caught.value)
+
+
+def test_a_query_is_answered_once() -> None:
+    back_end = BackEnd().negotiate()
+    event = back_end.event(m.GetInflightFd(0, 0, 1, 0))
+    assert isinstance(event, Call)
+    back_end.session.reply(event, NO_REGION)
+    with pytest.raises(ValueError, match="once"):
+        back_end.session.reply(event, NO_REGION)
 
 
 def test_code_map_without_its_feature() -> None:
@@ -253,6 +272,6 @@ def test_descriptors_are_never_lost(steps: list[tuple[tuple[m.Message, int], int
         assert event is not None
         seen += event.fds
         if isinstance(event, Call):
-            back_end.session.answer(event)
+            answer(back_end.session, event)
         assert back_end.reply() is not None
     assert seen + back_end.session.release_fds() == given_fds

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from vhost_user_session_support import FEATURES, NEGOTIATION, OFFER, READY
+from vhost_user_session_support import FEATURES, NEGOTIATION, OFFER, READY, answer
 
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.codec import REPLY, encode
@@ -21,7 +21,7 @@ def connect(
     back.receive_data(front.data_to_send(), tuple(range(fds)))
     event = back.next_event()
     if isinstance(event, Call):
-        back.answer(event)
+        answer(back, event)
     front.receive_data(back.data_to_send())
     reply = front.next_event()
     if reply is not None:

@@ -16,7 +16,7 @@ from vhostvmbus.vhost_user.session import BackEndSession, Call, Refused
 OFFER = m.OfferReply(
     UUID("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f"), UUID(int=0), 0, 0, 1, 2, bytes(120)
 )
-FEATURES = m.REQUIRED_FEATURES | ProtocolFeature.VMBUS_CODE_MAP
+FEATURES = m.REQUIRED_FEATURES | ProtocolFeature.VMBUS_CODE_MAP | ProtocolFeature.INFLIGHT_SHMFD
 
 
 def region(start: int, size: int = 0x10_0000, user: int = 0) -> m.MemoryRegion:
@@ -44,8 +44,22 @@ READY: list[tuple[m.Message, int]] = [
     (m.Close(0), 0),
     (m.GpadlTeardown(0, 1), 0),
     (m.Reset(), 0),
+    (m.GetInflightFd(0, 0, 1, 0), 0),
+    (m.SetInflightFd(1 << 16, 0, 1, 8), 1),
 ]
 ANY_REQUEST = {Request(message.REQUEST): (message, fds) for message, fds in NEGOTIATION + READY}
+
+
+#: the answer of a back end that has no in-flight region
+NO_REGION = m.InflightReply(0, 0, 0, 0)
+
+
+def answer(session: BackEndSession, call: Call, status: int = 0) -> None:
+    """Whatever kind of request it is."""
+    if isinstance(call.message, m.GetInflightFd):
+        session.reply(call, NO_REGION)
+    else:
+        session.answer(call, status)
 
 
 class BackEnd:
@@ -72,7 +86,7 @@ class BackEnd:
         if isinstance(event, Call):
             assert event.message == message
             assert len(event.fds) == fds
-            self.session.answer(event, status)
+            answer(self.session, event, status)
         return self.status()
 
     def reply(self) -> m.Message | None:
@@ -82,6 +96,8 @@ class BackEnd:
 
     def status(self) -> int:
         reply = self.reply()
+        if reply == NO_REGION:
+            return 0
         assert isinstance(reply, m.Value)
         return reply.value
 

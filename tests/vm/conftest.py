@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from net_rig import HOST4, HOST6, MAC, QUEUES, Rig
+from net_support import namespace_name, require_root
 from vm_support import DATA_SIZE, MEBIBYTE, SCRATCH_SIZE, SOAK, Guest, MakePlan, write_random
 
 from vhostvmbus.vm import images
@@ -80,3 +82,18 @@ def guest(
         machine.poweroff()
     data.unlink()
     scratch.unlink()
+
+
+@pytest.fixture(scope="session", params=images.KERNEL_SERIES)
+def rig(request: pytest.FixtureRequest, plan_for: MakePlan, root_template: Path) -> Iterator[Rig]:
+    """A guest with a network card that tests share, one for each kernel."""
+    require_root()
+    name = namespace_name()
+    link = f"netns:{name},mac={MAC.hex(':')},ip={HOST4}/24,ip={HOST6}/64,queues={QUEUES}"
+    plan = plan_for(request.param, root=root_template, networks=[link], smp=QUEUES)
+    with Machine(plan) as machine:
+        machine.wait_ready()
+        rig = Rig(machine, name)
+        rig.settle()
+        yield rig
+        machine.poweroff()

@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The stock ``hv_netvsc`` on a card with several queues: what its own tools say and do.
-
-The host's side is a TAP in a network namespace that is made for the test.
-"""
+"""The stock ``hv_netvsc`` on a card with several queues: what its own tools say and do."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
@@ -14,82 +10,17 @@ import os
 import re
 import socket
 import struct
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-from net_support import namespace_name, require_root
-from vm_support import MEBIBYTE, SOAK, MakePlan, plug, unplug
+from net_rig import ADDRESSES, GUEST4, HOST4, HOST6, MAC, Rig
+from vm_support import MEBIBYTE, SOAK
 
 from vhostvmbus.devices.net.link.namespace import call_in
-from vhostvmbus.vm import images
-from vhostvmbus.vm.machine import Machine
 
-MAC = bytes.fromhex("525400000003")
-HOST4, GUEST4, HOST6, GUEST6 = "10.9.0.1", "10.9.0.2", "fd09::1", "fd09::2"
-ADDRESSES = (
-    f"ip addr add {GUEST4}/24 dev eth0; ip addr add {GUEST6}/64 dev eth0 nodad; "
-    "ip link set eth0 up; "
-    "for i in $(seq 100); do [ $(cat /sys/class/net/eth0/carrier) = 1 ] && break; sleep 0.1; done"
-)
-NET_CHARDEV = "vmbus1"
-"""The second one: the first is the root disk's."""
-MODULE = "for i in $(seq 100); do [ -e /sys/class/net/eth0 ] && break; sleep 0.1; done"
-
-
-@dataclass(frozen=True)
-class Rig:
-    """A guest with one card, and where the other end of its cable is."""
-
-    machine: Machine
-    namespace: str
-
-    def guest(self, script: str, timeout: float = 120.0) -> str:
-        return self.machine.check(script, timeout)
-
-    def host(self, *words: str) -> str:
-        """Run a program at the other end of the cable."""
-        words = ("nsenter", f"--net=/run/netns/{self.namespace}", *words)
-        return subprocess.run(words, check=True, capture_output=True, text=True).stdout
-
-    @property
-    def tap(self) -> str:
-        """The interface at the other end."""
-        names = [line.split()[0] for line in self.host("ip", "-br", "link").splitlines()]
-        return next(name for name in names if name.startswith("vmbus"))
-
-    def ping(self, size: int = 56, address: str = HOST4) -> None:
-        """Three in a row, none lost. A card that was just set up anew gets time to settle."""
-        deadline = time.monotonic() + 15
-        while True:
-            text = self.machine.run(f"ping -c 3 -i 0.2 -s {size} -M do {address}").stdout.decode()
-            if " 0% packet loss" in text:
-                return
-            assert time.monotonic() < deadline, text
-
-    def counter(self, name: str) -> int:
-        """One of the guest's ``/proc/net/snmp``, as ``Udp.InErrors``."""
-        group, field = name.split(".")
-        head, values = re.findall(rf"^{group}: (.*)$", self.guest("cat /proc/net/snmp"), re.M)
-        return int(values.split()[head.split().index(field)])
-
-
-@pytest.fixture(scope="module", params=images.KERNEL_SERIES)
-def rig(request: pytest.FixtureRequest, plan_for: MakePlan, root_template: Path) -> Iterator[Rig]:
-    require_root()
-    name = namespace_name()
-    link = f"netns:{name},mac={MAC.hex(':')},ip={HOST4}/24,ip={HOST6}/64,queues=4"
-    plan = plan_for(request.param, root=root_template, networks=[link], smp=4)
-    with Machine(plan) as machine:
-        machine.wait_ready()
-        rig = Rig(machine, name)
-        rig.guest(f"{MODULE}; {ADDRESSES}")
-        yield rig
-        machine.poweroff()
+LOADS = ("--parallel 1", "--parallel 4", "--udp -b 10M", "--udp -b 3M --parallel 4")
 
 
 def test_what_ethtool_says(rig: Rig) -> None:
@@ -169,26 +100,11 @@ def test_bytes_arrive_as_they_were(rig: Rig, family: socket.AddressFamily) -> No
     assert int(after) - int(before) < size // 1448
 
 
-@contextlib.contextmanager
-def iperf_server(rig: Rig) -> Iterator[None]:
-    words = ["nsenter", f"--net=/run/netns/{rig.namespace}", "iperf3", "--server", "--forceflush"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            while "Server listening" not in server.stdout.readline():
-                assert server.poll() is None
-            yield
-        finally:
-            server.kill()
-
-
 def test_iperf(rig: Rig, record_property: Callable[[str, object], None]) -> None:
     """Each way, each protocol, one stream and four: all of what was sent, in whole seconds."""
     megabits: dict[str, int] = {}
-    with iperf_server(rig):
-        for address, ways, load in itertools.product(
-            (HOST4, HOST6), ("", "--reverse"), ("--parallel 1", "--parallel 4", "--udp -b 10M")
-        ):
+    with rig.iperf_server():
+        for address, ways, load in itertools.product((HOST4, HOST6), ("", "--reverse"), LOADS):
             text = rig.guest(f"iperf3 --client {address} --json --time 1 {ways} {load}", 60)
             end = json.loads(text)["end"]
             name = f"{'v6' if ':' in address else 'v4'} {ways} {load}"
@@ -218,13 +134,15 @@ def test_bytes_arrive_while_the_link_flaps(rig: Rig) -> None:
 
     def receive(server: socket.socket) -> None:
         connection, _ = server.accept()
+        connected.set()
         with connection:
             while data := connection.recv(1 << 20):
                 digest.update(data)
 
-    over = threading.Event()
+    over, connected = threading.Event(), threading.Event()
 
     def flap() -> None:
+        connected.wait(60)  # while the link is down there is no route to connect by
         while not over.wait(0.3):
             rig.host("ip", "link", "set", rig.tap, "down")
             time.sleep(0.2)
@@ -291,28 +209,6 @@ def test_a_wrong_checksum_is_seen_as_such(rig: Rig) -> None:
         if rig.counter("Udp.InCsumErrors") > before:
             break
     assert rig.counter("Udp.InCsumErrors") == before + 1
-
-
-def test_the_driver_goes_and_comes_back(rig: Rig) -> None:
-    for _ in range(20 if SOAK else 5):
-        # Whoever looks at the interface just now holds the module.
-        rig.guest(
-            "for i in $(seq 100); do rmmod hv_netvsc 2>/dev/null && break; sleep 0.1; done; "
-            f"[ ! -e /sys/class/net/eth0 ] && modprobe hv_netvsc && {MODULE}"
-        )
-    rig.guest(ADDRESSES)
-    rig.ping()
-    assert re.findall(r"Combined:\s+(\d+)", rig.guest("ethtool -l eth0")) == ["4", "4"]
-    assert "sub channel request failed" not in rig.guest("dmesg")
-
-
-def test_unplugged_and_plugged_in(rig: Rig) -> None:
-    for _ in range(20 if SOAK else 3):
-        unplug(rig.machine, NET_CHARDEV)
-        assert "eth0" not in rig.guest("ls /sys/class/net")
-        plug(rig.machine, NET_CHARDEV)
-        rig.guest(f"{MODULE}; {ADDRESSES}")
-        rig.ping()
 
 
 def test_another_back_end_takes_over(rig: Rig) -> None:

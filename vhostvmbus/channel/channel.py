@@ -222,6 +222,21 @@ class Channel:
         if threading.current_thread() is self._worker:
             raise UsageError(f"{what} would wait for the thread that it is made on")
 
+    @property
+    def note(self) -> bytes:
+        """Up to 256 bytes that outlive the back end, with the packets in flight.
+
+        What is set here is found by a device that is resumed, of this back end or of the next one
+        after it was killed. Empty when the guest opens the channel, and always if the front end
+        keeps no in-flight region. What is found comes from a file that has been in other hands.
+        Raises :exc:`ChannelClosed`; setting, :exc:`ValueError` for more bytes.
+        """
+        return self._life.note()
+
+    @note.setter
+    def note(self, data: bytes) -> None:
+        self._life.keep_note(data)
+
     def map_gpadl(self, handle: int, *, read_only: bool = False) -> ExternalData:
         """Maps a GPADL that the guest made for this channel (VmbChannelMapGpadl).
 
@@ -287,7 +302,9 @@ class Channel:
         if not packet.completion_requested:
             self._publish([], spans)
             return
-        outgoing = Outgoing(PacketType.COMP, bytes(payload), packet.transaction_id)
+        outgoing = Outgoing(
+            PacketType.COMP, bytes(payload), packet.transaction_id, slot=packet.slot
+        )
         if self._gather and threading.current_thread() is self._worker:
             self._gathered.append(outgoing)
             self._gathered_spans.extend(spans)
@@ -419,6 +436,9 @@ class Channel:
     def _stop(self, between: Callable[[], None] | None, grace: float, publish: bool) -> None:
         if threading.current_thread() is self._worker or self._receiver.deferred.is_current_thread:
             raise UsageError("a channel cannot be closed on its own worker thread")
+        if self.info.resumed and not publish and self._worker.ident is not None:
+            # Nobody else will do these: their guest may wait for them without end.
+            self._receiver.caught_up.wait(grace)
         self._life.draining = publish
         self._life.stopping = True
         if not publish:
@@ -466,7 +486,8 @@ class Channel:
                 packet.completed = packet.dropped = True
                 external.close(wait=True)
                 if packet.completion_requested:
-                    self._publish([Outgoing(PacketType.COMP, b"", packet.transaction_id)], [])
+                    empty = Outgoing(PacketType.COMP, b"", packet.transaction_id, slot=packet.slot)
+                    self._publish([empty], [])
                 dropped += 1
         return dropped
 
@@ -479,6 +500,8 @@ class Channel:
     ) -> None:
         """Stops the worker, ends every packet, detaches the ring.
 
+        Packets that were in flight when a back end before this one ended are delivered first, as
+        far as that takes no longer than ``grace`` seconds.
         ``between`` runs when no packet is delivered any more. Packets that nobody completes within
         ``grace`` seconds are taken away from whoever holds them. Completions are dropped, or, with
         ``publish``, still go to the guest: for a guest that keeps the channel open and waits for

@@ -78,6 +78,16 @@ class Life:
         state = self._last_ring_state = self._ring.state
         self._stats.signals_suppressed = state.signals_suppressed
 
+    def note(self) -> bytes:
+        """See :attr:`Channel.note`."""
+        with self._handles:
+            return self._ring.note
+
+    def keep_note(self, data: bytes) -> None:
+        """See :attr:`Channel.note`."""
+        with self._handles:
+            self._ring.note = data
+
     def wake(self) -> None:
         """Has the worker look at everything again."""
         with self._handles:

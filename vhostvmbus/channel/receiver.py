@@ -65,6 +65,8 @@ class Receiver:
         self.starved = False
         """The worker waits for a packet to end: who ends one has to wake it."""
         self.thread = threading.Thread(target=self._run, name=life.name, daemon=True)
+        self.caught_up = threading.Event()
+        """Set when what was in the in-flight region has been delivered, or never will be."""
         self.deferred = DeferredPackets(life.name, self._deliver_again)
         self._channel = channel
         self._handler = handler
@@ -118,6 +120,7 @@ class Receiver:
         life = self._life
         fds = (life.kick_fd, life.stop_fd, life.wake_fd)
         try:
+            self._look_for_more()
             # Before the first wait: packets may have waited here for a new back end, and the one
             # before may have left the ring masked.
             self._process()
@@ -135,6 +138,13 @@ class Receiver:
         except Exception:
             log.exception("%s: the worker died", life.name)
             life.fail(PacketFailed("worker", 0, -1, "internal error"))
+        finally:
+            self.caught_up.set()
+
+    def _look_for_more(self) -> None:
+        """Whether packets of the back end before are still to come."""
+        if not self._ring.to_replay:
+            self.caught_up.set()
 
     def _process(self) -> None:
         """Takes and hands up everything that is in the ring."""
@@ -180,10 +190,18 @@ class Receiver:
                 self._stats.max_batch = max(self._stats.max_batch, taken)
                 delivered += taken
                 self._deliver(batch.packets)
+            if batch.replayed:
+                self._stats.packets_replayed += batch.replayed
+                self._look_for_more()
             if batch.error is not None:
                 life.fail(batch.error)
             if life.state is ChannelState.FAILED:
                 return
+            if batch.no_slot and not taken:
+                self.starved = True  # as above: announced, then looked at again
+                if not ring.has_slot:
+                    return
+                continue
             if served is not None and not taken:
                 if served.fired & _STOP:
                     return
@@ -266,7 +284,10 @@ class Receiver:
             external,
             raw.completion_requested,
             raw.ring_offset,
+            raw.slot,
         )
+        if raw.replayed:
+            packet.replayed = True
         self._outstanding[packet.serial] = packet
         try:
             if raw.error is not None:

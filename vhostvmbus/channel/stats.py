@@ -15,6 +15,8 @@ class ChannelStats:
     packets_received: int = 0
     packets_planned: int = 0
     """Those of them that the engine did by the device's plan."""
+    packets_replayed: int = 0
+    """Those of them that a back end before this one had taken."""
     bytes_received: int = 0
     external_bytes: int = 0
     batches: int = 0

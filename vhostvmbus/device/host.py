@@ -20,12 +20,13 @@ from vhostvmbus.device.offer import Offer
 from vhostvmbus.device.offers import ChannelOffers
 from vhostvmbus.memory import CodeMap, GuestMemory, Region
 from vhostvmbus.packet import Packet
-from vhostvmbus.ring import Limits, Ring, is_eventfd
+from vhostvmbus.ring import InflightRegion, Limits, Ring, is_eventfd
 from vhostvmbus.wire.errors import (
     ChannelStateError,
     ChannelUnknown,
     FrontEndError,
     GuestError,
+    InflightInvalid,
     OfferRefused,
     PacketError,
     RefuseOpen,
@@ -62,6 +63,8 @@ class DeviceHost:
         device.serve_with(self.offers)
         self._channels: dict[int, Channel] = {}
         self._code_map: CodeMap | None = None
+        self._inflight: InflightRegion | None = None
+        self._inflight_errors = 0
         self._handler = _Handler(self)
         self._lock = threading.RLock()
         self._stats_lock = threading.Lock()  # a channel is either open or past
@@ -146,6 +149,56 @@ class DeviceHost:
             channel.settle()
         self.device.code_map_changed(code_map)
 
+    # -- packets in flight ---------------------------------------------------------------------
+
+    def make_inflight(self, channels: int) -> InflightRegion:
+        """GET_INFLIGHT_FD: an empty region for ``channels`` channels, as far as there may be.
+
+        It stays this object's. Raises :exc:`ChannelStateError` while a channel is open.
+        """
+        channels = max(1, min(channels, self._offer.max_channels))
+        quota, limits = self._handler.transaction_quota, self._handler.limits
+        region = InflightRegion.create(channels, quota, limits)
+        self._use_inflight(region)
+        return region
+
+    def adopt_inflight(self, fd: int, size: int, offset: int, channels: int, slots: int) -> None:
+        """SET_INFLIGHT_FD: the region of the back end before this one. The caller keeps ``fd``.
+
+        Raises :exc:`InflightInvalid`, or :exc:`ChannelStateError` while a channel is open.
+        """
+        self._use_inflight(InflightRegion.adopt(fd, size, offset, channels, slots))
+
+    def _use_inflight(self, region: InflightRegion | None) -> None:
+        if self._channels and region is not None:
+            region.close()
+            raise ChannelStateError("a channel is open")
+        if self._inflight is not None:
+            self._inflight.close()
+        self._inflight = region
+
+    def _record(self, info: ChannelInfo, ring: Ring) -> None:
+        """Has the ring record its packets; what is broken is reported, and an empty part used."""
+        if self._inflight is None:
+            return
+        for resume in (True, False) if info.resumed else (False,):
+            try:
+                self._inflight.record(info.index, ring, resume=resume)
+                break
+            except InflightInvalid as error:
+                self._inflight_errors += 1
+                log.error("%s/%d: %s", self.name, info.index, error)
+        if ring.to_replay:
+            log.info("%s/%d: %d packets once more", self.name, info.index, ring.to_replay)
+
+    def _forget_inflight(self, index: int | None = None) -> None:
+        if self._inflight is not None:
+            try:
+                self._inflight.clear(index)
+            except InflightInvalid as error:
+                self._inflight_errors += 1
+                log.error("%s: %s", self.name, error)
+
     # -- GPADLs --------------------------------------------------------------------------------
 
     def _check_index(self, index: int) -> None:
@@ -219,6 +272,7 @@ class DeviceHost:
             raise FrontEndError(f"GPADL {gpadl_id:#x} belongs to channel {gpadl.channel}")
         ring = Ring(self.memory, gpadl.ring_pfns(), ring_offset, limits=self._handler.limits)
         try:
+            self._record(info, ring)
             channel = Channel(self._handler, info, ring, kick_fd, call_fd, self.gpadls)
         except BaseException:
             ring.close()
@@ -253,6 +307,8 @@ class DeviceHost:
             if channel is None:
                 raise ChannelStateError(f"channel {index} is not open")
             channel.close(lambda: self._handler.suspended(channel), publish=publish)
+            if not publish:
+                self._forget_inflight(index)
             with self._stats_lock:
                 self._past.add(channel.stats)
                 del self._channels[index]
@@ -271,6 +327,7 @@ class DeviceHost:
     def reset(self) -> None:
         """VMBUS_RESET: closes every channel, subchannels first, and forgets every GPADL."""
         self._reset(publish=False)
+        self._forget_inflight()
 
     def _reset(self, publish: bool) -> None:
         with self._lock:
@@ -288,6 +345,7 @@ class DeviceHost:
         """
         with self._lock:
             self._reset(publish=True)
+            self._use_inflight(None)
             self._use_code_map(None)
             self.memory.close()
 
@@ -342,6 +400,8 @@ class DeviceHost:
             "gpadls": len(self.gpadls),
             "gpadl_bytes": self.gpadls.pages * PAGE_SIZE,
             "code_map": self.has_code_map,
+            "inflight_slots": self._inflight.slots if self._inflight else 0,
+            "inflight_errors": self._inflight_errors,
             "totals": totals.as_dict(),
             "channels": channels,
             "device": self.device.stats(),

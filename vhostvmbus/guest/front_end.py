@@ -84,12 +84,20 @@ class FrontEnd:
         Raises :class:`RequestRefused` for a non-zero status, ``TimeoutError`` when there is
         no answer in time, :class:`Disconnected` when the back end has gone.
         """
+        answer, received = self.request_with_fds(message, fds)
+        close_all(received)
+        return answer
+
+    def request_with_fds(
+        self, message: m.Message, fds: Sequence[int] = ()
+    ) -> tuple[m.Message, tuple[int, ...]]:
+        """:meth:`request`, and the descriptors that came with the answer; they are the caller's."""
         with self._lock:
             reply = self._exchange(message, fds)
         answer = reply.message
         if message.REQUEST not in QUERIES and isinstance(answer, m.Value) and answer.value:
             raise RequestRefused(type(message).__name__, answer.value)
-        return answer
+        return answer, reply.fds
 
     def send_raw(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Bytes that no session has looked at, for tests of the other end."""

@@ -25,6 +25,7 @@ from vhostvmbus.guest.channel import GuestChannel
 from vhostvmbus.guest.code_map import GuestCodeMap
 from vhostvmbus.guest.errors import GuestSideError, NoSuchDevice
 from vhostvmbus.guest.front_end import ANSWER_TIMEOUT, FrontEnd
+from vhostvmbus.guest.inflight import KeptInflight
 from vhostvmbus.guest.offers import GuestOffers
 from vhostvmbus.guest.ram import GuestRam, RamRegion
 from vhostvmbus.guest.serving import connect_socket, serving
@@ -72,6 +73,7 @@ class SoftwareGuest:
     of each ``INVALIDATE_CODE``, in another thread, before it is answered.
     `ram_in_table` sends ``SET_MEM_TABLE`` instead of one ``ADD_MEM_REG`` for each region.
     `takes_offers` False: a front end that has no offers but those of the start.
+    `inflight` False: one that keeps no in-flight region.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class SoftwareGuest:
         on_invalidate: Callable[[Sequence[tuple[int, int]]], None] | None = None,
         ram_in_table: bool = False,
         takes_offers: bool = True,
+        inflight: bool = True,
         timeout: float = ANSWER_TIMEOUT,
     ) -> None:
         self.ram = ram or GuestRam()
@@ -101,6 +104,7 @@ class SoftwareGuest:
         self.server: Server | None = None
         self.host: DeviceHost | None = None
         self._openings: dict[int, _Opening] = {}
+        self._inflight = KeptInflight() if inflight else None
         self._gpadl_ids = itertools.count(0xE1E10)
         self._want_code_map = code_map
         self._on_invalidate = on_invalidate
@@ -171,6 +175,8 @@ class SoftwareGuest:
 
     def _connect(self, sock: socket.socket) -> None:
         features = m.REQUIRED_FEATURES
+        if self._inflight is not None:
+            features |= ProtocolFeature.INFLIGHT_SHMFD
         if self._want_code_map:
             features |= ProtocolFeature.VMBUS_CODE_MAP
         self._offers.connecting()
@@ -180,6 +186,8 @@ class SoftwareGuest:
             raise OfferChanged("the back end came back another one", field="offer", value=offer)
         self.offer = offer
         self._offers.limit(offer)
+        if self._inflight is not None:
+            self._inflight.share(self._front_end, offer.max_channels)
         self._share_ram()
         if ProtocolFeature.VMBUS_CODE_MAP in self._front_end.features:
             self.share_code_map()
@@ -231,8 +239,9 @@ class SoftwareGuest:
     def disconnect(self) -> None:
         """Lose the back end; the guest goes on and its packets wait in the rings.
 
-        What the back end had taken and not completed is lost, which the guest cannot know: such a
-        transaction stays in flight, and waiting for it times out.
+        What the back end had taken and not completed is done by the next one, out of the in-flight
+        region.  Without one it is lost, which the guest cannot know: such a transaction stays in
+        flight, and waiting for it times out.
         """
         if self._front_end is not None:
             self._front_end.close()
@@ -264,6 +273,8 @@ class SoftwareGuest:
         self._offers.close()
         self._forget_channels()
         self.gpadls.clear()
+        if self._inflight is not None:
+            self._inflight.forget()
         if self.code_map is not None:
             self.code_map.close()
             self.code_map = None

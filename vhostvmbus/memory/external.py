@@ -111,16 +111,22 @@ class ExternalData:
             return self._ranges()
         return []
 
-    def lend(self, before_close: Callable[[], None]) -> bytes:
-        """The segments, an array of the engine's ``struct vvb_seg``, for use in C.
+    def lend(self, use: Callable[[bytes], None], before_close: Callable[[], None]) -> None:
+        """Calls ``use`` with the segments, an array of the engine's ``struct vvb_seg``, for C.
 
         ``before_close`` is called, on any thread, when the data ends, and returns when the segments
-        are used no more. There is one at a time. Raises :exc:`ExternalDataClosed`.
+        are used no more; that may be before this returns. There is one at a time. Raises
+        :exc:`ExternalDataClosed`.
         """
-        self._enter()
+        self._enter()  # until we leave, the segments are valid
         try:
-            self._before_close = before_close
-            return self._raw
+            use(self._raw)
+            with self._lock:
+                closed = self._closed
+                if not closed:
+                    self._before_close = before_close
+            if closed:
+                before_close()
         finally:
             self._leave()
 
@@ -370,12 +376,17 @@ class ExternalData:
 
     def close(self, *, wait: bool = False) -> None:
         """Ends every access. With ``wait``, returns when nobody is inside a method any more."""
-        before, self._before_close = self._before_close, None
-        if before is not None:
-            before()
-        event: threading.Event | None = None
         with self._lock:
             self._closed = True
+            before, self._before_close = self._before_close, None
+            self._busy += before is not None  # the segments are valid until it has returned
+        if before is not None:
+            try:
+                before()
+            finally:
+                self._leave()
+        event: threading.Event | None = None
+        with self._lock:
             if self._busy:
                 if not wait:
                     return

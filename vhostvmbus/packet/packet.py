@@ -43,6 +43,7 @@ class Packet:
         "payload",
         "ring_offset",
         "serial",
+        "slot",
         "transaction_id",
     )
 
@@ -50,6 +51,9 @@ class Packet:
     """Whether :meth:`defer` was called: the packet is delivered for the second time."""
     deferrable: bool = True
     """Whether :meth:`defer` may be called, inside ``packet_received``."""
+
+    replayed: bool = False
+    """Whether a back end before this one had the packet, and ended without completing it."""
 
     def __init__(
         self,
@@ -60,6 +64,7 @@ class Packet:
         external_data: ExternalData | None,
         completion_requested: bool,
         ring_offset: int = -1,
+        slot: int = 0,
     ) -> None:
         self.channel = channel
         """The :class:`Channel` that it came on."""
@@ -75,6 +80,8 @@ class Packet:
         """Whether the guest waits for a completion packet."""
         self.ring_offset = ring_offset
         """Where the packet was in the ring's data, in bytes."""
+        self.slot = slot
+        """Where it is in the in-flight region, from 1; 0: nowhere."""
         self.completed = False
         """Whether :meth:`complete` or :meth:`fail` was called, or the channel closed."""
         self.dropped = False

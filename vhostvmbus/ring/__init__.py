@@ -5,6 +5,7 @@ Source of the protocol: the guest's ``include/linux/hyperv.h`` and ``drivers/hv/
 barriers and their pairs are named in ``ringbuf.h``. What a packet means is not known here.
 """
 
+from vhostvmbus.ring.inflight import InflightRegion
 from vhostvmbus.ring.plan import AnyPlan, Done, Number, Operation, Outgoing, Plan, Rule
 from vhostvmbus.ring.ring import Batch, Limits, RawPacket, Ring, RingState, Role, Sent, Served
 from vhostvmbus.ring.waiting import is_eventfd, signal, wait
@@ -13,6 +14,7 @@ __all__ = [
     "AnyPlan",
     "Batch",
     "Done",
+    "InflightRegion",
     "Limits",
     "Number",
     "Operation",

@@ -198,7 +198,7 @@ struct vvb_outgoing {
     uint32_t payload_len;
     uint16_t type;
     uint16_t flags;
-    uint32_t reserved;
+    uint32_t slot; /* of the packet that this completes, see below; 0: none */
 };
 
 struct vvb_packet {
@@ -217,6 +217,8 @@ struct vvb_packet {
     uint32_t fault_offset;
     uint16_t type;
     uint16_t flags;
+    uint32_t slot;     /* where it is recorded until it is completed; 0: nowhere */
+    uint32_t replayed; /* it was taken from the ring by the back end before */
 };
 
 struct vvb_batch {
@@ -230,6 +232,8 @@ struct vvb_batch {
     uint32_t data_cap;
     uint32_t signal; /* the peer waits for space and now has it */
     uint32_t bytes;  /* taken from the ring, trailers counted */
+    uint32_t no_slot;  /* stopped because all slots of the in-flight region are taken */
+    uint32_t replayed; /* packets that were in it already; bytes does not count them */
     /* What a plan is to do, and what it did: those packets are not among the above. */
     struct vvb_todo *todo;
     uint64_t todo_bytes;
@@ -305,6 +309,37 @@ int vvb_ring_send_many(struct vvb_ring *ring, const void *packets, uint32_t coun
  */
 void vvb_ring_hold(struct vvb_ring *ring, int held);
 
+/* ---- the in-flight region (inflight.c, inflightopen.c, docs/vhost-user-vmbus.md) ---- */
+
+/* Bytes of one channel's part, whole pages, with slots for slots packets of slot_bytes each. */
+uint64_t vvb_inflight_size(uint32_t slots, uint32_t slot_bytes);
+/* Empties a part and gives its pages back. 0 or -errno. */
+int vvb_inflight_clear(int fd, uint64_t offset, uint64_t size);
+
+/*
+ * From now on packets that want a completion are in the part, which is size bytes of fd at offset,
+ * from when they leave the ring until their completion is in the other one. Before anything is
+ * received or sent, once. With resume the rings go on from where the part says, and the packets in
+ * it are what vvb_ring_receive() gives first, in their order; else it has to be empty.
+ *
+ * 0, or -errno, and nothing is recorded: EINVAL: no part has this size; EBADMSG: this is no part;
+ * ESTALE: it is not this ring's.
+ */
+int vvb_ring_record(struct vvb_ring *ring, int fd, uint64_t offset, uint64_t size, uint32_t slots,
+                    int resume);
+/* Packets that are still to be given again. */
+uint32_t vvb_ring_to_replay(struct vvb_ring *ring);
+/*
+ * A few bytes of the device's own that the next back end finds when it resumes. Of what is kept
+ * while the process is killed, either all is found or nothing. Returns what is there, up to
+ * VVB_NOTE_BYTES of it; 0 without a record.
+ */
+enum { VVB_NOTE_BYTES = 256 };
+void vvb_ring_keep_note(struct vvb_ring *ring, const char *data, uint32_t length);
+uint32_t vvb_ring_get_note(struct vvb_ring *ring, char *data);
+/* On the thread that receives: whether there is a slot for one packet more. */
+int vvb_ring_has_slot(struct vvb_ring *ring);
+
 struct vvb_ring_state {
     uint32_t rx_size;
     uint32_t tx_size;
@@ -345,7 +380,8 @@ struct vvb_served {
 /*
  * vvb_ring_receive(), again and again, with what a plan does answered and waiting in between, until
  * there is something for the caller: packets, answers that the ring has no room for or that have
- * to wait for translated code, an error, or stop_fd or wake_fd. The ring is masked then, and the
+ * to wait for translated code, packets out of the in-flight region, no slot there, an error, or
+ * stop_fd or wake_fd. The ring is masked then, and the
  * batch as after vvb_ring_receive().
  */
 int vvb_ring_serve(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t max,

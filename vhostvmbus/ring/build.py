@@ -21,6 +21,8 @@ SOURCES = (
     "ringattach.c",
     "ringreceive.c",
     "ringsend.c",
+    "inflight.c",
+    "inflightopen.c",
     "ringserve.c",
     "waiting.c",
 )
@@ -44,7 +46,7 @@ ffibuilder.set_source(
     '#include "engine.h"\n#include "netapi.h"',
     sources=[_relative(name) for name in SOURCES] + [str(NET / name) for name in NET_SOURCES],
     depends=[
-        *map(_relative, ("api.h", "engine.h", "ringbuf.h")),
+        *map(_relative, ("api.h", "engine.h", "ringbuf.h", "inflight.h")),
         *(str(NET / name) for name in ("netapi.h", "net.h")),
     ],
     include_dirs=["vhostvmbus/ring", str(NET)],

@@ -230,6 +230,7 @@ uint8_t *vvb_plan_answer(struct vvb_batch *batch, const struct vvb_packet *packe
         .transaction_id = packet->transaction_id,
         .payload_len = length,
         .type = PKT_COMP,
+        .slot = packet->slot,
     };
     return out;
 }
@@ -294,7 +295,9 @@ void vvb_plan_run(const struct vvb_plan *plan, struct vvb_batch *batch)
             batch->done_count++;
             batch->done_payload += packet->length - packet->payload_offset;
             batch->done_external += packet->external_length;
-            vvb_segs_put(batch->segs.v + packet->first_seg, packet->seg_count);
+            if (packet->seg_count) {
+                vvb_segs_put(batch->segs.v + packet->first_seg, packet->seg_count);
+            }
             continue;
         }
         batch->packets[kept++] = *packet;

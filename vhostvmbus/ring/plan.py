@@ -131,6 +131,8 @@ class Outgoing(NamedTuple):
     transaction_id: int
     flags: int = 0
     header: bytes = b""
+    slot: int = 0
+    """Where the packet that this completes is recorded; 0: nowhere."""
 
 
 class Done:
@@ -171,5 +173,7 @@ class Done:
             payload = answers[at : at + record.payload_len]
             at += record.payload_len
             if i >= first:
-                packets.append(Outgoing(PacketType.COMP, payload, record.transaction_id))
+                packets.append(
+                    Outgoing(PacketType.COMP, payload, record.transaction_id, slot=record.slot)
+                )
         return packets

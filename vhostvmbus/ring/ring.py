@@ -18,6 +18,7 @@ from vhostvmbus.memory.codemap import CodeMap
 from vhostvmbus.memory.engine import error_of, ffi, guest_error, lib
 from vhostvmbus.memory.external import SEG_SIZE
 from vhostvmbus.ring.plan import AnyPlan, Done, Outgoing
+from vhostvmbus.ring.record import Recording
 from vhostvmbus.wire.errors import (
     ChannelClosed,
     GuestError,
@@ -29,7 +30,7 @@ from vhostvmbus.wire.errors import (
 from vhostvmbus.wire.gpa import GpaRange, build_ranges, parse_ranges
 from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED, GPA_DIRECT_HEADER_SIZE, PacketType
 
-_PACKET = struct.Struct("=QQQQIIIIIIIIIHH")
+_PACKET = struct.Struct("=QQQQIIIIIIIIIHHII")
 _OUTGOING = struct.Struct("=QIIHHI")
 if _PACKET.size != ffi.sizeof("struct vvb_packet") or (
     _OUTGOING.size != ffi.sizeof("struct vvb_outgoing")
@@ -58,7 +59,9 @@ class RawPacket:
     """A packet as it came: private copies only, except for ``external_data``.
 
     ``raw`` is the whole packet from its descriptor on, without trailer. ``error`` is set if the
-    packet is wrong but the ring goes on; then there is no external data.
+    packet is wrong but the ring goes on; then there is no external data. ``slot`` is where it is
+    recorded until its completion, with the same number, is published; 0: nowhere. ``replayed``: a
+    back end before this one took it.
     """
 
     __slots__ = (
@@ -67,7 +70,9 @@ class RawPacket:
         "flags",
         "payload_offset",
         "raw",
+        "replayed",
         "ring_offset",
+        "slot",
         "transaction_id",
         "type",
     )
@@ -82,6 +87,8 @@ class RawPacket:
         payload_offset: int,
         external_data: ExternalData | None,
         error: PacketError | None,
+        slot: int = 0,
+        replayed: bool = False,
     ) -> None:
         self.type = type_
         self.flags = flags
@@ -91,6 +98,8 @@ class RawPacket:
         self.payload_offset = payload_offset
         self.external_data = external_data
         self.error = error
+        self.slot = slot
+        self.replayed = replayed
 
     @property
     def payload(self) -> bytes:
@@ -114,7 +123,8 @@ class Batch(NamedTuple):
 
     ``error`` is set if the ring cannot be followed beyond these packets. ``signal`` says that the
     peer waits for space, has it now, and has to be signalled. ``size`` is in ring bytes. ``done``
-    is what a plan did: packets that are not in ``packets``.
+    is what a plan did: packets that are not in ``packets``. ``no_slot`` says that the record of
+    packets in flight is full, ``replayed`` how many packets came out of it.
     """
 
     packets: list[RawPacket]
@@ -122,6 +132,8 @@ class Batch(NamedTuple):
     signal: bool
     size: int
     done: Done | None = None
+    no_slot: bool = False
+    replayed: int = 0
 
 
 class Served(NamedTuple):
@@ -173,7 +185,7 @@ class RingState(NamedTuple):
     space_signals: int
 
 
-class Ring:
+class Ring(Recording):
     """Both rings of a channel, attached.
 
     ``pfns`` are all pages of the ring's GPADL, ``ring_offset`` the index of the page at which the
@@ -297,8 +309,16 @@ class Ring:
                 raise fault
             error = fault
         done = Done(batch) if batch.done_count else None
+        rest = (
+            error,
+            bool(batch.signal),
+            batch.bytes,
+            done,
+            bool(batch.no_slot),
+            batch.replayed,
+        )
         if not batch.count:
-            return Batch([], error, bool(batch.signal), batch.bytes, done)
+            return Batch([], *rest)
         # Three copies for the whole batch: packets and their segments are slices of them.
         data = bytes(ffi.buffer(batch.data, batch.data_len))
         segs = b""
@@ -306,7 +326,7 @@ class Ring:
             segs = bytes(ffi.buffer(batch.segs.v, batch.segs.count * SEG_SIZE))
         records = bytes(ffi.buffer(batch.packets, batch.count * _PACKET.size))
         packets = [self._packet(record, data, segs) for record in _PACKET.iter_unpack(records)]
-        return Batch(packets, error, bool(batch.signal), batch.bytes, done)
+        return Batch(packets, *rest)
 
     def _packet(self, record: tuple[int, ...], data: bytes, segs: bytes) -> RawPacket:
         (
@@ -325,6 +345,8 @@ class Ring:
             fault_offset,
             type_,
             flags,
+            slot,
+            replayed,
         ) = record
         raw = data[data_offset : data_offset + length]
         external = None
@@ -343,7 +365,16 @@ class Ring:
                 raise fault
             error = fault
         return RawPacket(
-            type_, flags, transaction_id, ring_offset, raw, payload_offset, external, error
+            type_,
+            flags,
+            transaction_id,
+            ring_offset,
+            raw,
+            payload_offset,
+            external,
+            error,
+            slot,
+            bool(replayed),
         )
 
     def mask(self) -> None:
@@ -409,8 +440,8 @@ class Ring:
         self._check_open()
         records = b"".join(
             [
-                _OUTGOING.pack(transaction_id, len(header), len(payload), type_, flags, 0)
-                for type_, payload, transaction_id, flags, header in packets
+                _OUTGOING.pack(transaction_id, len(header), len(payload), type_, flags, slot)
+                for type_, payload, transaction_id, flags, header, slot in packets
             ]
         )
         data = b"".join([part for packet in packets for part in (packet.header, packet.payload)])

@@ -160,6 +160,7 @@ fail:
 void vvb_ring_free(struct vvb_ring *ring)
 {
     if (ring) {
+        vvb_record_free(ring);
         half_unmap(&ring->rx);
         half_unmap(&ring->tx);
         pthread_mutex_destroy(&ring->tx_lock);

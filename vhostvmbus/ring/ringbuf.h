@@ -78,6 +78,7 @@ struct vvb_ring {
     uint32_t pending;     /* what pending_send_sz says */
     uint32_t held;        /* packets wait in line outside: see vvb_ring_hold() */
     uint64_t signals_sent, signals_suppressed, space_signals;
+    struct vvb_record *record; /* NULL: packets are not recorded */
 };
 
 static inline bool index_ok(uint32_t index, uint32_t size)
@@ -100,6 +101,31 @@ static inline uint32_t distance(uint32_t from, uint32_t to, uint32_t size)
 int64_t vvb_rx_available(struct vvb_ring *ring, struct vvb_fault *fault);
 /* Free bytes to send into, or -error. ringsend.c */
 int64_t vvb_tx_free(struct vvb_ring *ring, struct vvb_fault *fault);
+
+/*
+ * ringreceive.c: a packet's copy into the batch, and everything that is looked at. body is what
+ * follows the descriptor, descriptor and offset in the ring were checked.
+ */
+struct vvb_packet *vvb_batch_add(struct vvb_ring *ring, const struct vvb_snapshot *snapshot,
+                                 struct vvb_batch *batch, const struct descriptor *descriptor,
+                                 const uint8_t *body, uint32_t ring_offset,
+                                 const struct vvb_limits *limits);
+/* Takes the last packet out of the batch. */
+void vvb_batch_put_back(struct vvb_batch *batch);
+
+/* inflight.c, if there is a record; inflightopen.c frees it. On the thread that receives: */
+bool vvb_record_room(struct vvb_ring *ring);
+void vvb_record_packet(struct vvb_ring *ring, struct vvb_batch *batch, struct vvb_packet *packet);
+void vvb_record_taken(struct vvb_ring *ring);
+void vvb_record_replay(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t max,
+                       const struct vvb_snapshot *snapshot, const struct vvb_limits *limits,
+                       const struct vvb_plan *plan);
+/* Under tx_lock: */
+void vvb_record_completion(struct vvb_ring *ring, uint32_t slot);
+void vvb_record_lost_completion(struct vvb_ring *ring, uint32_t slot);
+void vvb_record_publish(struct vvb_ring *ring);
+void vvb_record_published(struct vvb_ring *ring);
+void vvb_record_free(struct vvb_ring *ring);
 
 /* A packet of the batch that a plan fits. */
 struct vvb_todo {

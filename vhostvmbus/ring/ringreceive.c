@@ -126,6 +126,41 @@ static int check_packet(struct vvb_ring *ring, const struct vvb_snapshot *snapsh
     return VVB_OK;
 }
 
+struct vvb_packet *vvb_batch_add(struct vvb_ring *ring, const struct vvb_snapshot *snapshot,
+                                 struct vvb_batch *batch, const struct descriptor *descriptor,
+                                 const uint8_t *body, uint32_t ring_offset,
+                                 const struct vvb_limits *limits)
+{
+    struct vvb_packet *packet = &batch->packets[batch->count];
+    struct vvb_fault *fault = &batch->fault;
+
+    memset(packet, 0, sizeof(*packet));
+    packet->transaction_id = descriptor->transaction_id;
+    packet->ring_offset = ring_offset;
+    packet->data_offset = batch->data_len;
+    packet->length = descriptor->len8 * 8u;
+    packet->payload_offset = descriptor->offset8 * 8u;
+    packet->first_seg = batch->segs.count;
+    packet->type = descriptor->type;
+    packet->flags = descriptor->flags;
+    /* The copy's descriptor is the one that was checked, not what is in the ring by now. */
+    memcpy(batch->data + batch->data_len, descriptor, sizeof(*descriptor));
+    memcpy(batch->data + batch->data_len + DESCRIPTOR_SIZE, body,
+           packet->length - DESCRIPTOR_SIZE);
+    vvb_copied();
+
+    if (check_packet(ring, snapshot, batch, packet, limits, fault)) {
+        packet->error = fault->error;
+        packet->fault_field = fault->field;
+        packet->fault_value = fault->value;
+        packet->fault_offset = wrap_add(ring_offset, fault->offset, ring->rx.size);
+        memset(fault, 0, sizeof(*fault));
+    }
+    batch->data_len += packet->length;
+    batch->count++;
+    return packet;
+}
+
 /* Takes the packet at ring->read_index. Returns the bytes consumed, 0: batch full, < 0: -error. */
 static int64_t take_packet(struct vvb_ring *ring, const struct vvb_snapshot *snapshot,
                            struct vvb_batch *batch, uint32_t available,
@@ -133,7 +168,6 @@ static int64_t take_packet(struct vvb_ring *ring, const struct vvb_snapshot *sna
 {
     const uint8_t *source = ring->rx.data + ring->read_index;
     struct vvb_fault *fault = &batch->fault;
-    struct vvb_packet *packet;
     struct descriptor descriptor;
     uint32_t length, offset;
 
@@ -157,31 +191,8 @@ static int64_t take_packet(struct vvb_ring *ring, const struct vvb_snapshot *sna
         return 0; /* fits into the next batch: data_cap is at least the ring's size, or MAX_PACKET */
     }
 
-    packet = &batch->packets[batch->count];
-    memset(packet, 0, sizeof(*packet));
-    packet->transaction_id = descriptor.transaction_id;
-    packet->ring_offset = ring->read_index;
-    packet->data_offset = batch->data_len;
-    packet->length = length;
-    packet->payload_offset = offset;
-    packet->first_seg = batch->segs.count;
-    packet->type = descriptor.type;
-    packet->flags = descriptor.flags;
-    /* The copy's descriptor is the one that was checked, not what is in the ring by now. */
-    memcpy(batch->data + batch->data_len, &descriptor, sizeof(descriptor));
-    memcpy(batch->data + batch->data_len + DESCRIPTOR_SIZE, source + DESCRIPTOR_SIZE,
-           length - DESCRIPTOR_SIZE);
-    vvb_copied();
-
-    if (check_packet(ring, snapshot, batch, packet, limits, fault)) {
-        packet->error = fault->error;
-        packet->fault_field = fault->field;
-        packet->fault_value = fault->value;
-        packet->fault_offset = wrap_add(ring->read_index, fault->offset, ring->rx.size);
-        memset(fault, 0, sizeof(*fault));
-    }
-    batch->data_len += length;
-    batch->count++;
+    vvb_batch_add(ring, snapshot, batch, &descriptor, source + DESCRIPTOR_SIZE, ring->read_index,
+                  limits);
     return length + TRAILER_SIZE;
 }
 
@@ -222,6 +233,8 @@ static void batch_start(struct vvb_batch *batch)
     batch->segs.count = 0;
     batch->signal = 0;
     batch->bytes = 0;
+    batch->no_slot = 0;
+    batch->replayed = 0;
     batch->todo_bytes = 0;
     batch->todo_count = 0;
     batch->done_count = 0;
@@ -233,12 +246,13 @@ static void batch_start(struct vvb_batch *batch)
     memset(&batch->fault, 0, sizeof(batch->fault));
 }
 
-/* The last packet stays in the ring after all. */
-static void put_back(struct vvb_batch *batch)
+void vvb_batch_put_back(struct vvb_batch *batch)
 {
     const struct vvb_packet *packet = &batch->packets[--batch->count];
 
-    vvb_segs_put(batch->segs.v + packet->first_seg, packet->seg_count);
+    if (packet->seg_count) {
+        vvb_segs_put(batch->segs.v + packet->first_seg, packet->seg_count);
+    }
     batch->segs.count = packet->first_seg;
     batch->data_len = packet->data_offset;
     batch->todo_count--;
@@ -261,11 +275,25 @@ int vvb_ring_receive(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t ma
         /* An index of 0 may come from the zeros that stand in for a lost header page. */
         return vvb_fault_set(&batch->fault, VVB_E_LOST, VVB_F_MEMORY, 0, ring->read_index);
     }
-    if (available <= 0 || !max) {
+    if (available < 0 || !max) {
         return available < 0 ? (int)batch->fault.error : VVB_OK;
+    }
+    if (vvb_ring_to_replay(ring)) {
+        snapshot = vvb_snapshot_get(memory);
+        vvb_record_replay(ring, batch, max, snapshot, limits, plan);
+        vvb_snapshot_put(memory, snapshot);
+        vvb_plan_run(plan, batch);
+        return VVB_OK;
+    }
+    if (!available) {
+        return VVB_OK;
     }
     snapshot = vvb_snapshot_get(memory);
     while (available > 0 && batch->count < max) {
+        if (ring->record && !vvb_record_room(ring)) {
+            batch->no_slot = 1;
+            break;
+        }
         taken = take_packet(ring, snapshot, batch, (uint32_t)available, limits);
         if (taken <= 0) {
             break;
@@ -274,9 +302,12 @@ int vvb_ring_receive(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t ma
             if (!vvb_plan_match(plan, batch, batch->count - 1)) {
                 others = true;
             } else if (others) {
-                put_back(batch);
+                vvb_batch_put_back(batch); /* it stays in the ring after all */
                 break;
             }
+        }
+        if (ring->record) {
+            vvb_record_packet(ring, batch, &batch->packets[batch->count - 1]);
         }
         ring->read_index = wrap_add(ring->read_index, (uint32_t)taken, ring->rx.size);
         batch->bytes += (uint32_t)taken;
@@ -286,6 +317,9 @@ int vvb_ring_receive(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t ma
         }
     }
     vvb_snapshot_put(memory, snapshot);
+    if (batch->bytes && ring->record) {
+        vvb_record_taken(ring);
+    }
     if (batch->bytes && release_space(ring, batch->bytes)) {
         batch->signal = 1;
         __atomic_add_fetch(&ring->space_signals, 1, __ATOMIC_RELAXED);

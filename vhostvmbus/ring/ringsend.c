@@ -14,6 +14,9 @@ static void publish(struct vvb_ring *ring, int *signal)
     if (old == ring->write_index) {
         return;
     }
+    if (ring->record) {
+        vvb_record_publish(ring);
+    }
     /* [W] release: the packets come first, pairs with the consumer's acquire */
     vvb_store_release(&header->write_index, ring->write_index);
     ring->published = ring->write_index;
@@ -26,6 +29,9 @@ static void publish(struct vvb_ring *ring, int *signal)
         ring->signals_sent++;
     } else {
         ring->signals_suppressed++;
+    }
+    if (ring->record) {
+        vvb_record_published(ring);
     }
 }
 
@@ -111,6 +117,9 @@ static int put_packet(struct vvb_ring *ring, const struct vvb_outgoing *out, con
         memcpy(at + offset + out->payload_len, &zero, length - offset - out->payload_len);
     }
     memcpy(at + length, &trailer, sizeof(trailer));
+    if (out->slot && ring->record) {
+        vvb_record_completion(ring, out->slot);
+    }
     ring->write_index = wrap_add(ring->write_index, (uint32_t)length + TRAILER_SIZE,
                                  ring->tx.size);
     return VVB_OK;
@@ -166,6 +175,9 @@ static int send_many(struct vvb_ring *ring, const void *packets, uint32_t count,
         }
         ret = put_packet(ring, &out, at, at + out.header_len, &sent->signal, &sent->fault);
         if (ret) {
+            if (ret == VVB_E_TOO_BIG && out.slot && ring->record) {
+                vvb_record_lost_completion(ring, out.slot);
+            }
             break;
         }
         at += size;

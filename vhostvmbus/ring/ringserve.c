@@ -77,7 +77,7 @@ int vvb_ring_serve(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t max,
         if (batch->answer_count && !answer(ring, batch, serving, served)) {
             return ret;
         }
-        if (ret || batch->count) {
+        if (ret || batch->count || batch->replayed || (batch->no_slot && !batch->done_count)) {
             return ret;
         }
         if (!batch->done_count) {

@@ -28,6 +28,19 @@ class PackedOffer(Protocol):
         """The 160 bytes of the reply to ``VMBUS_GET_OFFER``."""
 
 
+class Inflight(Protocol):
+    """An in-flight region: `channels` parts with `slots` slots each, `size` bytes in all."""
+
+    fd: int
+    offset: int
+    channels: int
+    slots: int
+
+    @property
+    def size(self) -> int:
+        """Bytes from `offset` on."""
+
+
 class Offers(Protocol):
     """Where a back end finds what it needs to change its offers; None without a connection."""
 
@@ -91,6 +104,12 @@ class BackEnd(Protocol):
         self, fd: int, map_bytes: int, regions: Sequence[tuple[int, int, int]]
     ) -> None:
         """Where to look before a completion is published ("Translated code")."""
+
+    def make_inflight(self, channels: int) -> Inflight:
+        """A new in-flight region; its descriptor stays the back end's."""
+
+    def adopt_inflight(self, fd: int, size: int, offset: int, channels: int, slots: int) -> None:
+        """The in-flight region of the back end before."""
 
     def reset(self) -> None:
         """Close every channel and forget every GPADL."""

@@ -14,6 +14,7 @@ import logging
 import os
 import select
 import socket
+from collections.abc import Sequence
 
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.backchannel import ANSWER_TIMEOUT, BackChannel
@@ -107,31 +108,34 @@ class Connection:
             self.session.receive_data(data, fds)
             while (event := self.session.next_event()) is not None:
                 try:
-                    self._handle(event)
+                    answered = self._handle(event)
                 finally:
                     close_all(event.fds)
-                if not self._flush():
+                if not answered or not self._flush():
                     return
                 if isinstance(event.message, m.SetBackendReqFd):
                     self._back_end.connected()
             if not self._flush():
                 return
 
-    def _flush(self) -> bool:
+    def _flush(self, fds: Sequence[int] = ()) -> bool:
         data = self.session.data_to_send()
         try:
             if data:
-                send(self._sock, data)
+                send(self._sock, data, fds)
         except OSError as error:
             log.info("the front end does not take answers: %s", error)
             return False
         return True
 
-    def _handle(self, event: Call | Refused) -> None:
+    def _handle(self, event: Call | Refused) -> bool:
+        """Carries it out and answers; false if the front end does not take answers."""
         name = type(event.message).__name__
         if isinstance(event, Refused):
             log.warning("%s refused: %s", name, event.refusal.reason)
-            return
+            return True
+        if isinstance(event.message, m.GetInflightFd):
+            return self._make_inflight(event, event.message.num_queues)
         try:
             status = self._carry_out(event)
         except ProtocolError:
@@ -146,6 +150,20 @@ class Connection:
             log.exception("%s failed", name)
             status = NtStatus.UNSUCCESSFUL
         self.session.answer(event, status)
+        return True
+
+    def _make_inflight(self, call: Call, channels: int) -> bool:
+        if not self._flush():  # descriptors go with the first byte
+            return False
+        try:
+            region = self._back_end.make_inflight(channels)
+        except (FrontEndError, OSError) as error:
+            log.error("no in-flight region: %s", error)
+            self.session.reply(call, m.InflightReply(0, 0, 0, 0))
+            return self._flush()
+        answer = m.InflightReply(region.size, region.offset, region.channels, region.slots)
+        self.session.reply(call, answer)
+        return self._flush([region.fd])
 
     def _carry_out(self, call: Call) -> NtStatus:
         back_end = self._back_end
@@ -169,6 +187,8 @@ class Connection:
                 back_end.close_channel(channel)
             case m.Modify(channel, target_vp):
                 back_end.modify_channel(channel, target_vp)
+            case m.SetInflightFd(size, offset, channels, slots):
+                back_end.adopt_inflight(call.fds[0], size, offset, channels, slots)
             case m.Reset():
                 back_end.reset()
             case m.SetCodeMap(map_bytes, regions):

@@ -25,12 +25,15 @@ from vhostvmbus.vhost_user.message import (
 from vhostvmbus.vhost_user.standard import (
     AddMemReg,
     GetFeatures,
+    GetInflightFd,
     GetMaxMemSlots,
     GetProtocolFeatures,
+    InflightReply,
     MemoryRegion,
     RemMemReg,
     SetBackendReqFd,
     SetFeatures,
+    SetInflightFd,
     SetMemTable,
     SetOwner,
     SetProtocolFeatures,
@@ -55,6 +58,7 @@ from vhostvmbus.vhost_user.vmbus import (
 BACK_END_REPLIES: dict[int, type[Message]] = {
     **dict.fromkeys(FRONT_END_REQUESTS, Value),
     Request.VMBUS_GET_OFFER: OfferReply,
+    Request.GET_INFLIGHT_FD: InflightReply,
 }
 #: Request number → reply, on the back-end channel.
 FRONT_END_REPLIES: dict[int, type[Message]] = dict.fromkeys(BACK_END_REQUESTS, Value)
@@ -79,11 +83,13 @@ __all__ = [
     "Close",
     "CodeMapRegion",
     "GetFeatures",
+    "GetInflightFd",
     "GetMaxMemSlots",
     "GetOffer",
     "GetProtocolFeatures",
     "GpadlCreate",
     "GpadlTeardown",
+    "InflightReply",
     "InvalidateCode",
     "MemoryRegion",
     "Message",
@@ -99,6 +105,7 @@ __all__ = [
     "SetBackendReqFd",
     "SetCodeMap",
     "SetFeatures",
+    "SetInflightFd",
     "SetMemTable",
     "SetOwner",
     "SetProtocolFeatures",

@@ -83,6 +83,8 @@ READY_REQUESTS = frozenset(
         Request.VMBUS_MODIFY,
         Request.VMBUS_RESET,
         Request.VMBUS_SET_CODE_MAP,
+        Request.GET_INFLIGHT_FD,
+        Request.SET_INFLIGHT_FD,
     }
 )
 
@@ -93,11 +95,19 @@ QUERIES = frozenset(
         Request.GET_PROTOCOL_FEATURES,
         Request.GET_MAX_MEM_SLOTS,
         Request.VMBUS_GET_OFFER,
+        Request.GET_INFLIGHT_FD,
     }
 )
 
 #: Requests that are of no use without the protocol feature.
-NEEDS_FEATURE = {Request.VMBUS_SET_CODE_MAP: ProtocolFeature.VMBUS_CODE_MAP}
+NEEDS_FEATURE = {
+    Request.VMBUS_SET_CODE_MAP: ProtocolFeature.VMBUS_CODE_MAP,
+    Request.GET_INFLIGHT_FD: ProtocolFeature.INFLIGHT_SHMFD,
+    Request.SET_INFLIGHT_FD: ProtocolFeature.INFLIGHT_SHMFD,
+}
+
+#: What a back end offers beyond the required bits.
+OPTIONAL_FEATURES = ProtocolFeature.VMBUS_CODE_MAP | ProtocolFeature.INFLIGHT_SHMFD
 
 
 def next_state(state: State, request: Request) -> State:
@@ -138,10 +148,11 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The back end's answer to the front end's `request`."""
+    """The back end's answer to the front end's `request`; the receiver owns `fds`."""
 
     request: Message
-    message: m.Value | m.OfferReply
+    message: m.Value | m.OfferReply | m.InflightReply
+    fds: tuple[int, ...] = ()
 
 
 class Session:
@@ -198,7 +209,7 @@ class BackEndSession(Session):
     def __init__(
         self,
         offer: m.OfferReply,
-        features: ProtocolFeature = REQUIRED_FEATURES | ProtocolFeature.VMBUS_CODE_MAP,
+        features: ProtocolFeature = REQUIRED_FEATURES | OPTIONAL_FEATURES,
         limits: Limits | None = None,
     ) -> None:
         super().__init__(Direction.REQUESTS)
@@ -256,6 +267,17 @@ class BackEndSession(Session):
                 value=call.message.REQUEST,
             )
         self._acknowledge(call.message, call.need_reply, status)
+
+    def reply(self, call: Call, message: Message) -> None:
+        """Answer `call`, a query that the back end carries out, with what was asked for.
+
+        Descriptors go with the first byte of what :meth:`data_to_send` has then, so that has to be
+        empty before.
+        """
+        if self._current is not call:
+            raise ValueError("a call is answered once")
+        self._current = None
+        self._put(call.message, message)
 
     def _acknowledge(self, message: Message, need_reply: bool, status: int) -> None:
         if need_reply and ProtocolFeature.REPLY_ACK in self.protocol_features:
@@ -389,14 +411,14 @@ class FrontEndSession(Session):
                     value=frame.request,
                 )
             request = self._unanswered.popleft()
-            assert isinstance(frame.message, m.Value | m.OfferReply)
+            assert isinstance(frame.message, m.Value | m.OfferReply | m.InflightReply)
             self._check(request, frame.message)
         except ProtocolError:
             self.state = State.CLOSED
             raise
-        return Reply(request, frame.message)
+        return Reply(request, frame.message, frame.fds)
 
-    def _check(self, request: Message, reply: m.Value | m.OfferReply) -> None:
+    def _check(self, request: Message, reply: Message) -> None:
         if not isinstance(reply, m.Value):
             return
         if isinstance(request, m.GetFeatures) and not reply.value & F_PROTOCOL_FEATURES:

@@ -12,6 +12,7 @@ from vhostvmbus.vhost_user.message import (
     MAX_TABLE_REGIONS,
     Message,
     Request,
+    check_reserved,
     front_end,
     split_records,
 )
@@ -65,6 +66,60 @@ class SetBackendReqFd(Message):
 @dataclass(frozen=True, slots=True)
 class GetMaxMemSlots(Message):
     """Asks how many memory regions the back end can take."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Inflight(Message):
+    """Inflight description, 24 bytes; here `num_queues` are channels."""
+
+    mmap_size: int
+    mmap_offset: int
+    num_queues: int
+    queue_size: int
+    LAYOUT = struct.Struct("<QQHHI")
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Self:
+        *fields, reserved = cls.LAYOUT.unpack(payload)
+        check_reserved(reserved)
+        message = cls(*fields)
+        if message.mmap_offset + message.mmap_size > 1 << 63:
+            raise BadField(
+                f"an in-flight region of {message.mmap_size:#x} bytes passes the end of any file",
+                field="mmap_offset",
+                value=message.mmap_offset,
+            )
+        return message
+
+    def pack(self) -> bytes:
+        return self.LAYOUT.pack(
+            self.mmap_size, self.mmap_offset, self.num_queues, self.queue_size, 0
+        )
+
+
+@front_end(Request.GET_INFLIGHT_FD)
+@dataclass(frozen=True, slots=True)
+class GetInflightFd(_Inflight):
+    """Asks for an in-flight region for `num_queues` channels; the rest is the back end's choice."""
+
+
+@front_end(Request.SET_INFLIGHT_FD)
+@dataclass(frozen=True, slots=True)
+class SetInflightFd(_Inflight):
+    """Gives the back end the region of one before, with its file."""
+
+    FDS = (1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class InflightReply(_Inflight):
+    """The region that was asked for, with its file; without one `mmap_size` is 0."""
+
+    REQUEST = Request.GET_INFLIGHT_FD
+    FDS = (0, 1)
+
+    def check_fds(self, count: int) -> bool:
+        return count == bool(self.mmap_size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,6 +144,10 @@ class RegionOverlap(FrontEndError):
     status = NtStatus.CONFLICTING_ADDRESSES
 
 
+class InflightInvalid(FrontEndError):
+    """An in-flight region that cannot be used: its size, its seals, its contents."""
+
+
 class RegionUnknown(FrontEndError):
     """No such memory region."""
 

@@ -31,7 +31,10 @@ SEND_SECTION: Final = 6144
 MAX_BUFFER: Final = 31 << 20
 """Longest buffer taken, in bytes: what Linux has for its largest."""
 CONTROL_RESERVE: Final = 8
-"""Receive sections kept for RNDIS answers."""
+"""Receive sections kept for RNDIS answers; fewer of a small buffer."""
+MIN_SECTIONS: Final = 8
+"""Fewest receive sections: five for the longest frame, two for answers, one to spare. Linux lends
+ten and more (``ethtool -G``)."""
 
 
 def section_size(frame_size: int, coalescing: bool) -> int:
@@ -121,10 +124,10 @@ class Frames(Protocol):
     def free_sections(self) -> int:
         """How many the guest does not have."""
 
-    def section(self) -> int | None:
+    def section(self, lease: int) -> int | None:
         """One of them, None if there is none."""
 
-    def give(self, section: int) -> None:
+    def give(self, lease: int, section: int) -> None:
         """It is free again."""
 
 
@@ -137,13 +140,15 @@ class ReceiveBuffer:
         """Cuts ``mapping`` into sections of ``size`` bytes. Raises :class:`SectionError`.
 
         ``set_id`` is the guest's name for the buffer. With a ``path`` all but the first
-        :data:`CONTROL_RESERVE` sections are that one's.
+        :attr:`reserve` sections are that one's.
         """
         length = len(mapping)
         count = length // size
-        if length > MAX_BUFFER or count < 2 * CONTROL_RESERVE:
+        if length > MAX_BUFFER or count < MIN_SECTIONS:
             raise SectionError("gpadl_length", length, 4, f"sections have {size} bytes")
         self.set_id = set_id
+        self.lease = 0
+        """The path's number for this buffer: sections have the same numbers in all of them."""
         self.section_size = size
         self.count = count
         self.mapping = mapping
@@ -152,7 +157,9 @@ class ReceiveBuffer:
         self._starts = [0, *accumulate(len(view) for view in self._views)]
         self._sections: list[Section | None] = [None] * count
         self._path = path
-        self._own = count if path is None else CONTROL_RESERVE
+        self.reserve = min(CONTROL_RESERVE, count // 4)
+        """Sections that are kept for RNDIS answers."""
+        self._own = count if path is None else self.reserve
         self._free = deque(range(self._own))
 
     @property
@@ -160,12 +167,15 @@ class ReceiveBuffer:
         """Sections that the guest does not have."""
         return len(self._free) + (self._path.free_sections if self._path else 0)
 
-    def take(self, count: int = 1, *, reserve: int = CONTROL_RESERVE) -> list[Section]:
-        """``count`` free sections, or none if that would leave fewer than ``reserve``."""
+    def take(self, count: int = 1, *, reserve: int | None = None) -> list[Section]:
+        """``count`` free sections, or none if that would leave fewer than ``reserve``, by default
+        what is kept for answers."""
+        if reserve is None:
+            reserve = self.reserve
         if len(self._free) < count + reserve:
             if self._path is None or count > 1 or reserve:
                 return []
-            number = self._path.section()
+            number = self._path.section(self.lease)
             return [] if number is None else [self._section(number)]
         taken = []
         try:
@@ -182,7 +192,7 @@ class ReceiveBuffer:
             if section.number < self._own:
                 self._free.append(section.number)
             elif self._path is not None:
-                self._path.give(section.number)
+                self._path.give(self.lease, section.number)
 
     def section_number(self, number: int) -> Section:
         """A section that the path left over."""

@@ -26,15 +26,14 @@ from uuid import UUID
 from vhostvmbus.channel import Channel
 from vhostvmbus.channel.stats import RateLimitedLog
 from vhostvmbus.device import Device
-from vhostvmbus.devices.net import nvsp, rndis, sender
+from vhostvmbus.devices.net import nvsp, rndis, sender, status, takeover
 from vhostvmbus.devices.net.buffers import ReceiveBuffer, SendBuffer
 from vhostvmbus.devices.net.datapath import DataPath
 from vhostvmbus.devices.net.direct import DirectReceiver
 from vhostvmbus.devices.net.errors import NetError, NvspError, ReturnError, SectionError
-from vhostvmbus.devices.net.frame import ETHERNET_SIZE
 from vhostvmbus.devices.net.link import Capabilities, Link
 from vhostvmbus.devices.net.nvsp import NO_SECTION, RndisChannel, Status
-from vhostvmbus.devices.net.oids import Adapter, Change
+from vhostvmbus.devices.net.oids import DEFAULT_MTU, Adapter, Change
 from vhostvmbus.devices.net.outbox import Outbox
 from vhostvmbus.devices.net.protocol import (
     Action,
@@ -129,7 +128,7 @@ class NetworkCard(Device):
         self._lent: dict[bool, int] = {}
         self._subchannels = 0
         self._queues = 1
-        self._own_mtu = link.mtu
+        self._own_mtu = self._asked_mtu = link.mtu
         link.start(self._link_changed)
         self.adapter.connected = link.carrier()
 
@@ -160,7 +159,8 @@ class NetworkCard(Device):
         """The guest went on while there was no back end; what it had set up is not known here.
 
         Whatever it sends is refused, by the protocol's means, until :meth:`post_started` has the
-        guest's driver start anew.
+        guest's driver start anew. That goes for what the back end before had not completed, too:
+        the driver waits for it before it lets go, and a channel is not closed before that was done.
         """
         self.opened(channel)
 
@@ -168,11 +168,34 @@ class NetworkCard(Device):
         """A card that is taken out and put in again is negotiated with again."""
         if channel.info.resumed and not channel.index:
             log.warning("%s: the guest's driver has to start anew: offered once more", self.name)
+            told = self._tell_link_down(channel)
+            least = takeover.LINK_CHANGE_SECONDS if told else 0.0
+            if not takeover.wait_until_quiet(lambda: list(self._channels.values()), least):
+                log.warning("%s: the guest's driver does not come to rest", self.name)
             try:
                 self.rescind()
                 self.offer_again()
             except OfferRefused as error:
                 log.error("%s: %s; the guest has to load its driver again", self.name, error)
+
+    def _tell_link_down(self, channel: Channel) -> bool:
+        """Has a guest that this back end knows nothing of stop sending; whether it could be."""
+        note = takeover.BufferNote.parse(channel.note)
+        if note is None:
+            return False
+        try:
+            mapping = channel.map_gpadl(note.gpadl)
+            self._lent[True] = note.gpadl
+            buffer = ReceiveBuffer(mapping, note.buffer_id, note.section_size)
+        except (ChannelClosed, FrontEndError, UsageError, GuestError) as error:
+            log.warning("%s: the guest's receive buffer is not found: %s", self.name, error)
+            return False
+        # Frames that the guest has not looked at yet may be anywhere in it.
+        takeover.wait_until_quiet(lambda: [channel], 0.0, patience=1.0)
+        with self._lock:
+            self._outbox.buffer = buffer
+            self._outbox.answer([rndis.indicate_status(status.MEDIA_DISCONNECT)])
+        return True
 
     def started(self, channel: Channel) -> None:
         """Once all subchannels that were asked for are open, they are used, both ways."""
@@ -257,10 +280,13 @@ class NetworkCard(Device):
             log.warning("%s: %s", self.link.name, error)
 
     def _follow_mtu(self) -> None:
-        """Makes the host side's MTU the guest's if that is larger than what the link began with,
-        and what it began with otherwise."""
-        wanted = max(self._own_mtu, self.protocol.frame_size - ETHERNET_SIZE)
+        """Makes the host side's MTU the guest's if that is larger than the host's own choice, and
+        than what every driver begins with; the host's choice otherwise."""
+        wanted = self.adapter.guest_mtu
+        if wanted <= max(self._own_mtu, DEFAULT_MTU):
+            wanted = self._own_mtu
         if wanted != self.link.mtu:
+            self._asked_mtu = wanted
             self._ask_link(lambda: self.link.set_mtu(wanted))
             self.adapter.mtu = self.link.mtu
 
@@ -277,6 +303,8 @@ class NetworkCard(Device):
         with self._lock:
             for receiver in self._receivers:
                 receiver.wake()
+            if self.link.mtu not in (self.adapter.mtu, self._asked_mtu):
+                self._own_mtu = self.link.mtu  # somebody on the host wants it so
             self.adapter.mtu = self.link.mtu
             self._configure()
             self._outbox.answer(self.protocol.link_changed(self.link.carrier()))
@@ -380,9 +408,10 @@ class NetworkCard(Device):
             if receive:
                 size = self.protocol.section_size
                 buffer = ReceiveBuffer(mapping, buffer_id, size, self._path)
-                answer = self.protocol.lent(buffer)
                 if self._path is not None:
                     self._path.lend_receive(buffer)
+                answer = self.protocol.lent(buffer)
+                channel.note = takeover.BufferNote(gpadl, buffer_id, size).pack()
                 with self._lock:
                     self._outbox.buffer = buffer
                     for receiver in self._receivers:
@@ -394,12 +423,16 @@ class NetworkCard(Device):
             return self.protocol.lent(self._send)
         except GuestError as error:
             self._complain(channel, error)
-            self._give_back(channel, receive)
-            return refused_buffer(receive)
+        except ExternalDataClosed as error:  # torn down at this moment
+            self._complain(channel, SectionError("gpadl_handle", gpadl, 4, str(error)))
+        self._give_back(channel, receive)
+        return refused_buffer(receive)
 
     def _give_back(self, channel: Channel, receive: bool) -> None:
         """Touches a buffer no more."""
         if receive:
+            with suppress(ChannelClosed):
+                channel.note = b""
             with self._lock:
                 self._outbox.buffer = None
                 receivers = list(self._receivers)

@@ -16,11 +16,11 @@ import os
 from collections.abc import Sequence
 from enum import IntEnum
 from functools import partial
+from itertools import count
 from typing import Any, Final, NamedTuple
 
 from vhostvmbus.channel import Channel
-from vhostvmbus.devices.net.buffers import CONTROL_RESERVE, ReceiveBuffer, SendBuffer
-from vhostvmbus.devices.net.frame import ETHERNET_SIZE
+from vhostvmbus.devices.net.buffers import ReceiveBuffer, SendBuffer
 from vhostvmbus.devices.net.nvsp import MESSAGE_SIZE
 from vhostvmbus.devices.net.oids import Adapter
 from vhostvmbus.devices.net.statistics import Counters
@@ -61,6 +61,8 @@ class Served(NamedTuple):
     state: State
     left: list[Part]
     """What the caller has to hand over; a channel's parts come in a row."""
+    lease: int
+    """Of the buffer that they are in: :attr:`ReceiveBuffer.lease`."""
 
 
 class News(NamedTuple):
@@ -100,6 +102,7 @@ class DataPath:
             raise MemoryError("the network card's data path")
         self._net: Any = ffi.gc(net, lib.vvb_net_free)
         self._ports = 0
+        self._leases = count(1)
         self._code_map: CodeMap | None = None
         self._taken = [ffi.new("struct vvb_net_taken *") for _ in range(MAX_QUEUES)]
 
@@ -108,7 +111,7 @@ class DataPath:
         config = ffi.new("struct vvb_net_config *")
         offloads, scaling = adapter.offloads, adapter.scaling.current
         config.active = active
-        config.max_frame = adapter.mtu + ETHERNET_SIZE
+        config.max_frame = adapter.longest
         config.send_offloads = (
             offloads.ip_checksum * lib.VVB_NET_IP_CHECKSUM
             | offloads.tcp4_send * lib.VVB_NET_TCP4
@@ -147,40 +150,48 @@ class DataPath:
 
     def lend_send(self, buffer: SendBuffer) -> None:
         """Packets may refer to these sections."""
-        segs = buffer.mapping.lend(partial(self.take_back, False))
-        count = len(segs) // SEG_SIZE
-        _check(lib.vvb_net_lend_send(self._net, segs, count, buffer.section_size))
+        lease = next(self._leases)
+
+        def use(segs: bytes) -> None:
+            number = len(segs) // SEG_SIZE
+            _check(lib.vvb_net_lend_send(self._net, segs, number, buffer.section_size, lease))
+
+        buffer.mapping.lend(use, partial(self.take_back, False, lease))
 
     def lend_receive(self, buffer: ReceiveBuffer) -> None:
         """Frames go into these sections, all but the first few: answers go into those."""
-        segs = buffer.mapping.lend(partial(self.take_back, True))
-        count = len(segs) // SEG_SIZE
-        _check(
-            lib.vvb_net_lend_receive(
-                self._net, segs, count, buffer.section_size, buffer.set_id, CONTROL_RESERVE
-            )
-        )
+        lease = buffer.lease = next(self._leases)
 
-    def take_back(self, receive: bool) -> None:
-        """Touches a buffer no more."""
+        def use(segs: bytes) -> None:
+            number, size = len(segs) // SEG_SIZE, buffer.section_size
+            _check(
+                lib.vvb_net_lend_receive(
+                    self._net, segs, number, size, buffer.set_id, buffer.reserve, lease
+                )
+            )
+
+        buffer.mapping.lend(use, partial(self.take_back, True, lease))
+
+    def take_back(self, receive: bool, lease: int = 0) -> None:
+        """Touches a buffer no more; with a ``lease``, unless there is another by now."""
         if receive:
-            lib.vvb_net_lend_receive(self._net, ffi.NULL, 0, 0, 0, 0)
+            lib.vvb_net_lend_receive(self._net, ffi.NULL, 0, 0, 0, 0, lease)
         else:
-            lib.vvb_net_lend_send(self._net, ffi.NULL, 0, 0)
+            lib.vvb_net_lend_send(self._net, ffi.NULL, 0, 0, lease)
 
     @property
     def free_sections(self) -> int:
         """Sections for frames that the guest does not have."""
         return int(lib.vvb_net_free_sections(self._net))
 
-    def section(self) -> int | None:
-        """A free section for the caller, None if there is none."""
-        section = int(lib.vvb_net_section(self._net))
+    def section(self, lease: int) -> int | None:
+        """A free section for the caller, None if there is none, or not in that buffer any more."""
+        section = int(lib.vvb_net_section(self._net, lease))
         return section if section >= 0 else None
 
-    def give(self, section: int) -> None:
-        """A section that the caller had is free again."""
-        lib.vvb_net_give(self._net, section)
+    def give(self, lease: int, section: int) -> None:
+        """A section that the caller had is free again, if there still is the buffer."""
+        lib.vvb_net_give(self._net, lease, section)
 
     # -- channels ------------------------------------------------------------------------------
 
@@ -232,7 +243,7 @@ class DataPath:
             Part(part.channel, part.section, part.byte_count, part.byte_offset)
             for part in (taken.parts[i] for i in range(taken.left))
         ]
-        return Served(State(taken.state), left)
+        return Served(State(taken.state), left, taken.lease)
 
     def wake_when_free(self, wake_fd: int) -> None:
         """Signals that eventfd once when the guest next gives sections back."""

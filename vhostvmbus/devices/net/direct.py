@@ -46,11 +46,11 @@ class DirectReceiver(Receiver):
         self.wake()
 
     def _turn(self, pause: float | None) -> float | None:
-        buffer = self._usable()
-        if pause is not None or buffer is None:
+        if pause is not None or self._usable() is None:
             return super()._turn(pause)
         served = self._path.serve(self._queue, self._wake_fd)
-        self._hand_over(buffer, served.left)
+        if served.left:
+            self._hand_over(served.left, served.lease)
         match served.state:
             case State.WOKEN:
                 os.eventfd_read(self._wake_fd)
@@ -77,13 +77,20 @@ class DirectReceiver(Receiver):
         # What can be taken, the data path takes.
         return super()._take() if self._usable() is None else False
 
-    def _hand_over(self, buffer: ReceiveBuffer, left: list[Part]) -> None:
-        groups: dict[int, Delivery] = {}
-        for part in left:
-            section = buffer.section_number(part.section)
-            delivery = groups.setdefault(part.channel, Delivery())
-            delivery.ranges.append((part.byte_count, part.byte_offset))
-            delivery.sections.append(section)
-            delivery.written += section.spans
-        for channel, delivery in groups.items():
-            self.counters.receive_no_buffer += self._deliver(channel, buffer, delivery)
+    def _hand_over(self, left: list[Part], lease: int) -> None:
+        with self._lock:  # nothing is told of a buffer that was taken back
+            buffer = self._buffer
+            if buffer is None or buffer.lease != lease:
+                for part in left:
+                    self._path.give(lease, part.section)
+                self.counters.receive_no_buffer += len(left)
+                return
+            groups: dict[int, Delivery] = {}
+            for part in left:
+                section = buffer.section_number(part.section)
+                delivery = groups.setdefault(part.channel, Delivery())
+                delivery.ranges.append((part.byte_count, part.byte_offset))
+                delivery.sections.append(section)
+                delivery.written += section.spans
+            for channel, delivery in groups.items():
+                self.counters.receive_no_buffer += self._deliver(channel, buffer, delivery)

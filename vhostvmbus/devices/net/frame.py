@@ -37,13 +37,13 @@ MAX_HEADERS: Final = 1023 + 60
 def ones_complement_sum(data: bytes | bytearray | memoryview) -> int:
     """RFC 1071's sum, folded to 16 bits. An odd last byte is the high half of a word.
 
-    2**16 is 1 modulo 65535, so the bytes as one number, modulo 65535, are the sum of the words;
-    0 and 0xFFFF are the same there, and in all uses of it.
+    2**16 is 1 modulo 65535, so the bytes as one number, modulo 65535, are the sum of the words.
+    0 and 0xFFFF are the same there; folding leaves 0 for nothing but zeroes.
     """
     number = int.from_bytes(data, "big")
     if len(data) & 1:
         number <<= 8
-    return number % 0xFFFF
+    return number % 0xFFFF or (0xFFFF if number else 0)
 
 
 def checksum(data: bytes | bytearray | memoryview) -> int:

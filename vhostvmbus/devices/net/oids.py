@@ -27,6 +27,8 @@ from vhostvmbus.devices.net.statistics import Counters
 SPEED: Final = 100_000_000
 """10 Gbit/s: a synthetic card has no speed of its own."""
 MAX_MULTICAST: Final = 32
+DEFAULT_MTU: Final = 1500
+"""What a driver begins with."""
 FRIENDLY_NAME: Final = "Network Adapter"
 """Linux takes any other one for the interface's alias."""
 VENDOR: Final = b"vhostvmbus network card\0"
@@ -52,6 +54,7 @@ class Adapter:
 
     permanent_address: bytes
     mtu: int
+    """The link's."""
     able: Capabilities
     """What the link takes and may give."""
     scaling: rss.ReceiveScaling
@@ -64,6 +67,9 @@ class Adapter:
     packet_filter: int = 0
     multicast: frozenset[bytes] = frozenset()
     lookahead: int = 1514
+    guest_mtu: int = DEFAULT_MTU
+    """What the guest works with. The link's may become another one at any time: that the guest does
+    not know is no mistake of its."""
     offloads: Offloads = field(default_factory=Offloads)
 
     def __post_init__(self) -> None:
@@ -92,6 +98,11 @@ class Adapter:
         return bool(wanted & ALL_MULTICAST) or (
             bool(wanted & MULTICAST) and destination in self.multicast
         )
+
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest frame that the guest may send, without a tag."""
+        return max(self.mtu, self.guest_mtu) + ETHERNET_SIZE
 
     @property
     def offered(self) -> Offloads:

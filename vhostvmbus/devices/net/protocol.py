@@ -95,7 +95,8 @@ class Protocol:
         self.max_subchannels = max_subchannels
         self.version: Version | None = None
         self.capabilities = Capability(0)
-        self.frame_size = 1500 + ETHERNET_SIZE
+        adapter.guest_mtu = oids.DEFAULT_MTU
+        self.frame_size = adapter.guest_mtu + ETHERNET_SIZE
         """What the guest wants to receive at most, in bytes, without a tag."""
         self.ndis_version = (0, 0)
         self.rndis = Rndis.UNINITIALIZED
@@ -186,6 +187,7 @@ class Protocol:
         self.frame_size = frame_size
         self.capabilities = capabilities
         self.adapter.coalescing = self.coalescing
+        self.adapter.guest_mtu = frame_size - ETHERNET_SIZE
         return Answer(b"")
 
     def _subchannels(self, operation: int, count: int) -> Action:

@@ -42,7 +42,7 @@ def send_packet(data: bytes, adapter: Adapter, send: Send, counters: Counters) -
         if layout.info_length:
             begin = at + layout.info_offset
             info = ppi.parse(data[begin : begin + layout.info_length])
-        limit = MAX_FRAME if info.large_send is not None else adapter.mtu + frame.ETHERNET_SIZE
+        limit = MAX_FRAME if info.large_send is not None else adapter.longest
         # A tag may be in the frame, or beside it.
         if not frame.ETHERNET_SIZE <= length <= limit + frame.VLAN_SIZE:
             raise FrameError("data_len", length, 12, f"{frame.ETHERNET_SIZE} to {limit}")

@@ -265,6 +265,10 @@ void vuv_bus_reset(VMBusDevice *vdev)
     if (s->used) {
         s->used = false;
         vuv_tell(s, VUV_RESET, NULL, 0);
+        /* a back end that's there has emptied it */
+        if (!s->conn.up) {
+            vuv_inflight_forget(&s->inflight);
+        }
     }
     /* what was asked for before the answer goes with the rest */
     vuv_offers_apply(s);

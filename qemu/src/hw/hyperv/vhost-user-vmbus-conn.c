@@ -28,6 +28,7 @@
 
 #define PF_REPLY_ACK            (1ull << 3)
 #define PF_BACKEND_REQ          (1ull << 5)
+#define PF_INFLIGHT_SHMFD       (1ull << 12)
 #define PF_CONFIGURE_MEM_SLOTS  (1ull << 15)
 #define PF_VMBUS                (1ull << 48)
 #define PF_VMBUS_CODE_MAP       (1ull << 49)
@@ -89,16 +90,33 @@ static bool conn_send(VuvConn *c, uint32_t request, bool need_reply,
     return true;
 }
 
+/* Keep the first of the descriptors in @fd, unless that has one. */
+static void keep_first_fd(int *fd, int *fds, size_t nfds)
+{
+    for (size_t i = 0; i < nfds; i++) {
+        if (*fd < 0) {
+            *fd = fds[i];
+        } else {
+            close(fds[i]);
+        }
+    }
+    g_free(fds);
+}
+
 /*
  * Read from the chardev's socket, with a time limit, which chardevs don't have.
  * The chardev itself doesn't read, as this device has no handler for input.
+ * With @fd, a descriptor that comes with the bytes is stored there.
  */
 static bool conn_recv(VuvConn *c, void *buf, size_t len, int64_t deadline,
-                      Error **errp)
+                      int *fd, Error **errp)
 {
     SocketChardev *sock = SOCKET_CHARDEV(qemu_chr_fe_get_driver(&c->chr));
 
     while (len) {
+        struct iovec iov = { .iov_base = buf, .iov_len = len };
+        int *fds = NULL;
+        size_t nfds = 0;
         int64_t left;
         ssize_t ret;
 
@@ -106,7 +124,11 @@ static bool conn_recv(VuvConn *c, void *buf, size_t len, int64_t deadline,
             error_setg(errp, "the back end closed the connection");
             return false;
         }
-        ret = qio_channel_read(sock->ioc, buf, len, errp);
+        ret = qio_channel_readv_full(sock->ioc, &iov, 1, fd ? &fds : NULL,
+                                     fd ? &nfds : NULL, 0, errp);
+        if (fd) {
+            keep_first_fd(fd, fds, nfds);
+        }
         if (ret == QIO_CHANNEL_ERR_BLOCK) {
             GPollFD pfd = { .fd = sock->sioc->fd, .events = G_IO_IN };
 
@@ -132,14 +154,14 @@ static bool conn_recv(VuvConn *c, void *buf, size_t len, int64_t deadline,
 }
 
 static bool conn_reply(VuvConn *c, uint32_t request, void *reply,
-                       uint32_t reply_size, Error **errp)
+                       uint32_t reply_size, int *fd, Error **errp)
 {
     int64_t deadline = qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
                        VUV_ANSWER_TIMEOUT_MS;
     Header hdr;
     uint32_t flags;
 
-    if (!conn_recv(c, &hdr, sizeof(hdr), deadline, errp)) {
+    if (!conn_recv(c, &hdr, sizeof(hdr), deadline, fd, errp)) {
         return false;
     }
     flags = le32_to_cpu(hdr.flags);
@@ -152,22 +174,36 @@ static bool conn_reply(VuvConn *c, uint32_t request, void *reply,
                    le32_to_cpu(hdr.request), flags, le32_to_cpu(hdr.size));
         return false;
     }
-    return conn_recv(c, reply, reply_size, deadline, errp);
+    return conn_recv(c, reply, reply_size, deadline, NULL, errp);
+}
+
+bool vuv_conn_ask(VuvConn *c, uint32_t request, const void *payload,
+                  uint32_t size, void *reply, uint32_t reply_size, int *fd,
+                  Error **errp)
+{
+    if (fd) {
+        *fd = -1;
+    }
+    if (!c->up) {
+        error_setg(errp, "no back end is connected");
+        return false;
+    }
+    if (!conn_send(c, request, false, payload, size, NULL, 0, errp) ||
+        !conn_reply(c, request, reply, reply_size, fd, errp)) {
+        if (fd && *fd >= 0) {
+            close(*fd);
+            *fd = -1;
+        }
+        vuv_conn_drop(c);
+        return false;
+    }
+    return true;
 }
 
 bool vuv_conn_get(VuvConn *c, uint32_t request, void *reply,
                   uint32_t reply_size, Error **errp)
 {
-    if (!c->up) {
-        error_setg(errp, "no back end is connected");
-        return false;
-    }
-    if (!conn_send(c, request, false, NULL, 0, NULL, 0, errp) ||
-        !conn_reply(c, request, reply, reply_size, errp)) {
-        vuv_conn_drop(c);
-        return false;
-    }
-    return true;
+    return vuv_conn_ask(c, request, NULL, 0, reply, reply_size, NULL, errp);
 }
 
 bool vuv_conn_ack(VuvConn *c, uint32_t request, const void *payload,
@@ -181,7 +217,7 @@ bool vuv_conn_ack(VuvConn *c, uint32_t request, const void *payload,
         return false;
     }
     if (!conn_send(c, request, true, payload, size, fds, nfds, errp) ||
-        !conn_reply(c, request, &ack, sizeof(ack), errp)) {
+        !conn_reply(c, request, &ack, sizeof(ack), NULL, errp)) {
         vuv_conn_drop(c);
         return false;
     }
@@ -312,7 +348,8 @@ static bool conn_negotiate(VuvConn *c, bool code_map, Error **errp)
                     PF_VMBUS | (code_map ? PF_VMBUS_CODE_MAP : 0);
     uint64_t features, slots;
 
-    if (!conn_reply(c, VUV_GET_FEATURES, &features, sizeof(features), errp)) {
+    if (!conn_reply(c, VUV_GET_FEATURES, &features, sizeof(features), NULL,
+                    errp)) {
         return false;
     }
     if (!(le64_to_cpu(features) & F_PROTOCOL_FEATURES)) {
@@ -329,6 +366,10 @@ static bool conn_negotiate(VuvConn *c, bool code_map, Error **errp)
                        feature_names[i].name);
             return false;
         }
+    }
+    c->inflight = le64_to_cpu(features) & PF_INFLIGHT_SHMFD;
+    if (c->inflight) {
+        want |= PF_INFLIGHT_SHMFD;
     }
 
     features = F_PROTOCOL_FEATURES;

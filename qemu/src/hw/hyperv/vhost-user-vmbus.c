@@ -106,7 +106,9 @@ static bool vuv_connect(VHostUserVMBus *s, Error **errp)
     ERRP_GUARD();
 
     if (!vuv_conn_start(&s->conn, s->mem.code_map_fd >= 0, errp) ||
-        !get_offer(s, errp)) {
+        !get_offer(s, errp) ||
+        !vuv_inflight_share(&s->inflight, &s->conn, s->offers.max_channels,
+                            errp)) {
         return false;
     }
     if (s->have_mem) {
@@ -255,6 +257,7 @@ static void vuv_release(VHostUserVMBus *s)
     timer_free(s->hello_timer);
     qemu_bh_delete(s->cleanup_bh);
     vuv_offers_destroy(s);
+    vuv_inflight_forget(&s->inflight);
     g_ptr_array_free(s->gpadls, true);
     g_free(s->chans);
     migrate_del_blocker(&s->migration_blocker);
@@ -275,6 +278,7 @@ static void vuv_realize(DeviceState *dev, Error **errp)
         return;
     }
 
+    s->inflight.fd = -1;
     s->mem.code_map_fd = -1;
     if (tcg_enabled()) {
         s->mem.code_map_fd = tb_code_map_enable(errp);

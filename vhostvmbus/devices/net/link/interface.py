@@ -30,6 +30,8 @@ class State:
     name: str
     carrier: bool
     mtu: int
+    master: int | None
+    """The index of the bridge that it is in."""
 
 
 def look(route: IPRoute, index: int) -> State | None:
@@ -49,6 +51,7 @@ def look(route: IPRoute, index: int) -> State | None:
         str(found[0].get_attr("IFLA_IFNAME")),
         int(found[0]["flags"]) & both == both,
         int(found[0].get_attr("IFLA_MTU")),
+        found[0].get_attr("IFLA_MASTER"),
     )
 
 
@@ -57,6 +60,30 @@ def find(name: str) -> int | None:
     with kernel_errors(), IPRoute() as route:
         found = list(route.link_lookup(ifname=name))
     return int(found[0]) if found else None
+
+
+def find_bridge(route: IPRoute, name: str) -> int | None:
+    """The index of the bridge *name*; None if there is none."""
+    with kernel_errors():
+        for index in route.link_lookup(ifname=name):
+            (there,) = route.get_links(index)
+            if there.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") == "bridge":
+                return int(index)
+    return None
+
+
+def join(route: IPRoute, index: int, bridge: str, mtu: int | None) -> None:
+    """Put an interface into *bridge*, with its MTU if *mtu* is None. Raises LinkDown if there is no
+    such bridge."""
+    master = find_bridge(route, bridge)
+    state = None if master is None else look(route, master)
+    if state is None:
+        raise LinkDown(
+            f"there is no bridge {bridge}; to make one: ip link add {bridge} type bridge"
+        )
+    with kernel_errors():
+        route.link("set", index=index, mtu=mtu or state.mtu)
+        route.link("set", index=index, master=master)
 
 
 def configure(
@@ -68,14 +95,7 @@ def configure(
     """
     with kernel_errors(), IPRoute() as route:
         if bridge is not None:
-            found = list(route.link_lookup(ifname=bridge))
-            there = route.get_links(found[0])[0] if found else None
-            if there is None or there.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") != "bridge":
-                raise LinkDown(
-                    f"there is no bridge {bridge}; to make one: ip link add {bridge} type bridge"
-                )
-            route.link("set", index=index, mtu=mtu or there.get_attr("IFLA_MTU"))
-            route.link("set", index=index, master=found[0])
+            join(route, index, bridge, mtu)
         elif mtu is not None:
             route.link("set", index=index, mtu=mtu)
         for text in addresses:

@@ -35,7 +35,10 @@ _Result = TypeVar("_Result")
 
 
 def enter(name: str | None) -> None:
-    """Move the calling thread into the namespace *name*; None: stay. Raises OSError."""
+    """Move the calling thread into the namespace *name*, which may be the path of one; None: stay.
+
+    Raises OSError.
+    """
     if name is not None:
         netns.setns(name, flags=0)
 
@@ -78,15 +81,21 @@ class Namespace:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._record = -1
+        self._record = self._fd = -1
         try:
             RECORDS.mkdir(mode=0o755, parents=True, exist_ok=True)
             with _alone():
                 _remove_left_over()
                 self._use()
+                self._fd = os.open(NAMES / name, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             self.close()
             raise LinkDown(f"network namespace {name}: {error.strerror}; {RIGHTS}") from error
+
+    @property
+    def path(self) -> str:
+        """The way to it for :func:`enter`, also when somebody has removed its name."""
+        return f"/proc/self/fd/{self._fd}"
 
     def _use(self) -> None:
         path = RECORDS / self.name
@@ -106,6 +115,9 @@ class Namespace:
 
     def close(self) -> None:
         """End the use; the last one removes a namespace that was made here."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
         if self._record < 0:
             return
         try:

@@ -79,12 +79,13 @@ class Tap:
         self._attached = 0
         self._receiving = Capabilities()
         self._index = -1
+        self._master: int | None = None
         self._carrier = False
         self._lost = False
         self._counters = dict.fromkeys(("too_long", "bad_header", "send_failed", "vanished"), 0)
         self._spare = bytearray(1)
         self._namespace = Namespace(spec.name) if spec.kind == "netns" and spec.name else None
-        self._place = self._namespace.name if self._namespace else None
+        self._place = self._namespace.path if self._namespace else None
         self._slots: list[Slot] = []
         self._watch: Watch | None = None
         try:
@@ -141,6 +142,7 @@ class Tap:
             raise
         self.name, self._index = state.name, index
         self._carrier, self.mtu = state.carrier, state.mtu
+        self._master = state.master
         return fds
 
     def _open_existing(self, name: str, wanted: int, fds: list[int]) -> None:
@@ -199,11 +201,35 @@ class Tap:
                 return RETRY
             log.warning("interface %s is there again", self.name)
             self._changed()
-        elif (state.carrier, state.mtu) != (self._carrier, self.mtu):
-            self.name = state.name
-            self._carrier, self.mtu = state.carrier, state.mtu
+            return None
+        self.name = state.name
+        carrier = state.carrier and self._is_bridged(route, state)
+        if (carrier, state.mtu) != (self._carrier, self.mtu):
+            self._carrier, self.mtu = carrier, state.mtu
             self._changed()
         return None
+
+    def _is_bridged(self, route: IPRoute, state: interfaces.State) -> bool:
+        """False while the bridge that the interface belongs in is gone; one that comes gets it.
+
+        Somebody who takes it out of a bridge that is there wants it so.
+        """
+        bridge = self._spec.bridge
+        if bridge is None or state.master is not None:
+            return True
+        found = interfaces.find_bridge(route, bridge)
+        if found is not None and found == self._master:
+            return True
+        if found is None:
+            if self._master is not None:
+                log.error("bridge %s has vanished; the network card has no link", bridge)
+                self._counters["vanished"] += 1
+                self._master = None
+            return False
+        interfaces.join(route, state.index, bridge, self._wanted_mtu)
+        self._master = found
+        log.warning("bridge %s is there again", bridge)
+        return True
 
     def _lose(self) -> None:
         log.error(
@@ -258,7 +284,7 @@ class Tap:
         fcntl.ioctl(self._slots[0].number, _TUNSETOFFLOAD, flags)
 
     def stats(self) -> dict[str, int]:
-        """Frames dropped, by reason; how often the interface vanished."""
+        """Frames dropped, by reason; how often the interface, or its bridge, vanished."""
         return dict(self._counters)
 
     def close(self) -> None:

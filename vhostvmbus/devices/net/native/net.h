@@ -85,6 +85,8 @@ struct pool {
     uint32_t count;
     uint32_t top;
     uint32_t free;
+    uint32_t last_serial; /* goes on when the buffer changes: no id comes again soon */
+    uint64_t lease;       /* see vvb_net_lend_receive(); 0: there is no buffer */
 };
 #define POOL_END 0xffffffffu
 
@@ -92,6 +94,7 @@ struct channel {
     struct vvb_ring *ring; /* NULL: closed */
     int call_fd;
     uint64_t told, told_signals, bad_returns; /* news: see vvb_net_take_news() */
+    uint32_t late; /* packets that the guest had when their buffer was taken back */
     struct vvb_net_counts counts;
 };
 
@@ -100,6 +103,7 @@ struct vvb_net {
     const struct vvb_codemap *map;
     struct vvb_net_config config;
     struct buffer send, receive;
+    uint64_t send_lease;
     uint32_t set_id;
     int wake_fd; /* see vvb_net_wake_when_free() */
     struct pool pool;
@@ -155,7 +159,8 @@ void net_count(struct vvb_net_counts *counts, const uint8_t *destination, uint64
 uint32_t net_pieces(const struct buffer *buffer, uint64_t offset, uint64_t len, struct iovec *iov,
                     uint32_t max);
 void net_write(const struct buffer *buffer, uint64_t offset, const uint8_t *data, uint64_t len);
-void net_read(const struct buffer *buffer, uint64_t offset, uint8_t *data, uint64_t len);
+/* False: some of it is lost, zeros stand there. */
+bool net_read(const struct buffer *buffer, uint64_t offset, uint8_t *data, uint64_t len);
 /* A free section, or POOL_END. */
 uint32_t net_section_take(struct pool *pool);
 void net_section_give(struct pool *pool, uint32_t section);

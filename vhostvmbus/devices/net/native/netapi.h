@@ -68,19 +68,26 @@ void vvb_net_ports(struct vvb_net *net, const int *fds, uint32_t count);
 
 /*
  * Lends a buffer: segs is an array of struct vvb_seg, whose uses the caller holds until it has taken
- * the buffer back (segs NULL). Returns when nobody is inside the buffer before. Of the receive
- * buffer the sections from first on are the data path's. EINVAL, ENOMEM or 0.
+ * the buffer back (segs NULL; with a lease: that buffer only, which another may have replaced).
+ * Returns when nobody is inside the buffer before. Of the receive
+ * buffer the sections from first on are the data path's; lease is the caller's number for this
+ * lending, never 0 and never used again: whoever has a section of an earlier one has nothing.
+ * EINVAL, ENOMEM or 0.
  */
-int vvb_net_lend_send(struct vvb_net *net, const void *segs, uint32_t count, uint32_t section);
+int vvb_net_lend_send(struct vvb_net *net, const void *segs, uint32_t count, uint32_t section,
+                      uint64_t lease);
 int vvb_net_lend_receive(struct vvb_net *net, const void *segs, uint32_t count, uint32_t section,
-                         uint32_t set_id, uint32_t first);
+                         uint32_t set_id, uint32_t first, uint64_t lease);
 /* Free sections of the data path's. */
 uint32_t vvb_net_free_sections(struct vvb_net *net);
-/* Writes that eventfd once when a chain of sections comes back; -1: not any more. */
+/*
+ * Writes that eventfd once when a chain of sections comes back; -1: not any more. The eventfd before
+ * is not touched once this has returned.
+ */
 void vvb_net_wake_when_free(struct vvb_net *net, int wake_fd);
 /* A free section for the caller, or -1; and one that it had (or was left with) is free again. */
-int64_t vvb_net_section(struct vvb_net *net);
-void vvb_net_give(struct vvb_net *net, uint32_t section);
+int64_t vvb_net_section(struct vvb_net *net, uint64_t lease);
+void vvb_net_give(struct vvb_net *net, uint64_t lease, uint32_t section);
 
 /* An open channel. The ring must stay attached until vvb_net_disconnect() has returned. */
 int vvb_net_connect(struct vvb_net *net, uint32_t channel, struct vvb_ring *ring, int call_fd);
@@ -122,6 +129,7 @@ enum {
 struct vvb_net_taken {
     uint32_t state;
     uint32_t left; /* parts[] that the caller has to tell of, a channel's in a row */
+    uint64_t lease; /* that they are of */
     struct vvb_net_part parts[64];
 };
 /*

@@ -53,6 +53,7 @@ static void pool_drop(struct pool *pool)
     pool->next = pool->serial = NULL;
     pool->state = pool->channel = NULL;
     pool->count = pool->free = 0;
+    pool->lease = 0;
     pool->top = POOL_END;
 }
 
@@ -77,6 +78,11 @@ void vvb_net_configure(struct vvb_net *net, const struct vvb_net_config *config)
     if (net->config.table_size > VVB_NET_TABLE) {
         net->config.table_size = VVB_NET_TABLE;
     }
+    for (uint32_t i = 0; i < net->config.table_size; i++) {
+        if (net->config.table[i] >= VVB_NET_CHANNELS) {
+            net->config.table[i] = 0;
+        }
+    }
     if (net->config.multicast_count > VVB_NET_MULTICAST) {
         net->config.multicast_count = VVB_NET_MULTICAST;
     }
@@ -94,7 +100,9 @@ void vvb_net_ports(struct vvb_net *net, const int *fds, uint32_t count)
 {
     pthread_rwlock_wrlock(&net->lock);
     net->ports = count < VVB_NET_CHANNELS ? count : VVB_NET_CHANNELS;
-    memcpy(net->fds, fds, net->ports * sizeof(*fds));
+    for (uint32_t i = 0; i < net->ports; i++) {
+        vvb_store(&net->fds[i], fds[i]); /* vvb_net_serve() waits without the lock */
+    }
     pthread_rwlock_unlock(&net->lock);
 }
 
@@ -143,12 +151,16 @@ static int pool_make(struct pool *pool, uint32_t count, uint32_t first)
     return 0;
 }
 
-int vvb_net_lend_send(struct vvb_net *net, const void *segs, uint32_t count, uint32_t section)
+int vvb_net_lend_send(struct vvb_net *net, const void *segs, uint32_t count, uint32_t section,
+                      uint64_t lease)
 {
     int ret = 0;
 
     pthread_rwlock_wrlock(&net->lock);
-    buffer_drop(&net->send);
+    if (segs || !lease || lease == net->send_lease) {
+        buffer_drop(&net->send);
+        net->send_lease = lease;
+    }
     if (segs) {
         ret = buffer_make(&net->send, segs, count, section);
     }
@@ -157,13 +169,18 @@ int vvb_net_lend_send(struct vvb_net *net, const void *segs, uint32_t count, uin
 }
 
 int vvb_net_lend_receive(struct vvb_net *net, const void *segs, uint32_t count, uint32_t section,
-                         uint32_t set_id, uint32_t first)
+                         uint32_t set_id, uint32_t first, uint64_t lease)
 {
     int ret = 0;
 
     pthread_rwlock_wrlock(&net->lock);
-    buffer_drop(&net->receive);
-    pool_drop(&net->pool);
+    if (segs || !lease || lease == net->pool.lease) {
+        for (uint32_t i = 0; i < net->pool.count; i++) {
+            net->channels[net->pool.channel[i]].late += net->pool.state[i] == SECTION_FIRST;
+        }
+        buffer_drop(&net->receive);
+        pool_drop(&net->pool);
+    }
     if (segs) {
         ret = section <= FRAME_OFFSET + HEAD_SIZE
                   ? EINVAL
@@ -176,8 +193,10 @@ int vvb_net_lend_receive(struct vvb_net *net, const void *segs, uint32_t count, 
         }
         if (ret) {
             buffer_drop(&net->receive);
+        } else {
+            net->pool.lease = lease;
+            net->set_id = set_id;
         }
-        net->set_id = set_id;
     }
     pthread_rwlock_unlock(&net->lock);
     return ret;
@@ -185,28 +204,41 @@ int vvb_net_lend_receive(struct vvb_net *net, const void *segs, uint32_t count, 
 
 uint32_t vvb_net_free_sections(struct vvb_net *net)
 {
-    return vvb_load(&net->pool.free);
-}
-
-int64_t vvb_net_section(struct vvb_net *net)
-{
-    uint32_t section;
+    uint32_t count;
 
     pthread_rwlock_rdlock(&net->lock);
-    section = net_section_take(&net->pool);
+    pthread_mutex_lock(&net->pool.lock);
+    count = net->pool.free;
+    pthread_mutex_unlock(&net->pool.lock);
+    pthread_rwlock_unlock(&net->lock);
+    return count;
+}
+
+int64_t vvb_net_section(struct vvb_net *net, uint64_t lease)
+{
+    uint32_t section = POOL_END;
+
+    pthread_rwlock_rdlock(&net->lock);
+    if (net->pool.lease == lease) {
+        section = net_section_take(&net->pool);
+    }
     pthread_rwlock_unlock(&net->lock);
     return section == POOL_END ? -1 : (int64_t)section;
 }
 
 void vvb_net_wake_when_free(struct vvb_net *net, int wake_fd)
 {
+    pthread_rwlock_wrlock(&net->lock); /* whoever has taken the one before is done with it */
     __atomic_store_n(&net->wake_fd, wake_fd, __ATOMIC_SEQ_CST);
+    pthread_rwlock_unlock(&net->lock);
 }
 
-void vvb_net_give(struct vvb_net *net, uint32_t section)
+void vvb_net_give(struct vvb_net *net, uint64_t lease, uint32_t section)
 {
     pthread_rwlock_rdlock(&net->lock);
-    net_section_give(&net->pool, section);
+    if (net->pool.lease == lease) {
+        net_section_give(&net->pool, section);
+    }
     pthread_rwlock_unlock(&net->lock);
 }
 
@@ -228,6 +260,7 @@ void vvb_net_disconnect(struct vvb_net *net, uint32_t channel)
     if (channel < VVB_NET_CHANNELS) {
         pthread_rwlock_wrlock(&net->lock);
         net->channels[channel].ring = NULL;
+        net->channels[channel].late = 0;
         net_chains_end(&net->pool, channel);
         pthread_rwlock_unlock(&net->lock);
     }
@@ -281,6 +314,21 @@ static bool fits(const struct vvb_plan *plan, const struct vvb_batch *batch,
     }
 }
 
+/* The guest is done with a packet: of the buffer that there is, or of one before. */
+static bool returned(struct vvb_net *net, uint32_t channel, uint64_t id)
+{
+    struct channel *from = &net->channels[channel];
+
+    if (net_chain_end(&net->pool, id, channel)) {
+        return true;
+    }
+    if (!from->late) {
+        return false;
+    }
+    from->late--;
+    return true;
+}
+
 static bool perform(const struct vvb_plan *plan, struct vvb_batch *batch,
                     const struct vvb_todo *todo)
 {
@@ -292,17 +340,18 @@ static bool perform(const struct vvb_plan *plan, struct vvb_batch *batch,
 
     pthread_rwlock_rdlock(&net->lock);
     if (packet->type == PKT_COMP) {
-        int wake_fd;
-
-        done = net_chain_end(&net->pool, packet->transaction_id, mine->channel);
+        done = returned(net, mine->channel, packet->transaction_id);
         if (done && (packet->length - packet->payload_offset < 8 ||
                      le32(payload) != NVSP_RNDIS_PACKET_COMPLETE)) {
             __atomic_add_fetch(&net->channels[mine->channel].bad_returns, 1, __ATOMIC_RELAXED);
         }
         /* full: the section, then the wish; pairs with the wish, then a look for a section */
-        wake_fd = done ? __atomic_load_n(&net->wake_fd, __ATOMIC_SEQ_CST) : -1;
-        if (wake_fd >= 0 && __atomic_exchange_n(&net->wake_fd, -1, __ATOMIC_SEQ_CST) >= 0) {
-            vvb_signal(wake_fd);
+        if (done && __atomic_load_n(&net->wake_fd, __ATOMIC_SEQ_CST) >= 0) {
+            int wake_fd = __atomic_exchange_n(&net->wake_fd, -1, __ATOMIC_SEQ_CST);
+
+            if (wake_fd >= 0) {
+                vvb_signal(wake_fd);
+            }
         }
     } else {
         done = net_transmit(net, mine->channel, batch, packet);

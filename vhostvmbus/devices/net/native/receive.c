@@ -15,7 +15,6 @@
 #include "net.h"
 
 #define LONGEST (LONGEST_IP + ETHERNET_SIZE + VLAN_SIZE)
-#define MAX_PARTS_OF_FRAME 40u
 #define PIECES 192u
 #define LOOK_EVERY 16u /* turns, before the caller's eventfd is looked at */
 #define MAX_SPANS 512u
@@ -27,7 +26,8 @@ struct taking {
     uint32_t queue;
     uint32_t room;  /* bytes of a frame in a section */
     uint32_t parts; /* sections that a frame may take */
-    uint32_t stock[MAX_PARTS_OF_FRAME];
+    uint32_t reach; /* bytes of a frame that there was room for */
+    uint32_t stock[VVB_NET_PARTS];
     uint32_t stocked;
     struct vvb_net_part out[VVB_NET_PARTS];
     uint32_t count;
@@ -95,6 +95,10 @@ static ssize_t read_frame(struct taking *t, int fd)
 
         count += net_pieces(buffer, section_at(t, i) + skip, buffer->section - skip, iov + count,
                             PIECES - 1 - count);
+    }
+    t->reach = 0;
+    for (uint32_t i = 1; i < count; i++) {
+        t->reach += (uint32_t)iov[i].iov_len;
     }
     iov[count++] = (struct iovec){&spare, 1};
     do {
@@ -231,7 +235,7 @@ static uint32_t take_frame(struct taking *t)
         return 0;
     }
     used = (t->length + t->room - 1) / t->room;
-    if (used > t->parts) {
+    if (t->length > t->reach) { /* or there are too many small pieces */
         t->counts->errors++;
         return 0;
     }
@@ -409,7 +413,8 @@ static void take_some(struct vvb_net *net, uint32_t queue, struct vvb_net_taken 
         t.counts = &net->received[queue];
         t.room = net->receive.section - FRAME_OFFSET;
         t.parts = net->config.coalesced ? (LONGEST + t.room - 1) / t.room : 1;
-        t.parts = t.parts < MAX_PARTS_OF_FRAME ? t.parts : MAX_PARTS_OF_FRAME;
+        t.parts = t.parts < VVB_NET_PARTS ? t.parts : VVB_NET_PARTS;
+        taken->lease = net->pool.lease;
         take(&t, net->fds[queue], taken);
         while (t.stocked) {
             net_section_give(&net->pool, t.stock[--t.stocked]);

@@ -81,17 +81,20 @@ void net_write(const struct buffer *buffer, uint64_t offset, const uint8_t *data
     }
 }
 
-void net_read(const struct buffer *buffer, uint64_t offset, uint8_t *data, uint64_t len)
+bool net_read(const struct buffer *buffer, uint64_t offset, uint8_t *data, uint64_t len)
 {
+    uint32_t first = piece_at(buffer, offset), last = first;
     struct iovec piece;
 
     while (len && net_pieces(buffer, offset, len, &piece, 1)) {
         memcpy(data, piece.iov_base, piece.iov_len);
         data += piece.iov_len;
+        last = piece_at(buffer, offset);
         offset += piece.iov_len;
         len -= piece.iov_len;
     }
     vvb_copied();
+    return !vvb_ext_lost(buffer->segs + first, last - first + 1);
 }
 
 /* ---- sections ---- */
@@ -140,7 +143,8 @@ uint64_t net_chain(struct pool *pool, const uint32_t *sections, uint32_t count, 
         pool->next[sections[i]] = i + 1 < count ? sections[i + 1] : POOL_END;
     }
     pool->channel[first] = (uint8_t)channel;
-    id = ID_TAG | (uint64_t)++pool->serial[first] << ID_SERIAL_SHIFT | first;
+    pool->serial[first] = ++pool->last_serial;
+    id = ID_TAG | (uint64_t)pool->serial[first] << ID_SERIAL_SHIFT | first;
     pthread_mutex_unlock(&pool->lock);
     return id;
 }

@@ -58,11 +58,13 @@ static bool gather(struct vvb_net *net, const struct vvb_batch *batch,
         if (section >= net->send.sections || size > net->send.section || size > MAX_SECTION) {
             return false;
         }
-        net_read(&net->send, (uint64_t)section * net->send.section, bytes->copy, size);
+        if (!net_read(&net->send, (uint64_t)section * net->send.section, bytes->copy, size)) {
+            return false;
+        }
         bytes->section = size;
     }
     bytes->length = bytes->section + external;
-    bytes->segs = batch->segs.v + packet->first_seg;
+    bytes->segs = external ? batch->segs.v + packet->first_seg : NULL;
     bytes->seg_count = packet->seg_count;
     more = bytes->length <= SMALL ? external : HEADERS;
     if (more && vvb_ext_read(bytes->segs, bytes->seg_count, 0,

@@ -6,13 +6,14 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * The protocol is in vhost-user-vmbus.md of the vhostvmbus project.  The
- * device is made of five parts:
+ * device is made of six parts:
  *
  *   vhost-user-vmbus.c       the device: offer, reconnection, life cycle
  *   vhost-user-vmbus-chan.c  GPADLs and channels
  *   vhost-user-vmbus-offer.c offers that the back end makes later or takes back
  *   vhost-user-vmbus-conn.c  the connection: messages, time limit, negotiation,
  *                            thread that serves the back end's requests
+ *   vhost-user-vmbus-inflight.c  the file with packets that are under way
  *   vhost-user-vmbus-mem.c   guest memory: which parts of it the back end gets
  */
 
@@ -32,6 +33,8 @@ enum {
     VUV_GET_PROTOCOL_FEATURES = 15,
     VUV_SET_PROTOCOL_FEATURES = 16,
     VUV_SET_BACKEND_REQ_FD = 21,
+    VUV_GET_INFLIGHT_FD = 31,
+    VUV_SET_INFLIGHT_FD = 32,
     VUV_GET_MAX_MEM_SLOTS = 36,
     VUV_ADD_MEM_REG = 37,
     VUV_REM_MEM_REG = 38,
@@ -107,6 +110,8 @@ typedef struct VuvConn {
     /* the first request is on its way */
     bool hello_sent;
     uint64_t max_mem_slots;
+    /* the back end records which packets are under way */
+    bool inflight;
 
     bool thread_running;
     QemuThread thread;
@@ -138,6 +143,14 @@ void vuv_conn_cleanup(VuvConn *c);
 /* Request with a reply of exactly @reply_size bytes. */
 bool vuv_conn_get(VuvConn *c, uint32_t request, void *reply,
                   uint32_t reply_size, Error **errp);
+
+/*
+ * The same for a request with a payload.  A descriptor that comes with the
+ * reply is stored in @fd, which is -1 else.
+ */
+bool vuv_conn_ask(VuvConn *c, uint32_t request, const void *payload,
+                  uint32_t size, void *reply, uint32_t reply_size, int *fd,
+                  Error **errp);
 
 /*
  * Request that is acknowledged with a status.  Returns false, with @errp set,
@@ -185,6 +198,36 @@ bool vuv_mem_sync(VuvMem *m, Error **errp);
 /* Serve VUV_BACKEND_INVALIDATE_CODE; called in the connection's thread. */
 uint32_t vuv_mem_invalidate(VuvMem *m, const uint8_t *payload, uint32_t size);
 
+/* ------------------- packets that are under way ------------------- */
+
+typedef struct VuvInflightDesc {
+    uint64_t mmap_size;
+    uint64_t mmap_offset;
+    uint16_t num_queues;
+    uint16_t queue_size;
+    uint32_t reserved;
+} QEMU_PACKED VuvInflightDesc;
+
+QEMU_BUILD_BUG_ON(sizeof(VuvInflightDesc) != 24);
+
+/*
+ * A file in which the back end notes which packets it has taken from the rings
+ * and not completed.  Its contents are nobody else's business; it's kept here
+ * since a back end may be killed.
+ */
+typedef struct VuvInflight {
+    int fd;                     /* -1: none */
+    VuvInflightDesc desc;       /* as on the wire */
+} VuvInflight;
+
+/*
+ * Give a new back end the file of the one directly before, or have it make one.
+ * Returns false, with @errp set, if the connection was given up meanwhile.
+ */
+bool vuv_inflight_share(VuvInflight *f, VuvConn *c, uint16_t num_queues,
+                        Error **errp);
+void vuv_inflight_forget(VuvInflight *f);
+
 /* ---------------------------- offers ---------------------------- */
 
 typedef struct VuvOffers {
@@ -221,6 +264,7 @@ struct VHostUserVMBus {
     uint16_t num_chans;         /* of them, in @chans, some may not exist */
     VuvChannel *chans;
     VuvOffers offers;
+    VuvInflight inflight;
     GPtrArray *gpadls;          /* VuvGpadl: all that the guest has created */
 
     QEMUBH *cleanup_bh;

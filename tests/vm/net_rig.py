@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A stock guest with one card of four queues, and the other end of its cable.
+
+That is a TAP in a network namespace that is made for the test.
+"""
+
+import contextlib
+import re
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vhostvmbus.devices.net.link.namespace import call_in
+from vhostvmbus.vhost_user.statistics import read_statistics
+from vhostvmbus.vm.backend import BackEndProcess
+from vhostvmbus.vm.machine import Machine
+
+MAC = bytes.fromhex("525400000003")
+HOST4, GUEST4, HOST6, GUEST6 = "10.9.0.1", "10.9.0.2", "fd09::1", "fd09::2"
+QUEUES = 4
+NET_CHARDEV = "vmbus1"
+"""The second one: the first is the root disk's."""
+MODULE = "for i in $(seq 100); do [ -e /sys/class/net/eth0 ] && break; sleep 0.1; done"
+ADDRESSES = (
+    f"ip addr add {GUEST4}/24 dev eth0; ip addr add {GUEST6}/64 dev eth0 nodad; "
+    "ip link set eth0 up; "
+    "for i in $(seq 100); do [ $(cat /sys/class/net/eth0/carrier) = 1 ] && break; sleep 0.1; done"
+)
+FLOWS = """
+flows() {
+    cd /sys/class/net/eth0/statistics
+    set -- $(($(cat rx_bytes) + $1)) $(($(cat tx_bytes) + $1))
+    for i in $(seq 300); do
+        [ $(cat rx_bytes) -ge $1 ] && [ $(cat tx_bytes) -ge $2 ] && return
+        sleep 0.1
+    done
+    echo "traffic stands still: rx_bytes $(cat rx_bytes) of $1, tx_bytes $(cat tx_bytes) of $2" >&2
+    cat /tmp/traffic >&2
+    ethtool -S eth0 >&2
+    return 1
+}
+"""
+"""A shell function for the guest: ``flows BYTES`` waits until so many more came and went."""
+TROUBLE = re.compile(
+    r"^.*(?:WARNING|BUG|Oops|Call Trace|hung task|hv_netvsc .*(?:[Uu]nable|fail|error)).*$", re.M
+)
+
+
+@dataclass(frozen=True)
+class Rig:
+    """A guest with one card, and where the other end of its cable is."""
+
+    machine: Machine
+    namespace: str
+
+    def guest(self, script: str, timeout: float = 120.0) -> str:
+        return self.machine.check(FLOWS + script, timeout)
+
+    def host(self, *words: str) -> str:
+        """Run a program at the other end of the cable."""
+        return subprocess.run(
+            self._there(*words), check=True, capture_output=True, text=True
+        ).stdout
+
+    def _there(self, *words: str) -> list[str]:
+        return ["nsenter", f"--net=/run/netns/{self.namespace}", *words]
+
+    @property
+    def tap(self) -> str:
+        """The interface at the other end."""
+        names = [line.split()[0] for line in self.host("ip", "-br", "link").splitlines()]
+        return next(name for name in names if name.startswith("vmbus"))
+
+    @property
+    def backend(self) -> BackEndProcess:
+        """The card's."""
+        return next(backend for backend in self.machine.backends if backend.name == "net0")
+
+    def statistics(self) -> dict[str, Any]:
+        """What ``vhostvmbus stats`` shows."""
+        return read_statistics(self.backend.socket)
+
+    def card(self) -> dict[str, Any]:
+        """The card's own part of it."""
+        found: dict[str, Any] = self.statistics()["device"]
+        return found
+
+    def settle(self) -> None:
+        """Set up an interface that is new in the guest."""
+        self.guest(f"{MODULE}; {ADDRESSES}")
+
+    def ping(self, size: int = 56, address: str = HOST4) -> None:
+        """Three in a row, none lost. A card that was just set up anew gets time to settle."""
+        deadline = time.monotonic() + 15
+        while True:
+            text = self.machine.run(f"ping -c 3 -i 0.2 -s {size} -M do {address}").stdout.decode()
+            if " 0% packet loss" in text:
+                return
+            assert time.monotonic() < deadline, text
+
+    def counter(self, name: str) -> int:
+        """One of the guest's ``/proc/net/snmp``, as ``Udp.InErrors``."""
+        group, field = name.split(".")
+        head, values = re.findall(rf"^{group}: (.*)$", self.guest("cat /proc/net/snmp"), re.M)
+        return int(values.split()[head.split().index(field)])
+
+    @contextlib.contextmanager
+    def nothing_wrong(self) -> Iterator[None]:
+        """Neither the guest's kernel nor the card has anything to complain about meanwhile."""
+        before = self.card()["errors"]
+        self.guest("dmesg -C")
+        yield
+        assert trouble(self.machine) == []
+        assert self.card()["errors"] == before
+
+    @contextlib.contextmanager
+    def iperf_server(self) -> Iterator[None]:
+        words = self._there("iperf3", "--server", "--forceflush")
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+            try:
+                assert server.stdout is not None
+                while "Server listening" not in server.stdout.readline():
+                    assert server.poll() is None
+                yield
+            finally:
+                server.kill()
+
+    @contextlib.contextmanager
+    def traffic(self, load: str = "-b 20M") -> Iterator[None]:
+        """iperf3 both ways, in the background; ``flows`` in the guest watches it."""
+        with self.iperf_server():
+            self.guest(
+                f"iperf3 --client {HOST4} --bidir --time 3600 {load} "
+                ">/tmp/traffic 2>&1 </dev/null & echo $! >/tmp/traffic.pid; flows 65536"
+            )
+            yield
+            self.guest("[ ! -e /tmp/traffic.pid ] || kill $(cat /tmp/traffic.pid)")
+
+    @contextlib.contextmanager
+    def echo(self) -> Iterator[int]:
+        """A TCP server that gives back what it gets; its port."""
+
+        def listen() -> socket.socket:
+            return socket.create_server((HOST4, 0))
+
+        def answer(connection: socket.socket) -> None:
+            with connection, contextlib.suppress(OSError):
+                connection.settimeout(60)
+                while data := connection.recv(1 << 18):
+                    connection.sendall(data)
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+        with call_in(self.namespace, listen) as server:
+            thread = threading.Thread(target=serve)
+            thread.start()
+            try:
+                yield server.getsockname()[1]
+            finally:
+                server.shutdown(socket.SHUT_RDWR)
+                thread.join()
+
+
+def copy_in(rig: Rig, source: Path, target: str) -> None:
+    """A file of the host's for the guest, over its card."""
+
+    def listen() -> socket.socket:
+        server = socket.create_server((HOST4, 0))
+        server.settimeout(60)
+        return server
+
+    def serve() -> None:
+        connection, _ = server.accept()
+        with connection, open(source, "rb") as file:
+            connection.sendfile(file)
+
+    with call_in(rig.namespace, listen) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        port = server.getsockname()[1]
+        rig.guest(f"rm -f {target}; socat -u TCP:{HOST4}:{port} CREATE:{target}")
+        thread.join()
+
+
+def trouble(machine: Machine) -> list[str]:
+    """What the guest's kernel complains about."""
+    return TROUBLE.findall(machine.check("dmesg -t"))
+
+
+def there_and_back(port: int, size: int = 1 << 20, address: str = HOST4) -> str:
+    """A shell command for the guest: random bytes to the echo and back, the same."""
+    return (
+        f"head -c {size} /dev/urandom >/tmp/sent; "
+        f"socat -t 30 - TCP:{address}:{port} </tmp/sent | cmp - /tmp/sent"
+    )

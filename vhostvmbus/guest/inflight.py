@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a front end keeps of its back ends' in-flight region: the file, and what was said of it.
+
+`docs/vhost-user-vmbus.md`, "Packets in flight".  Invariant: a back end is given
+only what the one directly before it left; nothing is kept past one that does not record.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from vhostvmbus.guest.front_end import FrontEnd
+from vhostvmbus.vhost_user import messages as m
+from vhostvmbus.vhost_user.errors import RequestRefused
+from vhostvmbus.vhost_user.messages import ProtocolFeature
+
+log = logging.getLogger(__name__)
+
+
+class KeptInflight:
+    """The region, if there is one."""
+
+    def __init__(self) -> None:
+        #: the file; -1: none
+        self.fd = -1
+        #: what the back end that made it said of it
+        self.reply: m.InflightReply | None = None
+
+    def share(self, front_end: FrontEnd, channels: int) -> None:
+        """Gives a new back end the region of the one before, or has it make one."""
+        if ProtocolFeature.INFLIGHT_SHMFD not in front_end.features:
+            self.forget()
+            return
+        reply = self.reply
+        if reply is not None:
+            message = m.SetInflightFd(
+                reply.mmap_size, reply.mmap_offset, reply.num_queues, reply.queue_size
+            )
+            try:
+                front_end.request(message, [self.fd])
+                return
+            except RequestRefused as error:
+                log.warning("what was in flight is lost: %s", error)
+                self.forget()
+        answer, fds = front_end.request_with_fds(m.GetInflightFd(0, 0, channels, 0))
+        if isinstance(answer, m.InflightReply) and fds:
+            self.reply, self.fd = answer, fds[0]
+
+    def forget(self) -> None:
+        """Keeps nothing."""
+        self.reply = None
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
