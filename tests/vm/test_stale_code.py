@@ -5,19 +5,17 @@ they would prove nothing.
 """
 
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from vm_support import DISK_SCRIPT, SOAK, MakePlan
+from vm_support import DISK_SCRIPT, PROGRAMS, SOAK, MakePlan, compiled
 
 from vhostvmbus.vm.backend import SERVE
 from vhostvmbus.vm.cpio import CpioArchive
 from vhostvmbus.vm.machine import Machine, Result
 
-PROGRAMS = Path(__file__).parent / "programs"
 TRIES = 1_000_000 if SOAK else 100_000
 TRIES_WITHOUT = 2_000
 MINUTES = 15 if SOAK else 2
@@ -31,13 +29,8 @@ def code(value: int) -> bytes:
 
 @pytest.fixture(scope="session")
 def stale_code(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The test program, for a guest without a C library."""
-    path = tmp_path_factory.mktemp("programs") / "stale_code"
-    source = PROGRAMS / "stale_code.c"
-    subprocess.run(
-        ["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-o", path, source], check=True
-    )
-    return path.read_bytes()
+    """The test program."""
+    return compiled("stale_code", tmp_path_factory.mktemp("programs"))
 
 
 @pytest.fixture

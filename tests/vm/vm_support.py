@@ -3,6 +3,7 @@
 
 import hashlib
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +29,16 @@ disk() {
 """
 """A shell function for the guest: ``disk LUN`` prints the block device."""
 
+PROGRAMS = Path(__file__).parent / "programs"
 MakePlan = Callable[..., Plan]
+
+
+def compiled(name: str, folder: Path) -> bytes:
+    """A program of ``programs/`` in C, for a guest without a C library."""
+    path = folder / name
+    words = ["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-o", path]
+    subprocess.run([*words, PROGRAMS / f"{name}.c"], check=True)
+    return path.read_bytes()
 
 
 def write_random(path: Path, size: int) -> str:

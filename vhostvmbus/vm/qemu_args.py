@@ -22,7 +22,8 @@ ENLIGHTENMENTS = (
 """vpindex and synic are what VMBus needs; the others spare the guest slower ways."""
 
 CPU = {
-    "tcg": ("qemu64",),
+    # Linux then clears and copies with string instructions, which our QEMU does a page at a time.
+    "tcg": ("qemu64", "erms", "fsrm", "fsrs"),
     # kvm=off hides KVM's own signature: Linux would take it for the hypervisor, not Hyper-V.
     "kvm": ("host", "kvm=off"),
 }
