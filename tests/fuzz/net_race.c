@@ -126,7 +126,9 @@ static void *receive_main(void *opaque)
 {
     struct end *end = opaque;
     struct vvb_batch *batch = vvb_batch_new(end->host, 32);
-    struct vvb_serving serving = {end->kick_fd, end->stop_fd, end->wake_fd, end->call_fd, NULL};
+    struct vvb_serving serving = {.kick_fd = end->kick_fd, .stop_fd = end->stop_fd,
+                                  .wake_fd = end->wake_fd, .call_fd = end->call_fd,
+                                  .gather_us = 20};
     struct vvb_served served;
     struct vvb_sent sent;
 

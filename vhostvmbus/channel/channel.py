@@ -82,11 +82,9 @@ class Channel:
             self._stats,
             lambda error: handler.channel_failed(self, error),
         )
-        self._sender = Sender(ring, life.call_fd, self._stats)
+        self._sender = Sender(ring, life.call_fd, self._stats, life.wake)
         self._quota = Quota(handler.transaction_quota, self._outstanding, life, self._stats)
-        self._host_packets = HostPackets(
-            life, self._sender, self._stats, self._before_publish, self._wake_for_space
-        )
+        self._host_packets = HostPackets(life, self._sender, self._stats, self._before_publish)
         self._receiver = Receiver(
             self,
             handler,
@@ -376,16 +374,8 @@ class Channel:
     def _packet_ended(self) -> None:
         if self._receiver.starved:
             self._life.wake()
-        self._wake_for_space()
         if self._life.stopping or self._quota.paused:
             self._life.notify()
-
-    def _wake_for_space(self) -> None:
-        """The worker polls if the guest will not tell when it has made space."""
-        if self._sender.queued and threading.current_thread() is not self._worker:
-            state = self._life.ring_state
-            if state is not None and not state.peer_signals_space:
-                self._life.wake()
 
     # -- the worker ----------------------------------------------------------------------------
 

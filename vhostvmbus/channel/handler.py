@@ -32,6 +32,7 @@ class ChannelHandler(Protocol):
     limits: Limits
     transaction_quota: int
     gather_completions: bool
+    gather_microseconds: int
 
     def packet_received(self, channel: "Channel", packet: "Packet") -> None:
         """A packet arrived."""

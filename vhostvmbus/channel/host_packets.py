@@ -23,10 +23,7 @@ log = logging.getLogger("vhostvmbus.channel.channel")  # one name for all that a
 
 
 class HostPackets:
-    """The host's packets on one channel.
-
-    ``before_publish`` is called before each; ``wake_for_space`` when packets wait for space.
-    """
+    """The host's packets on one channel; ``before_publish`` is called before each."""
 
     def __init__(
         self,
@@ -34,13 +31,11 @@ class HostPackets:
         sender: Sender,
         stats: ChannelStats,
         before_publish: Callable[[list[tuple[int, int]]], None],
-        wake_for_space: Callable[[], None],
     ) -> None:
         self._life = life
         self._sender = sender
         self._stats = stats
         self._before_publish = before_publish
-        self._wake_for_space = wake_for_space
         self._awaited: dict[int, Callable[[bytes | None], None]] = {}
         self._transaction_ids = count(1 << 32)
 
@@ -78,8 +73,6 @@ class HostPackets:
             if on_completion is not None:
                 self._awaited.pop(transaction_id, None)
             raise
-        if self._sender.queued:
-            self._wake_for_space()
         return transaction_id
 
     def send_now(self, payload: bytes) -> None:

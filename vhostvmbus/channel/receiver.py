@@ -222,7 +222,9 @@ class Receiver:
         """Has the engine go on by itself as long as the plan fits; counts what it did."""
         life, stats = self._life, self._stats
         fds = (life.kick_fd, life.stop_fd, life.wake_fd, life.call_fd)
-        batch, served = self._ring.serve(most, plan, fds, self._handler.code_map())
+        batch, served = self._ring.serve(
+            most, plan, fds, self._handler.code_map(), self._handler.gather_microseconds
+        )
         stats.packets_received += served.packets
         stats.packets_planned += served.packets
         stats.completions_received += served.packets - served.wanted
@@ -231,6 +233,7 @@ class Receiver:
         stats.batches += served.batches
         stats.max_batch = max(stats.max_batch, served.max_batch)
         stats.wakeups += served.wakeups
+        stats.rests += served.rests
         self._sender.count_answers(served.completions, served.signals)
         return batch, served
 

@@ -8,7 +8,7 @@ After :meth:`detach` returned, nothing touches the ring.
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 from vhostvmbus.channel.stats import ChannelStats
@@ -25,12 +25,19 @@ FLUSH = 64
 
 
 class Sender:
-    """Puts packets into the ring and signals the guest when the protocol wants it."""
+    """Puts packets into the ring and signals the guest when the protocol wants it.
 
-    def __init__(self, ring: Ring, call_fd: int, stats: ChannelStats) -> None:
+    ``wake`` has the worker look at everything again: it may be waiting in the engine, which takes
+    the guest's signal that there is space for one that packets have come.
+    """
+
+    def __init__(
+        self, ring: Ring, call_fd: int, stats: ChannelStats, wake: Callable[[], None]
+    ) -> None:
         self._ring = ring
         self._call_fd = call_fd
         self._stats = stats
+        self._wake = wake
         self._lock = threading.Lock()
         self._queue: deque[Outgoing] = deque()
         self._detached = False
@@ -116,8 +123,11 @@ class Sender:
         self._wait_in_line(rest)
 
     def _wait_in_line(self, packets: Sequence[Outgoing]) -> None:
+        first = not self._queue
         self._queue.extend(packets)
-        self._ring.hold(True)
+        if first:
+            self._ring.hold(True)
+            self._wake()
         self._stats.max_queued = max(self._stats.max_queued, len(self._queue))
 
     def _signal(self) -> None:

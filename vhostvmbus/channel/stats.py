@@ -29,6 +29,8 @@ class ChannelStats:
     max_queued: int = 0
     quota_reached: int = 0
     wakeups: int = 0
+    rests: int = 0
+    """How often the engine let packets gather."""
     signals_sent: int = 0
     signals_suppressed: int = 0
     code_invalidations: int = 0

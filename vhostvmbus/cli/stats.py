@@ -102,7 +102,7 @@ def _counters(c: Mapping[str, Any]) -> list[str]:
         _line(
             "signals",
             f"{c['signals_sent']} sent, {c['signals_suppressed']} suppressed, "
-            f"{c['wakeups']} wake-ups",
+            f"{c['wakeups']} wake-ups, {c['rests']} rests",
         ),
         _line("limits met", f"ring full {c['ring_full']}, quota {c['quota_reached']}"),
         _line("errors", errors),

@@ -52,6 +52,10 @@ class Device:
     gather_completions: bool = False
     """Publish completions made inside ``packet_received`` together, some at a time. Cheaper; only
     for devices whose ``packet_received`` never blocks for long."""
+    gather_microseconds: int = 0
+    """With a plan, for a device whose packets come in streams: as long as several come in such a
+    time (the kernel adds some 50 us), they are taken together, without signals. 0: always at
+    once."""
 
     _offers: ChannelOffers | None = None
 

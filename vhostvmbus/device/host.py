@@ -424,6 +424,7 @@ class _Handler:
         )
         self.transaction_quota = device.transaction_quota
         self.gather_completions = device.gather_completions
+        self.gather_microseconds = device.gather_microseconds
         if not self._async:
             # Not one call more than needed on the way of every packet.
             self.packet_received = device.packet_received  # type: ignore[method-assign,assignment]

@@ -361,6 +361,7 @@ struct vvb_serving {
     int stop_fd;
     int wake_fd;
     int call_fd;
+    uint32_t gather_us; /* microseconds; 0: what comes is done at once, always */
     const struct vvb_codemap *map; /* where a plan's writes are looked up; NULL: nowhere */
 };
 struct vvb_served {
@@ -371,6 +372,7 @@ struct vvb_served {
     uint64_t answers; /* put into the ring */
     uint64_t batches;
     uint64_t wakeups;
+    uint64_t rests;
     uint64_t signals;
     uint32_t max_batch;
     uint32_t answered; /* of the last batch's answers: the others are the caller's to send */
@@ -383,6 +385,9 @@ struct vvb_served {
  * to wait for translated code, packets out of the in-flight region, no slot there, an error, or
  * stop_fd or wake_fd. The ring is masked then, and the
  * batch as after vvb_ring_receive().
+ *
+ * With gather_us, an empty ring is left masked for about so long before it is looked at again, if
+ * experience says that several packets will be there by then.
  */
 int vvb_ring_serve(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t max,
                    struct vvb_memory *memory, const struct vvb_limits *limits,

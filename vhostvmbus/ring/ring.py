@@ -149,6 +149,8 @@ class Served(NamedTuple):
     """... and that are in the ring."""
     batches: int
     wakeups: int
+    rests: int
+    """Times that packets were given time to gather."""
     signals: int
     max_batch: int
     answered: int
@@ -261,19 +263,27 @@ class Ring(Recording):
         return self._received(result)
 
     def serve(
-        self, max_packets: int, plan: AnyPlan, fds: Sequence[int], code_map: CodeMap | None
+        self,
+        max_packets: int,
+        plan: AnyPlan,
+        fds: Sequence[int],
+        code_map: CodeMap | None,
+        gather_microseconds: int = 0,
     ) -> tuple[Batch, Served]:
         """Receives, and answers and waits in between, as long as the plan does all that comes.
 
         ``fds``: the eventfds that say that the guest kicked, that the work ends, that the caller
         has something to do, and the one that signals the guest. What a plan wrote is looked up in
-        ``code_map``. The batch is the last one: see :class:`Served`. The ring is masked when this
-        is called, and when it returns. Raises :exc:`OSError` if the eventfds are none.
+        ``code_map``. With ``gather_microseconds`` an empty ring is left alone for about so long
+        before it is looked at again, if several packets can be expected by then. The batch is the
+        last one: see :class:`Served`. The ring is masked when this is called, and when it returns.
+        Raises :exc:`OSError` if the eventfds are none.
         """
         self._check_open()
         serving, served = self._serving, self._served
         serving.kick_fd, serving.stop_fd, serving.wake_fd, serving.call_fd = fds
         serving.map = ffi.NULL if code_map is None else code_map.handle
+        serving.gather_us = gather_microseconds
         result = lib.vvb_ring_serve(
             self._ring,
             self._batch,
@@ -294,6 +304,7 @@ class Ring(Recording):
             served.answers,
             served.batches,
             served.wakeups,
+            served.rests,
             served.signals,
             served.max_batch,
             served.answered,

@@ -68,6 +68,13 @@ struct half {
     size_t map_len;
 };
 
+/* How worthwhile it is to let packets gather: see ringserve.c. Of the thread that receives. */
+struct vvb_gathering {
+    uint32_t packets;  /* in the rest that was taken, else since the last one */
+    uint32_t patience; /* so many before another is tried; 0: as at first */
+    bool rested;
+};
+
 struct vvb_ring {
     int role;
     struct half rx, tx;
@@ -79,6 +86,7 @@ struct vvb_ring {
     uint32_t held;        /* packets wait in line outside: see vvb_ring_hold() */
     uint64_t signals_sent, signals_suppressed, space_signals;
     struct vvb_record *record; /* NULL: packets are not recorded */
+    struct vvb_gathering gathering;
 };
 
 static inline bool index_ok(uint32_t index, uint32_t size)

@@ -5,11 +5,45 @@
  */
 #include <poll.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "ringbuf.h"
 
 #define LOOK_EVERY 16u /* batches, before the caller's eventfds are looked at */
+
+#define GATHER_LEAST 2u     /* packets that make a rest worth it */
+#define PATIENCE_LEAST 16u  /* packets between two tries of a rest, if the last one was not */
+#define PATIENCE_MOST 4096u
+
+/*
+ * Whether to rest before the ring, which is empty and masked, is looked at again. A rest that
+ * brings several packets spares the guest as many signals, and both sides the waking; one that
+ * does not has only made a packet late, so the next try comes later, up to a limit.
+ */
+static bool rest_pays(struct vvb_gathering *gathering)
+{
+    bool rested = gathering->rested;
+    uint32_t patience = gathering->patience ? gathering->patience : PATIENCE_LEAST;
+    bool pays = gathering->packets >= (rested ? GATHER_LEAST : patience);
+
+    if (rested) {
+        patience = pays ? PATIENCE_LEAST : patience * 2;
+        gathering->patience = patience < PATIENCE_MOST ? patience : PATIENCE_MOST;
+    }
+    if (rested || pays) {
+        gathering->packets = 0;
+    }
+    gathering->rested = pays;
+    return pays;
+}
+
+static void rest(uint32_t microseconds)
+{
+    struct timespec time = {microseconds / 1000000, microseconds % 1000000 * 1000};
+
+    nanosleep(&time, NULL); /* a signal may end it early */
+}
 
 /* Whether the guest's signal is all that came; without waiting, or once something has. */
 static bool only_kicked(const struct vvb_serving *serving, int timeout_ms,
@@ -70,6 +104,7 @@ int vvb_ring_serve(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t max,
             served->payload += batch->done_payload;
             served->external += batch->done_external;
             served->batches++;
+            ring->gathering.packets += batch->done_count;
             if (batch->done_count > served->max_batch) {
                 served->max_batch = batch->done_count;
             }
@@ -80,7 +115,10 @@ int vvb_ring_serve(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t max,
         if (ret || batch->count || batch->replayed || (batch->no_slot && !batch->done_count)) {
             return ret;
         }
-        if (!batch->done_count) {
+        if (!batch->done_count && serving->gather_us && rest_pays(&ring->gathering)) {
+            served->rests++;
+            rest(serving->gather_us);
+        } else if (!batch->done_count) {
             bool empty = !vvb_ring_unmask(ring);
             bool go_on = !empty || only_kicked(serving, -1, served);
 

@@ -83,6 +83,7 @@ class NetworkCard(Device):
     max_external_ranges = 64
     transaction_quota = 1024
     gather_completions = True  # a link never waits
+    gather_microseconds = 100  # as network cards moderate their interrupts
 
     def __init__(
         self,
