@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import struct
+import time
 
 import pytest
 from net_card_support import (
@@ -172,6 +173,21 @@ def test_offloads_that_are_not_switched_on_are_refused() -> None:
             r.link.get()
 
 
+def test_offloads_outlive_a_halt() -> None:
+    """Linux halts the card before it waits for what it has sent; another start begins anew."""
+    frame = ip_frame(b"x" * 3000, seed="large")
+    info = element(LARGE_SEND, 1400 | 34 << 20 | 1 << 30)
+    with rig(mtu=9000) as r:
+        r.driver.initialize()
+        switch_on(r.driver)
+        assert r.driver.send_control(struct.pack("<III", 3, 12, 1)) == 1
+        assert r.driver.send(frame, info).wait() == 1
+        assert r.link.get().offload.gso is Gso.TCPV4
+        status, _ = r.driver.request(2, struct.pack("<III", 1, 0, 0x4000))
+        assert status == 0
+        assert r.driver.send(frame, info).wait() == 5
+
+
 def test_a_link_that_can_do_nothing_is_believed() -> None:
     with rig(capabilities=Capabilities()) as r:
         r.driver.initialize()
@@ -210,6 +226,21 @@ def test_waiting_frames_come_together_and_in_order() -> None:
             r.link.put(frame)
         assert [r.driver.receive().data for _ in range(100)] == frames[100:]
         eventually(lambda: r.card.stats()["receive_sections_free"] == r.driver.receive_sections)
+
+
+def test_frames_that_wait_for_space_in_the_ring() -> None:
+    """The guest lets its ring run full, and then does nothing but empty it."""
+    with rig(ring_pages=(17, 2)) as r:
+        r.driver.initialize()
+        time.sleep(0.1)  # the worker waits, for a frame that it waits in the engine after
+        assert r.driver.send(ethernet()).wait() == 1
+        frames = [ethernet(bytes([number]) * 60, to=MAC) for number in range(200)]
+        for number, frame in enumerate(frames):
+            r.link.put(frame)  # each in a packet of its own
+            eventually(lambda taken=number + 1: r.card.stats()["received"]["frames"] == taken)
+        assert [r.driver.receive().data for _ in frames] == frames
+        assert r.guest.host is not None
+        assert r.guest.host.stats()["totals"]["max_queued"] > 100
 
 
 def test_the_packet_filter() -> None:

@@ -23,6 +23,7 @@ from vhostvmbus.devices.net.link.namespace import call_in
 TURNS = 20 if SOAK else 3
 RMMOD = "for i in $(seq 100); do rmmod hv_netvsc 2>/dev/null && break; sleep 0.1; done"
 """Whoever looks at the interface just now holds the module."""
+RELOAD = f"{RMMOD}; [ ! -e /sys/class/net/eth0 ] && modprobe hv_netvsc && {MODULE}"
 
 
 @pytest.fixture(autouse=True)
@@ -127,10 +128,20 @@ def test_the_driver_goes_and_comes_back(rig: Rig) -> None:
     """With frames for it all the time, and bytes both ways as soon as it is there."""
     with rig.echo() as port, knocking(rig):
         for _ in range(20):
-            rig.guest(f"{RMMOD}; [ ! -e /sys/class/net/eth0 ] && modprobe hv_netvsc && {MODULE}")
+            rig.guest(RELOAD)
             rig.settle()
             rig.guest(there_and_back(port))
     assert "sub channel request failed" not in rig.guest("dmesg")
+    channels_are_open(rig)
+
+
+def test_the_driver_goes_in_the_middle_of_what_it_sends(rig: Rig) -> None:
+    """It halts the card first, with large sends in the rings of all channels."""
+    with rig.traffic("-b 0"), knocking(rig):
+        for _ in range(10):
+            rig.guest(RELOAD)
+            rig.settle()
+            rig.guest("flows 65536")
     channels_are_open(rig)
 
 

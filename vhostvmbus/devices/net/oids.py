@@ -80,9 +80,16 @@ class Adapter:
 
         Linux opens the channel anew for another MTU, and does not set an address again then.
         """
+        self.halt()
+        self.offloads = Offloads()
+
+    def halt(self) -> None:
+        """The guest receives nothing any more, and goes on sending by what it has agreed on.
+
+        Linux halts the card first, then waits for what it has in all the channels' rings.
+        """
         self.packet_filter = 0
         self.multicast = frozenset()
-        self.offloads = Offloads()
         self.scaling.current = rss.Scaling()
 
     def wants(self, destination: bytes) -> bool:

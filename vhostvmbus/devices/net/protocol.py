@@ -228,8 +228,8 @@ class Protocol:
                 return self._initialize(number, major, max_transfer_size)
             case rndis.Halt():
                 self.rndis = Rndis.UNINITIALIZED
-                self.adapter.reset()
-                return Outcome(reset=True)
+                self.adapter.halt()
+                return Outcome()
             case rndis.Reset():
                 if ready:
                     self.adapter.reset()
