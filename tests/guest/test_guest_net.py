@@ -10,7 +10,7 @@ from net_card_support import MAC, SocketLink, ethernet, rig
 from waiting_support import eventually
 
 from vhostvmbus.guest import ReceiveTimeout
-from vhostvmbus.guest.netvsc import RSC_CAPABLE, VERSIONS, VLAN_CAPABLE
+from vhostvmbus.guest.netvsc import RSC_CAPABLE, VERSIONS, VLAN_CAPABLE, Netvsc
 
 # -- negotiation -----------------------------------------------------------------------------------
 
@@ -161,6 +161,20 @@ def test_the_link_goes_down_and_up() -> None:
             r.driver.pump(0.05)
         r.link.put(ethernet(to=MAC))
         assert r.driver.receive().data == ethernet(to=MAC)
+
+
+def test_the_link_changes_between_two_drivers() -> None:
+    """The next one asks how the link is; before that it has no buffer for news."""
+    with rig() as r:
+        r.driver.initialize()
+        r.guest.disable(0)
+        r.link.set_carrier(False)
+        driver = Netvsc(r.guest, r.guest.enable(0))
+        driver.initialize()
+        assert struct.unpack("<I", driver.query(0x00010114)) == (1,)
+        with pytest.raises(ReceiveTimeout):
+            driver.pump(0.1)
+        assert driver.indications == []
 
 
 def test_an_error_of_the_link_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -311,6 +311,26 @@ def test_answers_wait_for_a_section_and_are_bounded() -> None:
             assert r.driver.answer(5000 + count + number) == (0, b"")
 
 
+def test_an_answer_waits_for_a_frames_section() -> None:
+    """Also of a guest that wants no frames any more."""
+    with rig(ring_pages=(17, 65)) as r:
+        r.driver.initialize(receive_bytes=64 * 1728)
+        r.driver.keep = True
+        for _ in range(r.driver.receive_sections - 8):
+            r.link.put(ethernet(to=MAC))
+            r.driver.receive()
+        frames = len(r.driver.kept)
+        assert r.driver.set(0x0001010E, bytes(4)) == 0
+        for number in range(8):
+            assert r.driver.send_control(struct.pack("<III", 8, 12, 5000 + number)) == 1
+        for number in range(7):
+            assert r.driver.answer(5000 + number) == (0, b"")
+        assert r.card.stats()["receive_sections_free"] == 0
+        assert len(r.driver.kept) == frames + 8
+        r.driver.give_back(r.driver.kept.pop(0))
+        assert r.driver.answer(5007) == (0, b"")
+
+
 def test_a_completion_that_is_none() -> None:
     with rig() as r:
         r.driver.initialize()

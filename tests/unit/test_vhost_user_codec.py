@@ -74,6 +74,7 @@ REQUESTS: list[tuple[m.Message, int, bytes, int]] = [
         struct.pack("<QIIQQ", 0, 1, 0, 0, 1 << 32) + b"\xff" * 8,
         1,
     ),
+    (m.Unplug(), 1032, b"", 0),
     (m.GetInflightFd(0, 0, 4, 0), 31, bytes(16) + b"\4" + bytes(7), 0),
     (m.SetInflightFd(0x9000, 0x1000, 4, 8), 32, struct.pack("<QQHHI", 0x9000, 0x1000, 4, 8, 0), 1),
 ]
@@ -194,7 +195,7 @@ MALFORMED: list[tuple[str, bytes, int, type[ProtocolError], str]] = [
     ("a reply among requests", header(1, 1 | REPLY, 0), 0, BadFlags, "flags"),
     ("request 0", header(0, 1, 0), 0, UnknownRequest, "request"),
     ("SET_VRING_NUM", header(8, 1, 8), 0, UnknownRequest, "request"),
-    ("request 1032", header(1032, 1, 0), 0, UnknownRequest, "request"),
+    ("request 1033", header(1033, 1, 0), 0, UnknownRequest, "request"),
     ("request 2**32-1", header(0xFFFFFFFF, 1, 0), 0, UnknownRequest, "request"),
     ("payload of 4097", header(5, 1, 4097), 0, Oversized, "size"),
     ("payload of 4 GiB", header(1, 1, 0xFFFFFFFF), 0, Oversized, "size"),

@@ -32,6 +32,7 @@ def test_every_request_reaches_the_back_end(run: Running) -> None:
         front_end.request(m.Modify(0, 3))
         front_end.request(m.Close(0))
         front_end.request(m.GpadlTeardown(0, 0xE1E10))
+        front_end.request(m.Unplug())
         front_end.request(m.Reset())
         front_end.request(m.RemMemReg(region(0x1000)))
     os.close(gpadl)
@@ -44,6 +45,7 @@ def test_every_request_reaches_the_back_end(run: Running) -> None:
         ("modify", 0, 3),
         ("close", 0),
         ("teardown", 0, 0xE1E10),
+        ("unplug",),
         ("reset",),
         ("remove", 0x1000, 4096),
         ("disconnect",),

@@ -40,7 +40,8 @@ def test_negotiation() -> None:
     assert back_end.event(m.GetFeatures()) is None
     assert back_end.reply() == m.Value(1 << 30)
     assert back_end.event(m.GetProtocolFeatures()) is None
-    assert back_end.reply() == m.Value(1 << 3 | 1 << 5 | 1 << 12 | 1 << 15 | 1 << 48 | 1 << 49)
+    bits = (3, 5, 12, 15, 48, 49, 50)
+    assert back_end.reply() == m.Value(sum(1 << bit for bit in bits))
     assert back_end.call(m.SetProtocolFeatures(int(FEATURES))) == 0
     assert session.protocol_features == FEATURES
     assert back_end.call(m.SetFeatures(1 << 30)) == 0
@@ -111,7 +112,7 @@ def test_required_feature_missing(feature: ProtocolFeature) -> None:
     assert str(feature.name) in str(caught.value)
 
 
-@pytest.mark.parametrize("bit", [0, 1, 10, 13, 19, 47, 50, 63])
+@pytest.mark.parametrize("bit", [0, 1, 10, 13, 19, 47, 51, 63])
 def test_feature_that_was_not_offered(bit: int) -> None:
     back_end = BackEnd().negotiate(until=2)
     with pytest.raises(FeatureNotOffered):
@@ -131,6 +132,13 @@ def test_in_flight_region_without_its_feature(message: m.Message) -> None:
     with pytest.raises(FeatureMissing) as caught:
         back_end.event(message, message.FDS[0])
     assert "INFLIGHT_SHMFD" in str(caught.value)
+
+
+def test_unplugging_without_its_feature() -> None:
+    back_end = BackEnd().negotiate(m.REQUIRED_FEATURES)
+    with pytest.raises(FeatureMissing) as caught:
+        back_end.event(m.Unplug())
+    assert "VMBUS_UNPLUG" in str(caught.value)
 
 
 def test_a_query_is_answered_once() -> None:

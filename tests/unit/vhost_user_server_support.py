@@ -97,6 +97,9 @@ class Recorder:
     def reset(self) -> None:
         self._note("reset")
 
+    def unplug(self) -> None:
+        self._note("unplug")
+
     def disconnect(self) -> None:
         self.calls.append(("disconnect",))
         self.disconnected.release()

@@ -16,7 +16,12 @@ from vhostvmbus.vhost_user.session import BackEndSession, Call, Refused
 OFFER = m.OfferReply(
     UUID("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f"), UUID(int=0), 0, 0, 1, 2, bytes(120)
 )
-FEATURES = m.REQUIRED_FEATURES | ProtocolFeature.VMBUS_CODE_MAP | ProtocolFeature.INFLIGHT_SHMFD
+FEATURES = (
+    m.REQUIRED_FEATURES
+    | ProtocolFeature.VMBUS_CODE_MAP
+    | ProtocolFeature.INFLIGHT_SHMFD
+    | ProtocolFeature.VMBUS_UNPLUG
+)
 
 
 def region(start: int, size: int = 0x10_0000, user: int = 0) -> m.MemoryRegion:
@@ -44,6 +49,7 @@ READY: list[tuple[m.Message, int]] = [
     (m.Close(0), 0),
     (m.GpadlTeardown(0, 1), 0),
     (m.Reset(), 0),
+    (m.Unplug(), 0),
     (m.GetInflightFd(0, 0, 1, 0), 0),
     (m.SetInflightFd(1 << 16, 0, 1, 8), 1),
 ]

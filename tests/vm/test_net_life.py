@@ -153,20 +153,13 @@ def channels_are_open(rig: Rig) -> None:
 
 
 def test_unplugged_and_plugged_in(rig: Rig) -> None:
-    """Under traffic, whose connection waits for the card and goes on.
-
-    The link is taken down first: Linux hangs when a card is taken from it that it is sending on.
-    """
+    """Under traffic, whose connection waits for the card and goes on."""
     channels_are_open(rig)
     before = holdings(rig)
-    with rig.traffic(), knocking(rig):
+    with rig.traffic("-b 0"), knocking(rig):
         for _ in range(TURNS):
-            rig.host("ip", "link", "set", rig.tap, "down")
-            rig.guest("for i in $(seq 100); do [ $(cat /sys/class/net/eth0/carrier) = 0 ] && exit; "
-                      "sleep 0.1; done; exit 1")  # fmt: skip
             unplug(rig.machine, NET_CHARDEV)
             assert "eth0" not in rig.guest("ls /sys/class/net")
-            rig.host("ip", "link", "set", rig.tap, "up")
             plug(rig.machine, NET_CHARDEV)
             rig.settle()
             rig.guest("flows 65536")

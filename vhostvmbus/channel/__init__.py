@@ -8,6 +8,7 @@ from vhostvmbus.channel.channel import Channel
 from vhostvmbus.channel.gpadl import Gpadl, GpadlTable
 from vhostvmbus.channel.handler import ChannelHandler, ChannelInfo
 from vhostvmbus.channel.life import ChannelState
+from vhostvmbus.channel.quiet import wait_until_quiet
 from vhostvmbus.channel.stats import ChannelStats
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "ChannelStats",
     "Gpadl",
     "GpadlTable",
+    "wait_until_quiet",
 ]

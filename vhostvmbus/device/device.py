@@ -21,7 +21,8 @@ class Device:
 
     Callbacks of one channel come one at a time: ``opened``, ``resumed``, ``started``, ``suspended``
     and ``closed`` on the thread that serves the front end, packets on the channel's worker thread,
-    ``post_started`` on a thread of its own. Channels run at the same time as each other.
+    ``post_started`` and ``unplug_requested`` on threads of their own. Channels run at the same
+    time as each other.
     """
 
     class_id: UUID
@@ -134,6 +135,19 @@ class Device:
     def suspended(self, channel: Channel) -> None:
         """No packet is delivered any more. What is outstanding should be completed now; what is
         not after a second is taken away."""
+
+    def unplug_requested(self) -> None:
+        """The device is about to be taken from the guest (``device_del``).
+
+        Runs on a thread of its own. Bring the guest's driver to rest here: once the channels are
+        rescinded, Linux takes nothing from their rings any more, and some drivers wait for ever
+        for the completion of what they have sent. When this returns, or raises, the front end is
+        asked to rescind the device; it does so by itself after 10 seconds, or when it is asked a
+        second time. A guest that uses no channel is not waited for, so this may not come at all.
+        It may come while channels are opened or closed, and has to return soon after they have
+        been closed: the end of the connection waits for it. The device stays on offer to the next
+        front end. The default returns at once.
+        """
 
     def code_map_changed(self, code_map: CodeMap | None) -> None:
         """There is another map of translated code, or none: for a device that works in C.

@@ -18,6 +18,7 @@ from vhostvmbus.device.device import Device
 from vhostvmbus.device.loop import DeviceLoop
 from vhostvmbus.device.offer import Offer
 from vhostvmbus.device.offers import ChannelOffers
+from vhostvmbus.device.unplug import Unplugging
 from vhostvmbus.memory import CodeMap, GuestMemory, Region
 from vhostvmbus.packet import Packet
 from vhostvmbus.ring import InflightRegion, Limits, Ring, is_eventfd
@@ -61,6 +62,7 @@ class DeviceHost:
         self._offer = self._make_offer(device)
         self.offers = ChannelOffers(device.channels, device.max_channels)
         device.serve_with(self.offers)
+        self._unplugging = Unplugging(self.name, device.unplug_requested, self.offers.let_go)
         self._channels: dict[int, Channel] = {}
         self._code_map: CodeMap | None = None
         self._inflight: InflightRegion | None = None
@@ -336,6 +338,10 @@ class DeviceHost:
             self.offers.forget()
             self.gpadls.clear()
 
+    def unplug(self) -> None:
+        """VMBUS_UNPLUG: takes note. The rescind is asked for when the device is ready for it."""
+        self._unplugging.begin()
+
     def disconnect(self) -> None:
         """The front end has gone, or we are about to: forgets all that came from it.
 
@@ -345,6 +351,7 @@ class DeviceHost:
         """
         with self._lock:
             self._reset(publish=True)
+            self._unplugging.end()
             self._use_inflight(None)
             self._use_code_map(None)
             self.memory.close()

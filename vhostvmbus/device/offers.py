@@ -94,6 +94,15 @@ class ChannelOffers:
             if self.offer_channel is not None:
                 _ask(self.offer_channel, 0)
 
+    def let_go(self) -> None:
+        """Has a front end that is unplugging the device take it from the guest now.
+
+        The next front end finds the device offered. Raises :exc:`OfferRefused`.
+        """
+        with self._lock:
+            _ask(self.rescind_channel, 0)
+            self._offered.clear()
+
     # -- what the front end tells --------------------------------------------------------------
 
     def connected(self) -> None:

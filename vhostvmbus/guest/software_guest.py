@@ -32,7 +32,7 @@ from vhostvmbus.guest.serving import connect_socket, serving
 from vhostvmbus.ring import Ring, Role, signal
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.backchannel import ANSWER_TIMEOUT as INVALIDATE_TIMEOUT
-from vhostvmbus.vhost_user.errors import Disconnected, OfferChanged
+from vhostvmbus.vhost_user.errors import Disconnected, OfferChanged, RequestRefused
 from vhostvmbus.vhost_user.gpadl import write_list
 from vhostvmbus.vhost_user.messages import ProtocolFeature
 from vhostvmbus.vhost_user.server import Server
@@ -42,6 +42,8 @@ from vhostvmbus.wire.vmbus import vmbus_version
 
 #: What a guest of VMBus 5.3 puts into its opening.
 VERSION = vmbus_version(5, 3)
+#: Seconds that a back end has to bring the guest's driver to rest.
+UNPLUG_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +176,7 @@ class SoftwareGuest:
         return self._front_end
 
     def _connect(self, sock: socket.socket) -> None:
-        features = m.REQUIRED_FEATURES
+        features = m.REQUIRED_FEATURES | ProtocolFeature.VMBUS_UNPLUG
         if self._inflight is not None:
             features |= ProtocolFeature.INFLIGHT_SHMFD
         if self._want_code_map:
@@ -354,6 +356,21 @@ class SoftwareGuest:
     def wait_for_rescind(self, index: int, timeout: float = ANSWER_TIMEOUT) -> None:
         """Until channel `index` is taken back.  Raises ``TimeoutError``."""
         self._offers.wait_gone(index, timeout)
+
+    def unplug(self, patience: float = UNPLUG_TIMEOUT) -> bool:
+        """``device_del``: the device is taken from the guest, with notice to a back end that wants
+        it, and the connection ends. Whether the back end said when, within `patience` seconds."""
+        asked = False
+        if ProtocolFeature.VMBUS_UNPLUG in self.front_end.features:
+            with contextlib.suppress(RequestRefused, TimeoutError):
+                self.front_end.request(m.Unplug())
+                self._offers.wait_gone(0, patience)
+                asked = True
+        if not asked:
+            self._offers.request(m.RescindChannel(0))
+            self._offers.wait_gone(0, ANSWER_TIMEOUT)
+        self.disconnect()
+        return asked
 
     def _take_back(self, index: int) -> None:
         """The host rescinds a channel: nothing of it stays with the back end."""

@@ -114,5 +114,9 @@ class BackEnd(Protocol):
     def reset(self) -> None:
         """Close every channel and forget every GPADL."""
 
+    def unplug(self) -> None:
+        """The device is about to be taken from the guest.  Returns at once; has channel 0
+        rescinded when the guest can do without it."""
+
     def disconnect(self) -> None:
         """The front end has gone: forget everything that came from it."""

@@ -20,7 +20,7 @@ from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.backchannel import ANSWER_TIMEOUT, BackChannel
 from vhostvmbus.vhost_user.backend import BackEnd
 from vhostvmbus.vhost_user.bookkeeping import Limits
-from vhostvmbus.vhost_user.errors import OutOfOrder, ProtocolError
+from vhostvmbus.vhost_user.errors import Disconnected, OutOfOrder, ProtocolError
 from vhostvmbus.vhost_user.gpadl import read_list
 from vhostvmbus.vhost_user.session import BackEndSession, Call, Refused
 from vhostvmbus.vhost_user.sockets import (
@@ -191,6 +191,8 @@ class Connection:
                 back_end.adopt_inflight(call.fds[0], size, offset, channels, slots)
             case m.Reset():
                 back_end.reset()
+            case m.Unplug():
+                back_end.unplug()
             case m.SetCodeMap(map_bytes, regions):
                 self._set_code_map(call.fds[0], map_bytes, regions)
             case _:
@@ -211,7 +213,8 @@ class Connection:
     def _back_channel_failed(self, error: VmbusError) -> None:
         # Called in a worker's thread.  Without invalidation nothing can be completed, so the
         # session ends: reading the socket sees its end.
-        log.error("the session ends: %s", error)
+        level = logging.INFO if isinstance(error, Disconnected) else logging.ERROR
+        log.log(level, "the session ends: %s", error)
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 

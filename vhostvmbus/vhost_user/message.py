@@ -51,6 +51,7 @@ class ProtocolFeature(enum.IntFlag):
     DEVICE_STATE = 1 << 19
     VMBUS = 1 << 48
     VMBUS_CODE_MAP = 1 << 49
+    VMBUS_UNPLUG = 1 << 50
 
 
 #: What no session can do without.
@@ -85,6 +86,7 @@ class Request(enum.IntEnum):
     VMBUS_MODIFY = 1029
     VMBUS_RESET = 1030
     VMBUS_SET_CODE_MAP = 1031
+    VMBUS_UNPLUG = 1032
 
 
 class BackendRequest(enum.IntEnum):

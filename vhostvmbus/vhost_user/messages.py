@@ -52,6 +52,7 @@ from vhostvmbus.vhost_user.vmbus import (
     RescindChannel,
     Reset,
     SetCodeMap,
+    Unplug,
 )
 
 #: Request number → reply, on the main socket.
@@ -109,5 +110,6 @@ __all__ = [
     "SetMemTable",
     "SetOwner",
     "SetProtocolFeatures",
+    "Unplug",
     "Value",
 ]

@@ -83,6 +83,7 @@ READY_REQUESTS = frozenset(
         Request.VMBUS_MODIFY,
         Request.VMBUS_RESET,
         Request.VMBUS_SET_CODE_MAP,
+        Request.VMBUS_UNPLUG,
         Request.GET_INFLIGHT_FD,
         Request.SET_INFLIGHT_FD,
     }
@@ -102,12 +103,15 @@ QUERIES = frozenset(
 #: Requests that are of no use without the protocol feature.
 NEEDS_FEATURE = {
     Request.VMBUS_SET_CODE_MAP: ProtocolFeature.VMBUS_CODE_MAP,
+    Request.VMBUS_UNPLUG: ProtocolFeature.VMBUS_UNPLUG,
     Request.GET_INFLIGHT_FD: ProtocolFeature.INFLIGHT_SHMFD,
     Request.SET_INFLIGHT_FD: ProtocolFeature.INFLIGHT_SHMFD,
 }
 
 #: What a back end offers beyond the required bits.
-OPTIONAL_FEATURES = ProtocolFeature.VMBUS_CODE_MAP | ProtocolFeature.INFLIGHT_SHMFD
+OPTIONAL_FEATURES = (
+    ProtocolFeature.VMBUS_CODE_MAP | ProtocolFeature.INFLIGHT_SHMFD | ProtocolFeature.VMBUS_UNPLUG
+)
 
 
 def next_state(state: State, request: Request) -> State:

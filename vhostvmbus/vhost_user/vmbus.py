@@ -196,6 +196,12 @@ def _check_code_map_region(region: CodeMapRegion, map_bytes: int) -> None:
         )
 
 
+@front_end(Request.VMBUS_UNPLUG)
+@dataclass(frozen=True, slots=True)
+class Unplug(Message):
+    """The device is about to be taken from the guest."""
+
+
 @dataclass(frozen=True, slots=True)
 class OfferReply(Message):
     """What the device offers (``VMBUS_GET_OFFER``, 160 bytes).

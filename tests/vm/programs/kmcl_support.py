@@ -40,16 +40,16 @@ def obedient(send_pages: int = 16, receive_pages: int = 16) -> Channel:
 
 
 @contextlib.contextmanager
-def fails(number: int) -> Iterator[None]:
-    """What is inside must end with this error."""
+def fails(*numbers: int) -> Iterator[None]:
+    """What is inside must end with this error, or one of these."""
     found = "no error"
     try:
         yield
     except OSError as error:
-        if error.errno == number:
+        if error.errno in numbers:
             return
         found = repr(error)
-    raise AssertionError(f"{found} instead of {errno.errorcode[number]}")
+    raise AssertionError(f"{found} instead of {[errno.errorcode[n] for n in numbers]}")
 
 
 def there_and_back(channel: Channel, pages: int, pinned: int = 0) -> None:

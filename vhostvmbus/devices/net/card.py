@@ -23,10 +23,10 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from vhostvmbus.channel import Channel
+from vhostvmbus.channel import Channel, wait_until_quiet
 from vhostvmbus.channel.stats import RateLimitedLog
 from vhostvmbus.device import Device
-from vhostvmbus.devices.net import nvsp, rndis, sender, status, takeover
+from vhostvmbus.devices.net import leaving, nvsp, rndis, sender, status, takeover
 from vhostvmbus.devices.net.buffers import ReceiveBuffer, SendBuffer
 from vhostvmbus.devices.net.datapath import DataPath
 from vhostvmbus.devices.net.direct import DirectReceiver
@@ -128,6 +128,7 @@ class NetworkCard(Device):
         self._send: SendBuffer | None = None
         self._lent: dict[bool, int] = {}
         self._subchannels = 0
+        self._leaving = False  # being unplugged
         self._queues = 1
         self._own_mtu = self._asked_mtu = link.mtu
         link.start(self._link_changed)
@@ -149,6 +150,7 @@ class NetworkCard(Device):
                 self._path.connect(channel)
             if channel.index:
                 return
+            self._outbox.forget()  # what has become of the link meanwhile, the guest asks itself
             self.adapter.coalescing = False
             self.adapter.reset()
             self.protocol = Protocol(self.adapter, max_subchannels=self.max_channels - 1)
@@ -171,7 +173,7 @@ class NetworkCard(Device):
             log.warning("%s: the guest's driver has to start anew: offered once more", self.name)
             told = self._tell_link_down(channel)
             least = takeover.LINK_CHANGE_SECONDS if told else 0.0
-            if not takeover.wait_until_quiet(lambda: list(self._channels.values()), least):
+            if not wait_until_quiet(lambda: list(self._channels.values()), least):
                 log.warning("%s: the guest's driver does not come to rest", self.name)
             try:
                 self.rescind()
@@ -181,22 +183,20 @@ class NetworkCard(Device):
 
     def _tell_link_down(self, channel: Channel) -> bool:
         """Has a guest that this back end knows nothing of stop sending; whether it could be."""
-        note = takeover.BufferNote.parse(channel.note)
-        if note is None:
+        found = takeover.find_buffer(channel)
+        if found is None:
             return False
-        try:
-            mapping = channel.map_gpadl(note.gpadl)
-            self._lent[True] = note.gpadl
-            buffer = ReceiveBuffer(mapping, note.buffer_id, note.section_size)
-        except (ChannelClosed, FrontEndError, UsageError, GuestError) as error:
-            log.warning("%s: the guest's receive buffer is not found: %s", self.name, error)
-            return False
-        # Frames that the guest has not looked at yet may be anywhere in it.
-        takeover.wait_until_quiet(lambda: [channel], 0.0, patience=1.0)
         with self._lock:
-            self._outbox.buffer = buffer
+            self._lent[True], self._outbox.buffer = found
             self._outbox.answer([rndis.indicate_status(status.MEDIA_DISCONNECT)])
         return True
+
+    def unplug_requested(self) -> None:
+        """The guest's driver sends nothing any more when this returns, if it takes a hint."""
+        with self._lock:
+            self._leaving = leaving.begin(self.protocol, self._outbox, self._receivers)
+        if self._leaving:
+            leaving.wait(self.name, self._outbox)
 
     def started(self, channel: Channel) -> None:
         """Once all subchannels that were asked for are open, they are used, both ways."""
@@ -224,14 +224,17 @@ class NetworkCard(Device):
                 self._give_back(channel, receive)
             self._outbox.forget()
             self._subchannels = 0
+            self._leaving = False
+            self.adapter.connected = self.link.carrier()
             self.adapter.reset()
             self._configure()
 
     def _configure(self) -> None:
-        """Tells the data path what is in force."""
+        """Tells the data path what is in force: the newest of it last, whoever calls."""
         if self._path is not None:
-            active = self.protocol.version is not None
-            self._path.configure(self.adapter, tagging=self.tagging, active=active)
+            with self._lock:
+                active = self.protocol.version is not None
+                self._path.configure(self.adapter, tagging=self.tagging, active=active)
 
     def code_map_changed(self, code_map: CodeMap | None) -> None:
         """The data path looks up what it writes there."""
@@ -239,8 +242,12 @@ class NetworkCard(Device):
             self._path.use_code_map(code_map)
 
     def woken(self) -> None:
-        """Sections may have come back, for answers that waited for one."""
-        self._outbox.go_on()
+        """Sections may have come back, for answers that waited for one.
+
+        A guest that does not know yet that its buffer was taken is told nothing.
+        """
+        if self.protocol.ready:
+            self._outbox.go_on()
 
     def _wait_for_section(self) -> None:
         """Has :meth:`woken` called when one comes back."""
@@ -269,7 +276,7 @@ class NetworkCard(Device):
             else:
                 receiver = DirectReceiver(self, deliver, self.link, queue, name, self._path)
             self._receivers.append(receiver)
-            if self._outbox.buffer is not None:
+            if self._outbox.buffer is not None and not self._leaving:
                 receiver.attach(self._outbox.buffer)
             receiver.start()
 
@@ -308,7 +315,8 @@ class NetworkCard(Device):
                 self._own_mtu = self.link.mtu  # somebody on the host wants it so
             self.adapter.mtu = self.link.mtu
             self._configure()
-            self._outbox.answer(self.protocol.link_changed(self.link.carrier()))
+            up = self.link.carrier() and not self._leaving
+            self._outbox.answer(self.protocol.link_changed(up))
 
     # -- packets of the guest ------------------------------------------------------------------
 
@@ -415,7 +423,7 @@ class NetworkCard(Device):
                 channel.note = takeover.BufferNote(gpadl, buffer_id, size).pack()
                 with self._lock:
                     self._outbox.buffer = buffer
-                    for receiver in self._receivers:
+                    for receiver in () if self._leaving else self._receivers:
                         receiver.attach(buffer)
                 return answer
             self._send = SendBuffer(mapping)

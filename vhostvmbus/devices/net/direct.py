@@ -47,7 +47,9 @@ class DirectReceiver(Receiver):
 
     def _turn(self, pause: float | None) -> float | None:
         if pause is not None or self._usable() is None:
-            return super()._turn(pause)
+            pause = super()._turn(pause)
+            self._direct_owner.woken()  # perhaps it was, and for that
+            return pause
         served = self._path.serve(self._queue, self._wake_fd)
         if served.left:
             self._hand_over(served.left, served.lease)

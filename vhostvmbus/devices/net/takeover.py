@@ -13,24 +13,22 @@ What is found in the note is checked like what a guest says; it may be anything.
 
 from __future__ import annotations
 
+import logging
 import struct
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
-from vhostvmbus.channel import Channel, ChannelState
+from vhostvmbus.channel import Channel, wait_until_quiet
+from vhostvmbus.devices.net.buffers import ReceiveBuffer
+from vhostvmbus.wire.errors import ChannelClosed, FrontEndError, GuestError, UsageError
+
+log = logging.getLogger(__name__)
 
 _NOTE: Final = struct.Struct("<4sIII")
 _MAGIC: Final = b"rbuf"
 
-CALM_SECONDS: Final = 0.3
-"""So long the rings stay empty before the driver counts as quiet."""
 LINK_CHANGE_SECONDS: Final = 2.2
 """So long Linux may take to act on a change of the link (``LINKCHANGE_INT`` is 2 s)."""
-PATIENCE_SECONDS: Final = 6.0
-"""After that the card is taken back all the same."""
-_POLL_SECONDS: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,36 +54,24 @@ class BufferNote:
         return cls(gpadl, buffer_id, section_size)
 
 
-def _activity(channels: Sequence[Channel]) -> tuple[int, int]:
-    """Packets that came so far, and what is not settled yet: bytes in rings, packets in hand."""
-    came = unsettled = 0
-    for channel in channels:
-        ring = channel.ring_state
-        came += channel.stats.packets_received
-        unsettled += channel.outstanding
-        if ring is not None:
-            unsettled += ring.rx_available + ring.tx_size - ring.tx_free
-    return came, unsettled
+def find_buffer(channel: Channel) -> tuple[int, ReceiveBuffer] | None:
+    """The receive buffer that the back end before left a note of, with its GPADL's handle, mapped.
 
-
-def wait_until_quiet(
-    channels: Callable[[], Sequence[Channel]], least: float, patience: float = PATIENCE_SECONDS
-) -> bool:
-    """Until the guest sends nothing any more and has taken every completion; whether it has.
-
-    Waits ``least`` seconds at any rate, and ``patience`` at most; not at all for a channel that
-    is closed meanwhile.
+    ``None`` if there is none that can be used.
     """
-    begin = calm_since = time.monotonic()
-    before = -1
-    while (now := time.monotonic()) - begin < patience:
-        alive = [channel for channel in channels() if channel.state is ChannelState.RUNNING]
-        if not alive:
-            return False
-        came, unsettled = _activity(alive)
-        if came != before or unsettled:
-            before, calm_since = came, now
-        elif now - calm_since >= CALM_SECONDS and now - begin >= least:
-            return True
-        time.sleep(_POLL_SECONDS)
-    return False
+    note = BufferNote.parse(channel.note)
+    if note is None:
+        return None
+    try:
+        mapping = channel.map_gpadl(note.gpadl)
+        try:
+            buffer = ReceiveBuffer(mapping, note.buffer_id, note.section_size)
+        except GuestError:
+            channel.unmap_gpadl(note.gpadl)
+            raise
+    except (ChannelClosed, FrontEndError, UsageError, GuestError) as error:
+        log.warning("%s: the guest's receive buffer is not found: %s", channel.name, error)
+        return None
+    # Frames that the guest has not looked at yet may be anywhere in it.
+    wait_until_quiet(lambda: [channel], 0.0, patience=1.0)
+    return note.gpadl, buffer

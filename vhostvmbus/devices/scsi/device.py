@@ -35,6 +35,7 @@ from vhostvmbus.devices.scsi import sense, storvsp
 from vhostvmbus.devices.scsi.answers import Complaints, answer
 from vhostvmbus.devices.scsi.commands import Outcome, execute, is_slow
 from vhostvmbus.devices.scsi.disk import DiskSpec, parse_disk
+from vhostvmbus.devices.scsi.leaving import Leaving
 from vhostvmbus.devices.scsi.plan import rules
 from vhostvmbus.devices.scsi.session import Answer, CreateSubChannels, Execute, Reset, Session
 from vhostvmbus.devices.scsi.storvsp import EXECUTE_SRB, Operation, Srb, SrbStatus
@@ -140,6 +141,7 @@ class ScsiController(Device):
         self._planning = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"{self.name}-io")
         self._complaints = Complaints()
+        self._leaving = Leaving()
         self._requests = 0
         self._planned = 0
         self.malformed = 0
@@ -263,6 +265,8 @@ class ScsiController(Device):
 
     def opened(self, channel: Channel) -> None:
         """A channel was opened: its negotiation starts, a subchannel's is its primary's."""
+        if not channel.index:
+            self._leaving.end()
         primary = self._sessions.get(0) if channel.index else None
         if primary is not None and primary[1].is_ready and primary[1].version is None:
             self.resumed(channel)
@@ -285,6 +289,15 @@ class ScsiController(Device):
         self._sessions[channel.index] = (channel, session)
         self.replan()
 
+    def unplug_requested(self) -> None:
+        """The guest has removed its disks, with all that it had to write, when this returns."""
+        primary = self._sessions.get(0)
+        if primary is None or not primary[1].is_ready:
+            return
+        self._leaving.begin(self.luns)
+        self._announce()
+        self._leaving.wait(self.name, lambda: [each for each, _ in list(self._sessions.values())])
+
     @property
     def requests(self) -> int:
         """SCSI requests carried out, about: threads count without a lock."""
@@ -302,6 +315,7 @@ class ScsiController(Device):
         if self._sessions.pop(channel.index, None) is not None:
             self._planned += channel.stats.packets_planned
         if not channel.index:
+            self._leaving.end()
             for slot in list(self._slots.values()):
                 slot.unit.reset(None)
 
@@ -360,6 +374,8 @@ class ScsiController(Device):
         request = Request(srb.cdb, data, min(len(data), srb.transfer_length))
         here = not (srb.path or srb.target)
         slot = self._slots.get(srb.lun) if here else None
+        if slot is not None and self._leaving.hides(srb.lun, srb.cdb[0]):
+            slot = None
         if slot is not None:
             slot.users.add(packet)
             if slot.removed:
@@ -387,7 +403,8 @@ class ScsiController(Device):
         unit = slot.unit if slot is not None else None
         self._requests += 1
         try:
-            luns = self.luns if here and srb.cdb[0] == 0xA0 else []
+            looking = here and srb.cdb[0] == 0xA0 and not self._leaving.active
+            luns = self.luns if looking else []
             payload = answer(srb, execute(unit, request, srb.cdb_length, luns))
         except VmbusError as error:
             # The guest's pages are gone, or the channel is.

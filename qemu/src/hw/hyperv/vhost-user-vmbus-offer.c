@@ -14,7 +14,9 @@
 #include "qemu/osdep.h"
 #include "qapi/error.h"
 #include "qemu/bswap.h"
+#include "qemu/error-report.h"
 #include "qemu/main-loop.h"
+#include "qemu/timer.h"
 #include "hw/hyperv/vhost-user-vmbus.h"
 #include "trace.h"
 
@@ -52,6 +54,13 @@ uint32_t vuv_offers_request(VHostUserVMBus *s, uint32_t request,
     return status;
 }
 
+/* Somebody has decided; whoever does so later comes too late. */
+static void unplug_ends(VHostUserVMBus *s)
+{
+    timer_del(s->offers.unplug_timer);
+    s->offers.unplug_waits = false;
+}
+
 void vuv_offers_apply(VHostUserVMBus *s)
 {
     VMBusDevice *vdev = VMBUS_DEVICE(s);
@@ -74,6 +83,18 @@ void vuv_offers_apply(VHostUserVMBus *s)
             continue;
         }
         if (change->request == VUV_BACKEND_RESCIND_CHANNEL) {
+            if (!change->channel && s->offers.closing) {
+                /* not amid the bus's own work on the channel; in order */
+                WITH_QEMU_LOCK_GUARD(&s->offers.lock) {
+                    g_array_prepend_vals(s->offers.changes, change,
+                                         changes->len - i);
+                }
+                qemu_bh_schedule(s->offers.bh);
+                return;
+            }
+            if (!change->channel) {
+                unplug_ends(s);
+            }
             vmbus_device_rescind(vdev, change->channel);
             continue;
         }
@@ -97,11 +118,100 @@ void vuv_offers_limit(VHostUserVMBus *s, uint16_t max_channels)
     s->offers.max_channels = MIN(max_channels, VUV_MAX_CHANNELS);
 }
 
+void vuv_offers_primary_closed(VHostUserVMBus *s)
+{
+    VMBusDevice *vdev = VMBUS_DEVICE(s);
+
+    /* what was asked for so far was meant for the channel that's gone */
+    s->offers.closing = true;
+    vuv_offers_apply(s);
+    s->offers.closing = false;
+    for (uint16_t i = vdev->num_channels; i-- > vdev->initial_channels;) {
+        vmbus_device_rescind(vdev, i);
+    }
+    if (s->offers.unplug_waits && !s->conn.up) {
+        /* without a back end nobody else says that the guest is ready */
+        VuvChange change = { .request = VUV_BACKEND_RESCIND_CHANNEL };
+
+        WITH_QEMU_LOCK_GUARD(&s->offers.lock) {
+            g_array_append_val(s->offers.changes, change);
+        }
+        qemu_bh_schedule(s->offers.bh);
+    }
+}
+
+/* ---------------------------- unplugging ---------------------------- */
+
+/*
+ * Linux waits for packets that a rescinded channel doesn't complete any more,
+ * so a device in use is taken back when its driver has come to rest.  Bringing
+ * it there is for the back end to do, which knows what the device is.
+ */
+static bool wait_for_rest(VHostUserVMBus *s)
+{
+    Error *err = NULL;
+    uint32_t status;
+
+    if (!s->chans[0].open || (s->conn.up && !s->conn.unplug)) {
+        return false;
+    }
+    s->offers.unplug_waits = true;
+    if (!s->conn.up) {
+        return true;    /* the next back end is asked, whenever it comes */
+    }
+    if (!vuv_conn_ack(&s->conn, VUV_UNPLUG, NULL, 0, NULL, 0, &status, &err)) {
+        vuv_report(s, err);
+    } else if (status) {
+        return false;
+    }
+    timer_mod(s->offers.unplug_timer, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
+              VUV_UNPLUG_TIMEOUT_MS);
+    return true;
+}
+
+bool vuv_defer_rescind(VMBusDevice *vdev)
+{
+    VHostUserVMBus *s = VHOST_USER_VMBUS(vdev);
+
+    /* whoever asks twice doesn't want to wait */
+    if (!s->offers.unplug_waits && wait_for_rest(s)) {
+        return true;
+    }
+    unplug_ends(s);
+    return false;
+}
+
+static void vuv_unplug_timeout(void *opaque)
+{
+    VHostUserVMBus *s = opaque;
+
+    if (!s->conn.up && s->chans[0].open) {
+        return;         /* it ended after it was asked */
+    }
+    warn_report("vhost-user-vmbus (chardev %s): unplugged although its back "
+                "end does not say that the guest is ready for it",
+                qemu_chr_fe_get_driver(&s->conn.chr)->label);
+    unplug_ends(s);
+    vmbus_device_rescind(VMBUS_DEVICE(s), 0);
+}
+
+static void unplug_goes_on(VHostUserVMBus *s)
+{
+    if (s->offers.unplug_waits && !wait_for_rest(s)) {
+        unplug_ends(s);
+        vmbus_device_rescind(VMBUS_DEVICE(s), 0);
+    }
+}
+
+/* ----------------------------- connected ---------------------------- */
+
 void vuv_offers_connected(VHostUserVMBus *s)
 {
     VMBusDevice *vdev = VMBUS_DEVICE(s);
 
-    if (vdev->channels && !vdev->unplugging) {
+    if (vdev->channels && vdev->unplugging) {
+        unplug_goes_on(s);
+    } else if (vdev->channels) {
         Error *err = NULL;
 
         vmbus_device_offer(vdev, 0, &err);
@@ -112,16 +222,7 @@ void vuv_offers_connected(VHostUserVMBus *s)
     qemu_bh_schedule(s->offers.bh);
 }
 
-void vuv_offers_primary_closed(VHostUserVMBus *s)
-{
-    VMBusDevice *vdev = VMBUS_DEVICE(s);
-
-    /* what was asked for so far was meant for the channel that's gone */
-    vuv_offers_apply(s);
-    for (uint16_t i = vdev->num_channels; i-- > vdev->initial_channels;) {
-        vmbus_device_rescind(vdev, i);
-    }
-}
+/* ---------------------------- life cycle ---------------------------- */
 
 void vuv_offers_init(VHostUserVMBus *s)
 {
@@ -129,11 +230,14 @@ void vuv_offers_init(VHostUserVMBus *s)
     s->offers.changes = g_array_new(false, false, sizeof(VuvChange));
     s->offers.max_channels = VUV_MAX_CHANNELS;
     s->offers.bh = qemu_bh_new(vuv_offers_bh, s);
+    s->offers.unplug_timer = timer_new_ms(QEMU_CLOCK_REALTIME,
+                                          vuv_unplug_timeout, s);
 }
 
 void vuv_offers_destroy(VHostUserVMBus *s)
 {
     qemu_bh_delete(s->offers.bh);
+    timer_free(s->offers.unplug_timer);
     g_array_free(s->offers.changes, true);
     qemu_mutex_destroy(&s->offers.lock);
 }

@@ -371,6 +371,7 @@ static void vuv_class_init(ObjectClass *klass, void *data)
     vdc->gpadl_teardown = vuv_gpadl_teardown;
     vdc->fill_offer = vuv_fill_offer;
     vdc->bus_reset = vuv_bus_reset;
+    vdc->defer_rescind = vuv_defer_rescind;
     /* no chan_notify_cb: the back end handles the rings */
 }
 

@@ -10,7 +10,8 @@
  *
  *   vhost-user-vmbus.c       the device: offer, reconnection, life cycle
  *   vhost-user-vmbus-chan.c  GPADLs and channels
- *   vhost-user-vmbus-offer.c offers that the back end makes later or takes back
+ *   vhost-user-vmbus-offer.c offers that the back end makes later or takes
+ *                            back; unplugging
  *   vhost-user-vmbus-conn.c  the connection: messages, time limit, negotiation,
  *                            thread that serves the back end's requests
  *   vhost-user-vmbus-inflight.c  the file with packets that are under way
@@ -50,6 +51,7 @@ enum {
     VUV_MODIFY = 1029,
     VUV_RESET = 1030,
     VUV_SET_CODE_MAP = 1031,
+    VUV_UNPLUG = 1032,
 };
 
 /* the back end's requests */
@@ -61,6 +63,7 @@ enum {
 
 #define VUV_MAX_PAYLOAD         4096
 #define VUV_ANSWER_TIMEOUT_MS   10000
+#define VUV_UNPLUG_TIMEOUT_MS   10000
 #define VUV_MAX_REGIONS         100
 #define VUV_MAX_INVALIDATIONS   200
 #define VUV_OPEN_RESUME         1
@@ -112,6 +115,8 @@ typedef struct VuvConn {
     uint64_t max_mem_slots;
     /* the back end records which packets are under way */
     bool inflight;
+    /* the back end wants to know before the device is unplugged */
+    bool unplug;
 
     bool thread_running;
     QemuThread thread;
@@ -236,6 +241,12 @@ typedef struct VuvOffers {
     GArray *changes;            /* VuvChange */
     uint16_t max_channels;
     QEMUBH *bh;
+    /* the guest's closing of the primary channel is under way */
+    bool closing;
+    /* the device goes when the guest's driver is at rest */
+    bool unplug_waits;
+    /* runs while a back end brings it there */
+    QEMUTimer *unplug_timer;
 } VuvOffers;
 
 /* ---------------------------- device ---------------------------- */
@@ -301,7 +312,7 @@ void vuv_offers_apply(VHostUserVMBus *s);
 /* The back end has said how many channels there may be. */
 void vuv_offers_limit(VHostUserVMBus *s, uint16_t max_channels);
 
-/* A new connection begins with the device being offered. */
+/* A new connection begins with the device being offered, or unplugged. */
 void vuv_offers_connected(VHostUserVMBus *s);
 
 /* The guest has closed the primary channel, so subchannels go. */
@@ -313,5 +324,6 @@ void vuv_gpadl_teardown(VMBusChannel *chan, VMBusGpadl *gpadl);
 int vuv_open_channel(VMBusChannel *chan);
 void vuv_close_channel(VMBusChannel *chan);
 void vuv_bus_reset(VMBusDevice *vdev);
+bool vuv_defer_rescind(VMBusDevice *vdev);
 
 #endif

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Waiting until a guest's driver has come to rest, before its device is taken from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from vhostvmbus.channel.channel import Channel
+from vhostvmbus.channel.life import ChannelState
+
+CALM_SECONDS: Final = 0.3
+"""So long the rings stay empty before the driver counts as quiet."""
+PATIENCE_SECONDS: Final = 6.0
+"""After that the device is taken all the same: a front end waits no longer than 10 seconds."""
+_POLL_SECONDS: Final = 0.02
+
+
+def _activity(channels: Sequence[Channel]) -> tuple[int, int]:
+    """Packets that came so far, and what is not settled yet: bytes in rings, packets in hand."""
+    came = unsettled = 0
+    for channel in channels:
+        ring = channel.ring_state
+        came += channel.stats.packets_received
+        unsettled += channel.outstanding
+        if ring is not None:
+            unsettled += ring.rx_available + ring.tx_size - ring.tx_free
+    return came, unsettled
+
+
+def wait_until_quiet(
+    channels: Callable[[], Sequence[Channel]],
+    least: float,
+    patience: float = PATIENCE_SECONDS,
+    *,
+    calm: float | None = None,
+) -> bool:
+    """Until the guest sends nothing any more and has taken every completion; whether it has.
+
+    Waits ``least`` seconds at any rate, and ``patience`` at most; not at all for a channel that
+    is closed meanwhile. ``calm`` is for how many seconds nothing has to come, by default 0.3.
+    """
+    calm = CALM_SECONDS if calm is None else calm
+    begin = calm_since = time.monotonic()
+    before = -1
+    while (now := time.monotonic()) - begin < patience:
+        alive = [channel for channel in channels() if channel.state is ChannelState.RUNNING]
+        if not alive:
+            return False
+        came, unsettled = _activity(alive)
+        if came != before or unsettled:
+            before, calm_since = came, now
+        elif now - calm_since >= calm and now - begin >= least:
+            return True
+        time.sleep(_POLL_SECONDS)
+    return False

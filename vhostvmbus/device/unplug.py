@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A device on its way out: it brings the guest's driver to rest, then the front end may take it.
+
+docs/vhost-user-vmbus.md, *Unplugging*. Invariants: for each connection at most one thread, which
+has ended before the next connection begins; a connection that is lost meanwhile is no error.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from vhostvmbus.wire.errors import OfferRefused
+from vhostvmbus.wire.ntstatus import NtStatus
+
+log = logging.getLogger(__name__)
+
+
+class Unplugging:
+    """``prepare`` is the device's part and may take its time; ``let_go`` asks the front end."""
+
+    def __init__(self, name: str, prepare: Callable[[], None], let_go: Callable[[], None]) -> None:
+        self._name = name
+        self._prepare = prepare
+        self._let_go = let_go
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """VMBUS_UNPLUG came. Returns at once; a second time, nothing is done."""
+        if self._thread is None:
+            log.info("%s is being unplugged", self._name)
+            self._thread = threading.Thread(
+                target=self._run, name=f"{self._name} unplug", daemon=True
+            )
+            self._thread.start()
+
+    def end(self) -> None:
+        """The connection has ended: returns when the device's part has."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        try:
+            self._prepare()
+        except Exception:
+            log.exception("%s: unplug_requested() failed", self._name)
+        try:
+            self._let_go()
+        except OfferRefused as error:
+            lost = error.status == NtStatus.DEVICE_NOT_CONNECTED
+            log.log(logging.INFO if lost else logging.ERROR, "%s: %s", self._name, error)
