@@ -24,6 +24,7 @@ from vhostvmbus.vm.machine import Machine, Plan
 HERE = Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE not in item.path.parents:
@@ -31,6 +32,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group("machines"))
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(3600 if SOAK else 900))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def the_only_process(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
+    """Machines in two processes would be in each other's way, and share no guests."""
+    claim = tmp_path_factory.getbasetemp().parent / "machines"
+    if worker_id != "master":
+        try:
+            claim.touch(exist_ok=False)
+        except FileExistsError:
+            pytest.fail("two processes run machines: pytest-xdist did not take the tests' group")
 
 
 @pytest.fixture(scope="session")
