@@ -49,7 +49,7 @@ def test_a_disk_and_a_network_card(tmp_path: Path, qemu: Path, root_template: Pa
     (tmp_path / "data.raw").write_bytes(bytes(1 << 20))
     serve, line = commands()
     assert len(serve) == 2
-    line = line.replace("$(qemu/build)", str(qemu)).replace("/tmp/", f"{tmp_path}/")
+    line = line.replace("/tmp/", f"{tmp_path}/").replace("$(qemu/build)", str(qemu))
     disk = f"-chardev socket,id=c0,path={tmp_path}/scsi.sock,reconnect-ms=250"
     assert disk in line
     # "A second chardev and device, likewise."

@@ -120,7 +120,7 @@ uint32_t teardown(uint32_t id)
 	input.payload[2] = relid;
 	input.payload[3] = id;
 	post();
-	return take_within(SHORT);
+	return take();
 }
 
 void post_open(uint32_t gpadl, uint32_t vp, uint32_t ring_offset)
@@ -137,7 +137,7 @@ void post_open(uint32_t gpadl, uint32_t vp, uint32_t ring_offset)
 uint32_t open_channel(uint32_t gpadl, uint32_t vp, uint32_t ring_offset)
 {
 	post_open(gpadl, vp, ring_offset);
-	if (take_within(SHORT) != OPEN_RESULT)
+	if (take() != OPEN_RESULT)
 		return NO_MESSAGE;
 	return answer[4] ? 1 : 0;
 }
