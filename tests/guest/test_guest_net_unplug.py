@@ -46,6 +46,7 @@ class Driver:
     sent: int = 0
     completed: int = 0
     received: int = 0
+    turns: int = 0
     error: list[BaseException] = field(default_factory=list)
 
     def run(self, over: threading.Event) -> None:
@@ -63,6 +64,7 @@ class Driver:
                 if self.netvsc.frames:
                     self.received += len(self.netvsc.frames)
                     self.netvsc.frames.clear()
+                self.turns += 1
                 while under_way and under_way[0].transaction.done:
                     assert under_way.pop(0).wait() == 1
                     self.completed += 1
@@ -143,7 +145,8 @@ def test_no_frames_any_more(card: NetworkCard, link: SocketLink) -> None:
     with SoftwareGuest.for_device(card) as guest, busy(guest, link) as driver:
         guest.front_end.request(m.Unplug())
         eventually(lambda: DISCONNECTED in driver.netvsc.indications)
-        time.sleep(0.05)  # what was in the ring before
+        turn = driver.turns
+        eventually(lambda: driver.turns > turn + 1)  # what was in the ring before is counted
         before = driver.received
         link.changed()
         link.set_carrier(False)
@@ -168,8 +171,9 @@ def test_a_driver_that_takes_no_hint(
     assert "does not come to rest" in caplog.text
 
 
-def test_a_card_that_is_not_in_use(card: NetworkCard) -> None:
+def test_a_card_that_is_not_in_use(card: NetworkCard, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not open, not negotiated, or without RNDIS: nobody to wait for."""
+    monkeypatch.setattr(leaving, "LINK_CHANGE_SECONDS", 8.0)
     with serving(card) as (_, path, _), SoftwareGuest.connect(path) as guest:
         for step in range(4):
             if step:
@@ -181,7 +185,7 @@ def test_a_card_that_is_not_in_use(card: NetworkCard) -> None:
                 netvsc.lend_receive_buffer()
             begin = time.monotonic()
             assert guest.unplug()
-            assert time.monotonic() - begin < REACTION
+            assert time.monotonic() - begin < 4.0
             guest.reconnect(path)
 
 

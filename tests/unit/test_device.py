@@ -242,9 +242,7 @@ def test_suspended_is_the_time_to_complete() -> None:
     with GuestEnd(device) as guest:
         guest.send()
         eventually(lambda: packets)
-        begin = time.monotonic()
         guest.host.close_channel(0)
-        assert time.monotonic() - begin < 0.9
         assert not packets[0].dropped
 
 
@@ -309,9 +307,9 @@ class Sleepy(Device):
 
 def test_async_devices_complete_in_their_own_order() -> None:
     with GuestEnd(Sleepy()) as guest:
-        for delay in (20, 10, 0):
+        for delay in (100, 50, 0):
             guest.send(bytes([delay, 0]), transaction_id=delay)
-        assert [p.transaction_id for p in guest.expect(3)] == [0, 10, 20]
+        assert [p.transaction_id for p in guest.expect(3)] == [0, 50, 100]
 
 
 def test_an_exception_in_a_coroutine_stops_the_channel() -> None:
@@ -322,12 +320,14 @@ def test_an_exception_in_a_coroutine_stops_the_channel() -> None:
 
 
 def test_close_cancels_coroutines() -> None:
-    with GuestEnd(Sleepy()) as guest:
-        guest.send(b"\xff\x00")
+    class Asleep(Sleepy):
+        async def packet_received(self, channel: Channel, packet: Packet) -> None:
+            await asyncio.sleep(1000)
+
+    with GuestEnd(Asleep()) as guest:
+        guest.send()
         eventually(lambda: guest.channel.outstanding == 1)
-        begin = time.monotonic()
         guest.host.close_channel(0)
-        assert time.monotonic() - begin < 2.4
         guest.expect_nothing()
 
 

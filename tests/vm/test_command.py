@@ -51,7 +51,7 @@ def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setenv(MARK, mark)
     monkeypatch.setenv("TMPDIR", str(temporary))
     yield
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while marked_processes(mark) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert marked_processes(mark) == []
