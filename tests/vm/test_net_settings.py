@@ -82,7 +82,7 @@ def test_where_received_packets_go(rig: Rig) -> None:
         ):
             rig.guest(f"ethtool -X eth0 {words}")
             assert set(table(rig)) == queues
-            rig.guest("flows 65536")  # what was under way
+            rig.guest("flows 524288")  # what was under way
             before = received(rig, "bytes")
             rig.guest("flows 262144")
             now = received(rig, "bytes")
