@@ -181,7 +181,7 @@ def test_an_odd_sized_image_ends_in_zeroes(tmp_path: Path) -> None:
 
 
 def is_cached(path: Path, offset: int) -> bool:
-    """Whether a file's page is in the page cache; to ask with a read would have the host fetch it."""
+    """Whether a file's page is in the page cache. (A read that asks would have it fetched.)"""
     libc = ctypes.CDLL(None, use_errno=True)
     answer = ctypes.c_ubyte()
     with (
