@@ -29,6 +29,7 @@ def test_made_as_asked_and_gone_at_the_end() -> None:
         assert link.carrier()
         assert link.queues == 3
         assert link.mac == MAC
+        assert found["mac"] == b"\xfe" + MAC[1:]
         assert link.capabilities == ALL
         with opened("tap") as other:
             assert other.name != link.name
@@ -63,6 +64,7 @@ def test_an_interface_that_vanishes_comes_back() -> None:
         link.use_queues(2)
         link.set_mtu(3000)
         number = link.fileno(0)
+        before = interface(link.name)
         with IPRoute() as route:
             route.link("del", index=route.link_lookup(ifname=link.name)[0])
         wait_for(lambda: guest.changes >= 2, "lost and made again")
@@ -71,6 +73,9 @@ def test_an_interface_that_vanishes_comes_back() -> None:
         assert link.stats()["vanished"] == 1
         found = interface(link.name)
         assert found is not None
+        assert before is not None
+        assert found["index"] != before["index"]
+        assert found["mac"] == before["mac"]
         assert found["mtu"] == 3000
         assert "10.9.0.1/24" in found["addresses"]  # type: ignore[operator]
         guest.send(arp(1, MAC, GUEST, bytes(6), HOST))
@@ -110,6 +115,34 @@ def test_an_existing_one_with_one_queue() -> None:
         link.use_queues(1)
         with pytest.raises(LinkDown, match="in use by another program"):
             spec.open("tap:given")
+
+
+@pytest.mark.usefixtures("network")
+def test_its_station_address() -> None:
+    """Made from the card's, if that is known, but never the same."""
+    given = "fe:54:00:00:00:01"
+    with opened(f"tap,mac={given}") as same, opened("tap") as one, opened("tap") as other:
+        found = [interface(link.name) for link in (same, one, other)]
+        addresses = {bytes(each["mac"]) for each in found if each is not None}  # type: ignore[call-overload]
+        assert len(addresses) == 3
+        assert bytes.fromhex(given.replace(":", "")) not in addresses
+        assert {address[0] for address in addresses} == {0xFE}
+
+
+@pytest.mark.usefixtures("network")
+def test_a_bridge_keeps_its_station_address() -> None:
+    """It takes the least of its interfaces'."""
+    with IPRoute() as route:
+        route.link("add", ifname="br9", kind="bridge")
+        route.link("add", ifname="first", kind="veth", peer="beyond", address="f2:00:00:00:00:01")
+        index = route.link_lookup(ifname="br9")[0]
+        route.link("set", index=route.link_lookup(ifname="first")[0], master=index)
+    before = interface("br9")
+    assert before is not None
+    assert before["mac"] == bytes.fromhex("f20000000001")
+    for text in ("bridge:br9", "bridge:br9,mac=52:54:00:00:00:01"):
+        with opened(text):
+            assert interface("br9")["mac"] == before["mac"]  # type: ignore[index]
 
 
 @pytest.mark.usefixtures("network")

@@ -87,13 +87,20 @@ def join(route: IPRoute, index: int, bridge: str, mtu: int | None) -> None:
 
 
 def configure(
-    index: int, *, mtu: int | None, bridge: str | None, addresses: Sequence[str] = ()
+    index: int,
+    *,
+    mac: bytes,
+    mtu: int | None,
+    bridge: str | None,
+    addresses: Sequence[str] = (),
 ) -> State:
     """Give an interface what it was made for and switch it on; how it is then.
 
-    Without *mtu* it has its bridge's, or else what the kernel gave it.
+    *mac* is its station address, 6 bytes. Without *mtu* it has its bridge's, or else what the
+    kernel gave it.
     """
     with kernel_errors(), IPRoute() as route:
+        route.link("set", index=index, address=mac.hex(":"))
         if bridge is not None:
             join(route, index, bridge, mtu)
         elif mtu is not None:

@@ -6,8 +6,8 @@ of ``/dev/net/tun``; a frame is one read or write, with a virtio-net header befo
 
 A TAP that is made here is not persistent: it exists as long as its descriptors, so the kernel
 removes it when this process ends, also when it is killed. When the interface vanishes from the
-host (``ip link del``), the link is down; one that was made here is made again, an existing one is
-waited for by name.
+host (``ip link del``), the link is down; one that was made here is made again, with the station
+address that it had, an existing one is waited for by name.
 """
 
 import contextlib
@@ -54,6 +54,9 @@ _TSO4: Final = 2
 _TSO6: Final = 4
 _IFREQ: Final = struct.Struct("16sH22x")
 """``struct ifreq`` with ``ifr_flags``."""
+_LAST: Final = 0xFE
+"""The first byte of the host's end: a bridge takes the least station address of its interfaces,
+and keeps its own if these are the greatest."""
 
 
 class Tap:
@@ -71,6 +74,7 @@ class Tap:
         self._existing = spec.name if spec.kind == "tap" else None
         self.name = self._existing or ""
         self.mac = spec.mac
+        self._own_mac = own_mac(spec.mac)
         self.mtu = spec.mtu or 1500
         self._wanted_mtu = spec.mtu
         self._changed: Callable[[], None] = lambda: None
@@ -126,7 +130,11 @@ class Tap:
                 fcntl.ioctl(fds[0], _TUNSETVNETLE, struct.pack("=i", 1))
             if self._existing is None:
                 state = interfaces.configure(
-                    index, mtu=self._wanted_mtu, bridge=spec.bridge, addresses=spec.addresses
+                    index,
+                    mac=self._own_mac,
+                    mtu=self._wanted_mtu,
+                    bridge=spec.bridge,
+                    addresses=spec.addresses,
                 )
             else:
                 if self._wanted_mtu is not None:
@@ -332,6 +340,16 @@ class Tap:
             self._counters["send_failed"] += 1
             return False
         return True
+
+
+def own_mac(mac: bytes | None) -> bytes:
+    """The station address of the host's end of a cable, 6 bytes; *mac* is the card's, if known.
+
+    The same each time for the same card, so that who talked to it goes on after a restart.
+    """
+    if mac is None or mac[0] == _LAST:
+        return bytes([_LAST]) + os.urandom(5)
+    return bytes([_LAST]) + mac[1:]
 
 
 def _attach(name: str, flags: int) -> tuple[int, str]:
