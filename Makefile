@@ -34,7 +34,7 @@ help:
 	@echo '                  MEM=1G ACCEL=auto|tcg|kvm|nested DISKS="a.raw new.raw:2G"'
 	@echo '                  NET="user|tap|tap:NAME|bridge:NAME|netns:NAME|none"'
 	@echo '                  DEVICE="path.py:Class" QEMU=program TIMEOUT=300'
-	@echo 'make test         every test (half an hour)'
+	@echo 'make test         every test (40 to 60 minutes)'
 	@echo 'make test-fast    the tests without virtual machines (two minutes)'
 	@echo 'make soak         the long runs of the same tests'
 	@echo 'make bench        benchmarks, as ratios'
