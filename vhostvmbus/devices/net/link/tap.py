@@ -345,7 +345,8 @@ class Tap:
 def own_mac(mac: bytes | None) -> bytes:
     """The station address of the host's end of a cable, 6 bytes; *mac* is the card's, if known.
 
-    The same each time for the same card, so that who talked to it goes on after a restart.
+    The same each time for a *mac*, so that who talked to it goes on after a restart; otherwise, and
+    for one that would be the same as the card's, random.
     """
     if mac is None or mac[0] == _LAST:
         return bytes([_LAST]) + os.urandom(5)
