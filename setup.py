@@ -3,4 +3,4 @@
 
 from setuptools import setup
 
-setup(cffi_modules=["vhostvmbus/ring/build.py:ffibuilder"])
+setup(cffi_modules=["vhostvmbus/engine/build.py:ffibuilder"])

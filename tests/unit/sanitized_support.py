@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-ENGINE = ROOT / "vhostvmbus" / "ring"
+ENGINE = ROOT / "vhostvmbus" / "engine"
 NET = ROOT / "vhostvmbus" / "devices" / "net" / "native"
 FUZZ = ROOT / "tests" / "fuzz"
 COMPILER = os.environ.get("CC", "cc")

@@ -12,8 +12,9 @@ from core_support import BASE, BASE_PFN, PAGES, Ram
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vhostvmbus.engine import lib
+from vhostvmbus.engine.faults import guest_error
 from vhostvmbus.memory import ExternalData, GuestMemory
-from vhostvmbus.memory.engine import guest_error, lib
 from vhostvmbus.wire import errors
 from vhostvmbus.wire.gpa import MAX_REGIONS, GpaRange, pfn_count
 from vhostvmbus.wire.ntstatus import NtStatus

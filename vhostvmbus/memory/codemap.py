@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from vhostvmbus.memory.engine import ffi, lib
+from vhostvmbus.engine import ffi, lib
 from vhostvmbus.wire.errors import FrontEndError
 from vhostvmbus.wire.gpa import MAX_REGIONS
 from vhostvmbus.wire.vmbus import PAGE_SIZE

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from vhostvmbus.memory.engine import ffi, lib
+from vhostvmbus.engine import ffi, lib
 from vhostvmbus.wire.errors import ExternalDataClosed, GuestMemoryLost
 from vhostvmbus.wire.gpa import GpaRange
 

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from vhostvmbus.memory.engine import error_of, ffi, lib
+from vhostvmbus.engine import ffi, lib
+from vhostvmbus.engine.faults import error_of
 from vhostvmbus.memory.external import ExternalData
 from vhostvmbus.memory.readonly import ReadOnlyExternalData
 from vhostvmbus.wire.errors import (

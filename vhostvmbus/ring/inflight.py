@@ -12,7 +12,7 @@ import fcntl
 import os
 from typing import Final
 
-from vhostvmbus.memory.engine import lib
+from vhostvmbus.engine import lib
 from vhostvmbus.ring.ring import Limits, Ring
 from vhostvmbus.wire.errors import InflightInvalid
 from vhostvmbus.wire.vmbus import PAGE_SIZE

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
-from vhostvmbus.memory.engine import ffi, lib
+from vhostvmbus.engine import ffi, lib
 from vhostvmbus.wire.vmbus import PacketType
 
 PLAN_BYTES: int = lib.VVB_PLAN_BYTES

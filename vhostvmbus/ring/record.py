@@ -9,7 +9,7 @@ import errno
 import os
 from typing import Any
 
-from vhostvmbus.memory.engine import ffi, lib
+from vhostvmbus.engine import ffi, lib
 from vhostvmbus.wire.errors import InflightInvalid
 
 

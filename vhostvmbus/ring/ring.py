@@ -13,9 +13,10 @@ from enum import IntEnum
 from functools import partial
 from typing import Any, NamedTuple
 
+from vhostvmbus.engine import ffi, lib
+from vhostvmbus.engine.faults import error_of, guest_error
 from vhostvmbus.memory import ExternalData, GuestMemory
 from vhostvmbus.memory.codemap import CodeMap
-from vhostvmbus.memory.engine import error_of, ffi, guest_error, lib
 from vhostvmbus.memory.external import SEG_SIZE
 from vhostvmbus.ring.plan import AnyPlan, Done, Outgoing
 from vhostvmbus.ring.record import Recording

@@ -4,7 +4,7 @@
 import os
 from collections.abc import Sequence
 
-from vhostvmbus.memory.engine import ffi, lib
+from vhostvmbus.engine import ffi, lib
 
 
 def wait(fds: Sequence[int], timeout: float | None = None) -> int:

@@ -24,8 +24,8 @@ from vhostvmbus.devices.net.buffers import ReceiveBuffer, SendBuffer
 from vhostvmbus.devices.net.nvsp import MESSAGE_SIZE
 from vhostvmbus.devices.net.oids import Adapter
 from vhostvmbus.devices.net.statistics import Counters
+from vhostvmbus.engine import ffi, lib
 from vhostvmbus.memory.codemap import CodeMap
-from vhostvmbus.memory.engine import ffi, lib
 from vhostvmbus.memory.external import SEG_SIZE
 
 MAX_QUEUES: Final[int] = lib.VVB_NET_CHANNELS

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The C engine (``vhostvmbus._ring``), and its fault codes as named errors of ``wire.errors``."""
+"""The C engine (``vhostvmbus._engine``), and its fault codes as named errors of ``wire.errors``."""
 
 from typing import Any, Final
 
-from vhostvmbus._ring import ffi, lib
+from vhostvmbus._engine import ffi, lib
 from vhostvmbus.wire import errors
 
 __all__ = ["FIELDS", "GUEST_ERRORS", "ffi", "guest_error", "lib"]
