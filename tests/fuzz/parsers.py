@@ -12,15 +12,10 @@ import contextlib
 import fcntl
 import os
 import struct
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from uuid import UUID
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
-
-from scsi_support import BytesBuffer, make_unit
-
+from tests.support.scsi_unit import BytesBuffer, make_unit
 from vhostvmbus.devices.net import frame as ethernet
 from vhostvmbus.devices.net import nvsp, protocol, rndis, rss, sender
 from vhostvmbus.devices.net.datapath import DataPath

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Coverage-guided fuzzing of the parsers with atheris: docs/fuzzing.md.
 
-``python tests/fuzz/parsers_fuzz.py TARGET [libFuzzer's words ...]``; without a folder among them
+``python -m tests.fuzz.parsers_fuzz TARGET [libFuzzer's words ...]``; without a folder among them
 the corpus grows in ``build/fuzz/TARGET``. ``--seeds FOLDER`` writes the seed inputs instead.
 """
 
@@ -17,8 +17,7 @@ def main(words: list[str]) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["vhostvmbus"]):
-        sys.path.insert(0, str(HERE))
-        import parsers
+        from tests.fuzz import parsers
     name, *rest = words
     if name == "--seeds":
         for target, found in parsers.seeds().items():
@@ -33,7 +32,7 @@ def main(words: list[str]) -> None:
         growing.mkdir(parents=True, exist_ok=True)
         rest += [str(growing), str(HERE / "corpus" / "parsers" / name)]
     # A merge runs its program again through a shell, by the first word.
-    again = shlex.join([sys.executable, str(Path(sys.argv[0]).resolve()), name])
+    again = shlex.join([sys.executable, "-m", "tests.fuzz.parsers_fuzz", name])
     atheris.Setup([again, *rest], target)
     atheris.Fuzz()
 

@@ -13,10 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from net_rig import HOST4, HOST6, MAC, QUEUES, Rig
-from net_support import namespace_name, require_root
-from vm_support import DATA_SIZE, MEBIBYTE, SCRATCH_SIZE, SOAK, Guest, MakePlan, write_random
 
+from tests.support.machines import (
+    DATA_SIZE,
+    MEBIBYTE,
+    SCRATCH_SIZE,
+    SOAK,
+    Guest,
+    MakePlan,
+    write_random,
+)
+from tests.support.net_rig import HOST4, HOST6, MAC, QUEUES, Rig
+from tests.support.network import namespace_name, require_root
 from vhostvmbus.vm import images
 from vhostvmbus.vm.accel import choose
 from vhostvmbus.vm.machine import Machine, Plan

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Another back end takes a card over: the driver is brought to rest before the card goes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.net_card import SocketLink, ethernet
+from tests.support.waiting import eventually
+from vhostvmbus.channel import Channel
+from vhostvmbus.devices.net import NetworkCard
+from vhostvmbus.devices.net.takeover import BufferNote
+from vhostvmbus.guest import SoftwareGuest, serving
+from vhostvmbus.guest.errors import GuestSideError, ReceiveTimeout
+from vhostvmbus.guest.netvsc import Netvsc
+from vhostvmbus.packet import Packet
+from vhostvmbus.wire.errors import ChannelClosed
+
+DISCONNECTED = 0x4001000C
+NOTE = 192
+"""Offset of the note in a channel's part."""
+REFUSED = 2
+
+
+class Holding(NetworkCard):
+    """Completes nothing any more once it is told so."""
+
+    holding = False
+
+    def hold(self) -> None:
+        """From now on."""
+        self.holding = True
+        self._channels[0].set_plan(None)
+
+    def packet_received(self, channel: Channel, packet: Packet) -> None:
+        if not self.holding:
+            super().packet_received(channel, packet)
+
+
+@contextlib.contextmanager
+def pumping(driver: Netvsc) -> Iterator[None]:
+    """The guest takes what comes, as an interrupt would have it, until its channel is gone."""
+    stop = threading.Event()
+
+    def pump() -> None:
+        with contextlib.suppress(GuestSideError, ChannelClosed):
+            while not stop.is_set():
+                with contextlib.suppress(ReceiveTimeout):
+                    driver.pump(0.05)
+
+    thread = threading.Thread(target=pump)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_the_driver_is_told_and_what_it_sent_is_refused() -> None:
+    link = SocketLink()
+    link.direct = False  # the engine would not hold anything
+    first, second = Holding(link), NetworkCard(SocketLink())
+    with serving(second) as (_, path, host), SoftwareGuest.for_device(first) as guest:
+        driver = Netvsc(guest, guest.enable(0))
+        driver.initialize()
+        first.hold()
+        sent = [driver.send(ethernet(b"lost")) for _ in range(20)]
+        eventually(lambda: first._channels[0].outstanding == 20)
+        gpadls = set(guest.gpadls)
+        channel = driver.channel
+        guest.reconnect(path)
+        with pumping(driver):
+            eventually(lambda: DISCONNECTED in driver.indications)
+            assert [sending.wait() for sending in sent] == [REFUSED] * 20
+            eventually(lambda: not gpadls & set(guest.gpadls))
+        assert channel.stray_completions == []
+        assert host.stats()["totals"]["packets_replayed"] == 20
+        guest.wait_for_offer(0)
+        driver = Netvsc(guest, guest.enable(0))
+        driver.initialize()
+        assert driver.send(ethernet(b"again")).wait() == 1
+        guest.disconnect()
+    first.close()
+    second.close()
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        b"",
+        b"x" * 16,
+        struct.pack("<4sIII", b"rbuf", 0x1234, 0xCAFE, 1728),  # no such GPADL
+        struct.pack("<4sIII", b"rbuf", 0xE1E10, 0xCAFE, 1728),  # the ring's
+        struct.pack("<4sIII", b"rbuf", 0xE1E11, 0xCAFE, 0),
+        struct.pack("<4sIII", b"rbuf", 0xE1E11, 0xCAFE, 0xFFFFFFFF),
+        struct.pack("<4sIII", b"rbuf", 0xE1E11, 0xCAFE, 1),
+        bytes(256),
+    ],
+)
+def test_a_note_may_be_anything(note: bytes) -> None:
+    """The card goes and comes back all the same."""
+    first, second = (NetworkCard(SocketLink()) for _ in range(2))
+    with serving(second) as (_, path, _), SoftwareGuest.for_device(first) as guest:
+        driver = Netvsc(guest, guest.enable(0))
+        driver.initialize()
+        gpadls = set(guest.gpadls)
+        guest.disconnect()
+        assert guest._inflight is not None
+        os.pwrite(guest._inflight.fd, struct.pack("<I", len(note)) + bytes(4) + note, NOTE)
+        guest.reconnect(path)
+        with pumping(driver):
+            eventually(lambda: not gpadls & set(guest.gpadls))
+        guest.wait_for_offer(0)
+        driver = Netvsc(guest, guest.enable(0))
+        driver.initialize()
+        assert driver.send(ethernet(b"again")).wait() == 1
+        guest.disconnect()
+    first.close()
+    second.close()
+
+
+def test_a_buffer_that_was_taken_back_is_forgotten() -> None:
+    card = NetworkCard(SocketLink())
+    with SoftwareGuest.for_device(card) as guest:
+        driver = Netvsc(guest, guest.enable(0))
+        driver.initialize()
+        assert driver.receive_gpadl is not None
+        note = BufferNote.parse(card._channels[0].note)
+        assert note == BufferNote(driver.receive_gpadl.gpadl_id, 0xCAFE, driver.receive_section)
+        driver.revoke(True)
+        assert card._channels[0].note == b""
+        guest.disconnect()
+    card.close()

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the tests with virtual machines share, besides fixtures."""
+
+import hashlib
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.paths import PROGRAMS
+from vhostvmbus.vm.errors import VmError
+from vhostvmbus.vm.machine import Machine, Plan
+
+SOAK = os.environ.get("VHOSTVMBUS_SOAK") == "1"
+MEBIBYTE = 1 << 20
+DATA_SIZE = 256 * MEBIBYTE
+SCRATCH_SIZE = 1024 * MEBIBYTE
+DATA_LUN = 1
+SCRATCH_LUN = 2
+DISK_SCRIPT = """\
+disk() {
+    for entry in /sys/bus/scsi/devices/*:"$1"/block/*; do
+        [ -e "$entry" ] && echo "/dev/${entry##*/}" && return
+    done
+    echo "no disk with LUN $1" >&2
+    return 1
+}
+"""
+"""A shell function for the guest: ``disk LUN`` prints the block device."""
+
+MakePlan = Callable[..., Plan]
+
+
+def compiled(name: str, folder: Path) -> bytes:
+    """A program of ``programs/`` in C, for a guest without a C library."""
+    path = folder / name
+    words = ["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-o", path]
+    subprocess.run([*words, PROGRAMS / f"{name}.c"], check=True)
+    return path.read_bytes()
+
+
+def write_random(path: Path, size: int) -> str:
+    """Fill a file with random bytes; their SHA-256."""
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for _ in range(size // MEBIBYTE):
+            block = os.urandom(MEBIBYTE)
+            digest.update(block)
+            file.write(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A booted Debian with its root on LUN 0, random data on LUN 1, scratch space on LUN 2."""
+
+    series: str
+    machine: Machine
+    data: Path
+    data_digest: str
+    scratch: Path
+
+    def check(self, script: str, timeout: float = 120.0) -> str:
+        """Run a script that has to succeed; it may use ``disk LUN``."""
+        return self.machine.check(DISK_SCRIPT + script, timeout)
+
+
+def device_of(machine: Machine, chardev: str) -> str:
+    """The QOM path of the vhost-user-vmbus device whose back end is at *chardev*."""
+    for group in ("peripheral", "peripheral-anon"):
+        for node in machine.monitor.command("qom-list", path=f"/machine/{group}"):
+            path = f"/machine/{group}/{node['name']}"
+            if node["type"] == "child<vhost-user-vmbus>" and chardev == machine.monitor.command(
+                "qom-get", path=path, property="chardev"
+            ):
+                return path
+    raise AssertionError(f"no device at {chardev}")
+
+
+def unplug(machine: Machine, chardev: str, patience: float = 60.0) -> None:
+    """``device_del``, until QEMU says that the device is gone."""
+    monitor = machine.monitor
+    before = monitor.count("DEVICE_DELETED")
+    path = device_of(machine, chardev)
+    monitor.command("device_del", id=path)
+    deadline = time.monotonic() + patience
+    while monitor.count("DEVICE_DELETED") == before:
+        assert time.monotonic() < deadline, f"the guest keeps the device at {chardev}"
+        time.sleep(0.02)
+
+
+def plug(machine: Machine, chardev: str, patience: float = 20.0, **properties: object) -> None:
+    """``device_add``, as soon as the back end has connected again."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            machine.monitor.command(
+                "device_add", driver="vhost-user-vmbus", chardev=chardev, **properties
+            )
+            return
+        except VmError as error:
+            if "no back end" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)

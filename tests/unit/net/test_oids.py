@@ -1,0 +1,427 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""OIDs, offload settings and receive-side scaling: bytes in, bytes out."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.net_codec import MAC, adapter
+from vhostvmbus.devices.net import offloads, oids, rss
+from vhostvmbus.devices.net.errors import OidDataInvalid, OidError, OidLengthInvalid, OidUnknown
+from vhostvmbus.devices.net.link import Capabilities
+from vhostvmbus.devices.net.oids import Change
+from vhostvmbus.devices.net.statistics import Counters
+
+# -- queries and sets ------------------------------------------------------------------------------
+
+
+def number(oid: int, state: oids.Adapter | None = None) -> int:
+    data = oids.query(state or adapter(), oid, b"")
+    assert len(data) == 4
+    return int.from_bytes(data, "little")
+
+
+def test_what_linux_asks_at_its_start() -> None:
+    state = adapter()
+    assert number(0x00010106, state) == 1500
+    assert oids.query(state, 0x01010101, b"") == MAC
+    assert oids.query(state, 0x00020216, b"").decode("utf-16-le") == "Network Adapter"
+    assert number(0x00010114, state) == 0
+    state.connected = False
+    assert number(0x00010114, state) == 1
+    assert number(0x00010107, state) // 10_000 == 10_000  # Mbit/s
+
+
+def test_every_oid_of_the_list_answers() -> None:
+    state = adapter()
+    listed = oids.query(state, 0x00010101, b"")
+    found = struct.unpack(f"<{len(listed) // 4}I", listed)
+    assert set(found) == {*oids.QUERIES, *oids.SETS}
+    assert list(found) == sorted(found)
+    for oid in oids.QUERIES:
+        assert isinstance(oids.query(state, oid, b""), bytes)
+
+
+def test_statistics() -> None:
+    counters = Counters()
+    counters.sent.count(MAC, 100)
+    counters.sent.count(b"\xff" * 6, 60)
+    counters.received.count(b"\x33\x33\0\0\0\x01", 86)
+    counters.received.directed_bytes = 1 << 33
+    counters.receive_no_buffer = 3
+    state = adapter(counters=counters)
+    assert number(0x00020101, state) == 2
+    assert number(0x00020102, state) == 1
+    assert number(0x00020105, state) == 3
+    assert number(0x00020205, state) == 60
+    assert number(0x00020207, state) == 0  # four bytes, that wrap
+    whole = oids.query(state, 0x00020106, b"")
+    kind, revision, size, valid = struct.unpack_from("<BBHI", whole)
+    assert (kind, revision, size, valid) == (0x80, 1, len(whole), 0x3FFFF)
+    values = struct.unpack_from("<18Q", whole, 8)
+    assert values[0] == 3
+    assert values[2] == (1 << 33) + 86
+    assert values[6:10] == (160, 1, 0, 1)
+
+
+def test_the_filter() -> None:
+    state = adapter()
+    frames = {
+        "own": MAC,
+        "other": bytes(6)[:5] + b"\x02",
+        "broadcast": b"\xff" * 6,
+        "group": bytes.fromhex("01005e000001"),
+        "joined": bytes.fromhex("333300000001"),
+    }
+    assert oids.set_value(state, 0x01010103, frames["joined"]) is Change.FILTER
+    for value, wanted in (
+        (0, set()),
+        (0x01, {"own"}),
+        (0x02, {"joined"}),
+        (0x04, {"joined", "group"}),
+        (0x08, {"broadcast"}),
+        (0x0D, {"own", "broadcast", "group", "joined"}),
+        (0x20, set(frames)),
+    ):
+        assert oids.set_value(state, 0x0001010E, struct.pack("<I", value)) is Change.FILTER
+        assert {name for name, to in frames.items() if state.wants(to)} == wanted
+        assert number(0x0001010E, state) == value
+    with pytest.raises(OidDataInvalid):
+        oids.set_value(state, 0x0001010E, struct.pack("<I", 0x10000))
+    assert state.packet_filter == 0x20
+    assert oids.query(state, 0x01010103, b"") == frames["joined"]
+
+
+def configuration(name: str, value: str, kind: int = 2) -> bytes:
+    raw = name.encode("utf-16-le"), value.encode("utf-16-le")
+    head = struct.pack("<IIIII", 20, len(raw[0]), kind, 20 + len(raw[0]), len(raw[1]))
+    return head + raw[0] + raw[1]
+
+
+def test_the_address() -> None:
+    state = adapter()
+    new = bytes.fromhex("0a0b0c0d0e0f")
+    data = configuration("NetworkAddress", "0a0b0c0d0E0F")
+    assert oids.set_value(state, 0x0001021B, data) is Change.ADDRESS
+    assert oids.query(state, 0x01010102, b"") == new
+    assert oids.query(state, 0x01010101, b"") == MAC
+    state.packet_filter = 1
+    assert state.wants(new)
+    assert state.wants(MAC)
+    assert oids.set_value(state, 0x01010102, MAC) is Change.ADDRESS
+    assert not state.wants(new)
+    for bad in (
+        configuration("NetworkAddress", "0a0b0c0d0e"),
+        configuration("NetworkAddress", "0a0b0c0d0e0g"),
+        configuration("NetworkAddress", "010b0c0d0e0f"),
+        configuration("NetworkAddress", "000000000000"),
+        configuration("Other", "0a0b0c0d0e0f"),
+        configuration("NetworkAddress", "0a0b0c0d0e0f", kind=0),
+        struct.pack("<IIIII", 20, 0xFFFFFFFE, 2, 20, 0),
+        struct.pack("<IIIII", 0xFFFFFFFE, 4, 2, 20, 0),
+        struct.pack("<IIIII", 20, 0, 2, 19, 0),
+        struct.pack("<IIIII", 20, 1, 2, 20, 0) + bytes(4),
+    ):
+        with pytest.raises(OidDataInvalid):
+            oids.set_value(state, 0x0001021B, bad)
+    assert state.current_address == MAC
+
+
+@pytest.mark.parametrize("oid", [oid for oid in oids.SETS if oid != 0x01010103])
+def test_a_set_that_is_too_short(oid: int) -> None:
+    state = adapter()
+    for size in (0, 1, 3):
+        with pytest.raises(OidLengthInvalid):
+            oids.set_value(state, oid, bytes(size))
+
+
+def test_sets_that_are_refused() -> None:
+    state = adapter()
+    with pytest.raises(OidUnknown):
+        oids.query(state, 0x0001010E + 0x100000, b"")
+    with pytest.raises(OidUnknown):
+        oids.set_value(state, 0x01010101, MAC)
+    with pytest.raises(OidLengthInvalid):
+        oids.set_value(state, 0x01010103, bytes(7))
+    with pytest.raises(OidDataInvalid):
+        oids.set_value(
+            state, 0x01010103, b"".join(b"\x01\0\0\0" + struct.pack(">H", n) for n in range(33))
+        )
+    for oid in (0x0001010F, 0x00010112, 0xFD010101):
+        assert oids.set_value(state, oid, struct.pack("<I", 2)) is Change.NOTHING
+
+
+@given(
+    st.sampled_from(sorted({*oids.QUERIES, *oids.SETS, 1})), st.binary(max_size=700), st.booleans()
+)
+def test_any_information(oid: int, data: bytes, query: bool) -> None:
+    state, fresh = adapter(), adapter()
+    fresh.count = state.count
+    try:
+        if query:
+            oids.query(state, oid, data)
+        else:
+            oids.set_value(state, oid, data)
+            fresh = state
+    except OidError as error:
+        refused = error.rndis_status
+    else:
+        refused = 3 << 30
+    assert refused >> 30 == 3
+    assert state == fresh
+
+
+# -- offloads --------------------------------------------------------------------------------------
+
+ALL = Capabilities(True, True, True)
+NDIS_OFFLOAD = struct.Struct("<BBH 8I 16x 28x 7I 4x 32x 2B2x 8x")
+
+
+@pytest.mark.parametrize(
+    ("revision", "size", "length"), [(1, 112, 112), (2, 144, 144), (3, 156, 156), (3, 150, 144)]
+)
+def test_hardware_capabilities(revision: int, size: int, length: int) -> None:
+    state = adapter()
+    state.coalescing = True
+    data = oids.query(state, 0xFC01020D, struct.pack("<BBH", 0xA7, revision, size))
+    assert len(data) == length
+    assert struct.unpack_from("<BBH", data) == (0xA7, 3 if length == 156 else revision - (
+        length != size), length)  # fmt: skip
+    whole = data.ljust(156, b"\0")
+    fields = NDIS_OFFLOAD.unpack(whole)
+    ip4_tx_enc, ip4_tx, _, ip4_rx, _, ip6_tx, _, ip6_rx = fields[3:11]
+    assert ip4_tx_enc == 2
+    assert ip4_tx & 0x14 == 0x14  # NDIS_TXCSUM_ALL_TCP4
+    assert ip4_tx & 0x40
+    assert ip6_tx & 0x15 == 0x15  # NDIS_TXCSUM_ALL_TCP6
+    assert ip4_rx & 0x50 == 0x50
+    assert ip6_rx & 0x50 == 0x50
+    assert fields[11:18] == (2, 0xFFFF - 128, 2, 2, 0xFFFF - 128, 2, 5)
+    assert fields[18:] == ((1, 1) if length == 156 else (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("able", "coalescing", "expected"),
+    [
+        (Capabilities(), True, (0, 0, 0, 0)),
+        (Capabilities(True, False, False), True, (1, 0, 0, 0)),
+        (Capabilities(False, True, True), True, (0, 0, 0, 0)),
+        (Capabilities(True, True, False), False, (1, 1, 0, 0)),
+        (Capabilities(True, True, False), True, (1, 1, 0, 1)),
+    ],
+)
+def test_only_what_the_link_can(
+    able: Capabilities, coalescing: bool, expected: tuple[int, ...]
+) -> None:
+    state = adapter(able)
+    state.coalescing = coalescing
+    fields = NDIS_OFFLOAD.unpack(oids.query(state, 0xFC01020D, b""))
+    assert tuple(map(bool, (fields[4], fields[11], fields[14], fields[18]))) == expected
+    assert fields[3] == (2 if expected[0] else 0)
+    assert not any(NDIS_OFFLOAD.unpack(oids.query(state, 0xFC01020B, b""))[3:])
+
+
+def parameters(*settings: int, rsc: tuple[int, int] | None = None) -> bytes:
+    data = struct.pack("<BBH", 0x80, 3, 28) + bytes(settings).ljust(11, b"\0")
+    if rsc is None:
+        return data.ljust(22, b"\0")
+    return data.ljust(22, b"\0") + bytes(rsc) + bytes(4)
+
+
+def test_linux_switches_everything_on() -> None:
+    state = adapter()
+    state.coalescing = True
+    # ip, tcp4, udp4, tcp6, udp6, lso1, ipsec, lso4, lso6
+    data = parameters(1, 4, 4, 4, 4, 0, 0, 2, 2, rsc=(2, 2))
+    assert oids.set_value(state, 0xFC01020C, data) is Change.OFFLOADS
+    expected = offloads.Offloads.all_of(ALL, True)
+    assert not state.offloads.ip_checksum
+    assert expected == offloads.replace(state.offloads, ip_checksum=True)
+    assert state.offloads.receive == ALL
+    oids.set_value(state, 0xFC01020C, parameters(rsc=(1, 1)))
+    assert state.offloads.receive == Capabilities(True, False, False)
+    assert state.offloads.lso4
+    oids.set_value(state, 0xFC01020C, parameters(0, 2, 3, 1, 0, 0, 0, 1, 0))
+    now = state.offloads
+    assert (now.tcp4_send, now.tcp4_receive) == (True, False)
+    assert (now.udp4_send, now.udp4_receive) == (False, True)
+    assert (now.tcp6_send, now.tcp6_receive) == (False, False)
+    assert (now.udp6_send, now.udp6_receive) == (True, True)
+    assert (now.lso4, now.lso6) == (False, True)
+    assert now.receive == Capabilities()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        parameters(0, 5),
+        parameters(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255),
+        struct.pack("<BBH", 0x81, 3, 28) + bytes(24),
+        struct.pack("<BBH", 0x80, 0, 28) + bytes(24),
+        parameters(0, 4, 0, 0, 0, 0, 0, 2),
+        parameters(rsc=(2, 0)),
+    ],
+)
+def test_settings_that_cannot_be(data: bytes) -> None:
+    state = adapter(Capabilities(True, False, True))
+    with pytest.raises(OidDataInvalid):
+        oids.set_value(state, 0xFC01020C, data)
+    assert state.offloads == offloads.Offloads()
+
+
+def test_questions_that_cannot_be() -> None:
+    for header in ((0xA8, 3, 156), (0xA7, 0, 156), (0xA7, 3, 111)):
+        with pytest.raises(OidDataInvalid):
+            oids.query(adapter(), 0xFC01020D, struct.pack("<BBH", *header))
+
+
+def test_encapsulation_switches_on_what_there_is() -> None:
+    state = adapter(Capabilities(True, False, False))
+    oids.set_value(state, 0x0101010A, struct.pack("<BBHIII", 0x80, 1, 16, 1, 0, 2))
+    assert state.offloads == state.offered
+    assert state.offloads.tcp4_send
+    assert not state.offloads.lso4
+
+
+# -- receive-side scaling --------------------------------------------------------------------------
+
+KEY = bytes.fromhex(
+    "6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa"
+)
+VECTORS4 = [
+    ("161.142.100.80", 1766, "66.9.149.187", 2794, 0x323E8FC2, 0x51CCC178),
+    ("65.69.140.83", 4739, "199.92.111.2", 14230, 0xD718262A, 0xC626B0EA),
+    ("12.22.207.184", 38024, "24.19.198.95", 12898, 0xD2D0A5DE, 0x5C2B394A),
+    ("209.142.163.6", 2217, "38.27.205.30", 48228, 0x82989176, 0xAFC7327F),
+    ("202.188.127.2", 1303, "153.39.163.191", 44251, 0x5D1809C5, 0x10E828A2),
+]
+VECTORS6 = [
+    ("3ffe:2501:200:3::1", 1766, "3ffe:2501:200:1fff::7", 2794, 0x2CC18CD5, 0x40207D3D),
+    ("ff02::1", 4739, "3ffe:501:8::260:97ff:fe40:efab", 14230, 0x0F0C461C, 0xDDE51BBF),
+    (
+        "fe80::200:f8ff:fe21:67cf", 38024, "3ffe:1900:4545:3:200:f8ff:fe21:67cf", 44251,
+        0x4B61E985, 0x02D1FEEF,
+    ),
+]  # fmt: skip
+"""Destination, port, source, port, hash of the addresses, hash with the ports: from Microsoft's
+*Verifying the RSS Hash Calculation*."""
+
+
+def hashed_frame(source: str, source_port: int, target: str, port: int, tagged: bool) -> bytes:
+    import socket
+
+    family = socket.AF_INET6 if ":" in source else socket.AF_INET
+    addresses = socket.inet_pton(family, source) + socket.inet_pton(family, target)
+    tcp = struct.pack(">HH", source_port, port) + bytes(16)
+    if family == socket.AF_INET6:
+        body = b"\x86\xdd" + struct.pack(">IHBB", 6 << 28, 20, 6, 64) + addresses + tcp
+    else:
+        body = b"\x08\0" + struct.pack(">BBHHHBBH", 0x45, 0, 40, 0, 0, 64, 6, 0) + addresses + tcp
+    return bytes(12) + (b"\x81\0\0\x05" if tagged else b"") + body
+
+
+@pytest.mark.parametrize("tagged", [False, True])
+@pytest.mark.parametrize(
+    ("target", "port", "source", "source_port", "plain", "full"), VECTORS4 + VECTORS6
+)
+def test_the_hash(
+    target: str, port: int, source: str, source_port: int, plain: int, full: int, tagged: bool
+) -> None:
+    data = hashed_frame(source, source_port, target, port, tagged)
+    toeplitz = rss.Toeplitz(KEY)
+    addresses, with_ports = rss.HASH_IPV4 | rss.HASH_IPV6, rss.HASH_TCP_IPV4 | rss.HASH_TCP_IPV6
+    assert toeplitz.hash(rss.hash_input(data, addresses)) == plain
+    assert toeplitz.hash(rss.hash_input(data, addresses | with_ports)) == full
+    assert toeplitz.hash(rss.hash_input(data, with_ports)) == full
+    assert rss.hash_input(data, 0) == b""
+
+
+def scaling(
+    table: tuple[int, ...] = tuple(n % 4 for n in range(128)),
+    *,
+    flags: int = 0,
+    info: int = 0x1701,
+    kind: int = 0x89,
+    revision: int = 2,
+    table_size: int | None = None,
+    table_at: int = 40,
+    key_size: int = 40,
+    key_at: int | None = None,
+) -> bytes:
+    """NDIS_RECEIVE_SCALE_PARAMETERS as Linux lays it out."""
+    size = 4 * len(table)
+    head = struct.pack(
+        "<BBH HHI HxxI HxxI III", kind, revision, 40, flags, 0, info,
+        size if table_size is None else table_size, table_at,
+        key_size, 40 + size if key_at is None else key_at, 0, 0, 0,
+    )  # fmt: skip
+    return head + struct.pack(f"<{len(table)}I", *table) + KEY
+
+
+def test_scaling_as_linux_sets_it() -> None:
+    state = adapter()
+    asked = struct.pack("<BBHIIIH", 0x88, 2, 18, 0, 0, 0, 0)
+    kind, revision, size, flags, _, queues, entries = struct.unpack(
+        "<BBHIIIH", oids.query(state, 0x00010203, asked)
+    )
+    assert (kind, revision, size, queues, entries) == (0x88, 2, 18, 4, 128)
+    assert flags & 0x301 == 0x301
+    assert len(oids.query(state, 0x00010203, b"")) == 20
+    assert oids.set_value(state, 0x00010204, scaling(flags=0x10)) is Change.SCALING
+    assert not state.scaling.current.enabled
+    oids.set_value(state, 0x00010204, scaling())
+    now = state.scaling.current
+    assert now.enabled
+    data = hashed_frame("66.9.149.187", 2794, "161.142.100.80", 1766, False)
+    assert now.channel(data) == (0x51CCC178 % 128 % 4, 0x51CCC178)
+    assert now.channel(bytes(60)) == (0, None)
+    told = oids.query(state, 0x00010204, b"")
+    assert told[40:] == struct.pack("<128I", *(n % 4 for n in range(128))) + KEY
+    oids.set_value(state, 0x00010204, scaling((1,) * 64, flags=0x0A))
+    assert state.scaling.current.table == (1,) * 64
+    assert state.scaling.current.toeplitz is now.toeplitz
+    assert state.scaling.current.types == now.types
+    oids.set_value(state, 0x00010204, scaling((3,), flags=0x04))
+    assert state.scaling.current.table == (1,) * 64
+    state.reset()
+    assert state.scaling.current.channel(data) == (0, None)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        scaling((4,)),
+        scaling((0, 0xFFFFFFFF)),
+        scaling((0,) * 129),
+        scaling(()),
+        scaling(table_size=3),
+        scaling(table_size=510),
+        scaling(table_at=27),
+        scaling(table_at=0xFFFFFFFC),
+        scaling((0,), table_size=512),
+        scaling(key_size=39),
+        scaling(key_size=41),
+        scaling(key_at=0xFFFFFFF0),
+        scaling(key_at=40 + 512 + 1),
+        scaling(key_at=0),
+        scaling(kind=0x88),
+        scaling(revision=0),
+        scaling(info=0x1700),
+    ],
+)
+def test_scaling_that_cannot_be(data: bytes) -> None:
+    state = adapter()
+    oids.set_value(state, 0x00010204, scaling())
+    before = state.scaling.current
+    with pytest.raises(OidDataInvalid):
+        oids.set_value(state, 0x00010204, data)
+    assert state.scaling.current is before
+
+
+@given(st.binary(max_size=100), st.integers(0, 0xFFFFFFFF))
+def test_any_frame_is_hashed(data: bytes, types: int) -> None:
+    assert len(rss.hash_input(data, types)) in (0, 8, 12, 32, 36)

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A peer that lies in its ring headers, takes its memory away, or sends more than is allowed."""
+
+import os
+
+import pytest
+
+from tests.support.core import BASE_PFN, Ram, ring_pair, scattered, set_word, word
+from vhostvmbus.memory import GuestMemory
+from vhostvmbus.ring import Limits, Ring, Role
+from vhostvmbus.wire import errors
+from vhostvmbus.wire.gpa import GpaRange
+from vhostvmbus.wire.vmbus import RING_READ_INDEX, RING_WRITE_INDEX, PacketType
+
+INBAND, COMP = PacketType.DATA_INBAND, PacketType.COMP
+
+
+@pytest.mark.parametrize("index", [1, 4, 12, 4096, 4104, 0xFFFFFFFF])
+def test_a_write_index_that_is_none(memory: GuestMemory, index: int) -> None:
+    guest, host = ring_pair(memory)
+    set_word(guest, True, RING_WRITE_INDEX, index)
+    batch = host.receive()
+    assert batch.packets == []
+    assert isinstance(batch.error, errors.RingIndexInvalid)
+    assert (batch.error.field, batch.error.value) == ("write_index", index)
+    assert host.unmask()  # it has to be looked at
+
+
+@pytest.mark.parametrize("index", [1, 4, 4096, 0xFFFFFFF8])
+def test_a_read_index_that_is_none(memory: GuestMemory, index: int) -> None:
+    guest, host = ring_pair(memory)
+    set_word(guest, False, RING_READ_INDEX, index)
+    with pytest.raises(errors.RingIndexInvalid) as caught:
+        host.send(COMP)
+    assert (caught.value.field, caught.value.value) == ("read_index", index)
+
+
+def test_our_own_indices_are_not_believed_back(memory: GuestMemory) -> None:
+    guest, host = ring_pair(memory)
+    guest.send(INBAND, b"first")
+    set_word(guest, True, RING_READ_INDEX, 2048)
+    assert host.receive().packets[0].payload.startswith(b"first")
+    assert word(guest, True, RING_READ_INDEX) == 32
+    host.send(COMP, transaction_id=1)
+    set_word(guest, False, RING_WRITE_INDEX, 2048)
+    host.send(COMP, transaction_id=2)
+    assert word(guest, False, RING_WRITE_INDEX) == 48
+
+
+def test_lost_pages_are_named() -> None:
+    ram = Ram()
+    memory = ram.memory()
+    guest, host = ring_pair(memory)
+    os.ftruncate(ram.fd, 0)
+    assert isinstance(host.receive().error, errors.RingMemoryLost)
+    with pytest.raises((errors.RingMemoryLost, errors.RingIndexInvalid)):
+        host.send(COMP)
+    assert host.lost
+    assert host.unmask()
+    with pytest.raises(errors.RingInvalid):
+        Ring(memory, scattered(4), 2)
+    guest.close()
+    host.close()
+    memory.close()
+    ram.close()
+
+
+def test_limits(memory: GuestMemory) -> None:
+    pfns = scattered(16)
+    guest = Ring(memory, pfns, 8, Role.GUEST, initialize=True)
+    host = Ring(memory, pfns, 8, limits=Limits(64, 8192, 2))
+    page = GpaRange.of_pages([BASE_PFN])
+    guest.send(INBAND, bytes(64), transaction_id=1)
+    guest.send(INBAND, bytes(65), transaction_id=2)
+    guest.send_gpa_direct(b"", [page, page], transaction_id=3)
+    guest.send_gpa_direct(b"", [page, page, page], transaction_id=4)
+    guest.send_gpa_direct(b"", [GpaRange.of_pages([BASE_PFN] * 3)], transaction_id=5)
+    packets = host.receive().packets
+    assert [type(p.error) for p in packets] == [
+        type(None),
+        errors.PacketTooLarge,
+        type(None),
+        errors.GpaRangeCountInvalid,
+        errors.GpaRangeTooLong,
+    ]
+    assert packets[1].error is not None
+    assert (packets[1].error.field, packets[1].error.value) == ("payload_length", 72)
+    assert packets[1].error.offset == packets[1].ring_offset + 4

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The ring engine, both roles on the same pages: attaching, order, wrap-around."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.core import BASE, BASE_PFN, PAGES, Ram, ring_pair, scattered, set_word, word
+from vhostvmbus.memory import GuestMemory
+from vhostvmbus.ring import Ring, Role
+from vhostvmbus.wire import errors
+from vhostvmbus.wire.gpa import GpaRange
+from vhostvmbus.wire.vmbus import (
+    PAGE_SIZE,
+    RING_FEATURE_BITS,
+    RING_READ_INDEX,
+    RING_WRITE_INDEX,
+    PacketType,
+    align8,
+)
+
+INBAND, COMP = PacketType.DATA_INBAND, PacketType.COMP
+
+
+# -- attach --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pages", "split"), [(0, 0), (4, 0), (4, 1), (4, 3), (4, 4), (3, 2), (4, 5), (4, 1 << 31)]
+)
+def test_a_split_that_makes_no_two_rings_is_refused(
+    memory: GuestMemory, pages: int, split: int
+) -> None:
+    with pytest.raises(errors.RingInvalid):
+        Ring(memory, scattered(pages), split)
+
+
+def test_pages_outside_memory_are_refused(memory: GuestMemory) -> None:
+    for bad in (BASE_PFN + PAGES, 0, (1 << 64) - 1, (1 << 52) + BASE_PFN):
+        with pytest.raises(errors.RingInvalid) as caught:
+            Ring(memory, [BASE_PFN, BASE_PFN + 1, BASE_PFN + 2, bad], 2)
+        assert isinstance(caught.value.__cause__, errors.PfnOutsideMemory)
+
+
+@pytest.mark.parametrize("index", [4, 4096, 8192, 0xFFFFFFF8])
+def test_indices_that_are_none_are_refused_at_the_start(memory: GuestMemory, index: int) -> None:
+    guest, host = ring_pair(memory)
+    host.close()
+    set_word(guest, True, RING_READ_INDEX, index)
+    with pytest.raises(errors.RingInvalid) as caught:
+        Ring(memory, scattered(4), 2)
+    assert isinstance(caught.value.__cause__, errors.RingIndexInvalid)
+    assert caught.value.__cause__.value == index
+
+
+def test_each_side_announces_pending_send_size_where_it_produces(memory: GuestMemory) -> None:
+    guest, host = ring_pair(memory)
+    assert word(guest, True, RING_FEATURE_BITS) == 1
+    assert word(host, True, RING_FEATURE_BITS) == 1
+    assert guest.state.peer_signals_space
+    assert host.state.peer_signals_space
+
+
+def test_a_ring_goes_on_from_the_indices_in_its_headers(memory: GuestMemory) -> None:
+    guest, host = ring_pair(memory)
+    for transaction in range(5):
+        guest.send(INBAND, b"x" * 40, transaction_id=transaction)
+    assert [p.transaction_id for p in host.receive(2).packets] == [0, 1]
+    host.send(COMP, transaction_id=0)
+    host.close()
+    again = Ring(memory, scattered(4), 2)
+    assert [p.transaction_id for p in again.receive().packets] == [2, 3, 4]
+    again.send(COMP, transaction_id=1)
+    assert [p.transaction_id for p in guest.receive().packets] == [0, 1]
+
+
+def test_the_largest_rings(memory: GuestMemory) -> None:
+    # 4 MiB each way would need 2050 pages; the same page may serve many times in a test
+    pfns = [BASE_PFN + i % PAGES for i in range(2 * 1025)]
+    ring = Ring(memory, pfns, 1025)
+    assert ring.state.rx_size == ring.state.tx_size == 4 << 20
+    ring.close()
+
+
+def test_a_closed_ring_says_so(memory: GuestMemory) -> None:
+    guest, _ = ring_pair(memory)
+    guest.close()
+    guest.close()
+    for call in (
+        guest.receive,
+        guest.mask,
+        guest.unmask,
+        guest.publish,
+        lambda: guest.send(INBAND),
+        lambda: guest.state,
+        lambda: guest.lost,
+    ):
+        with pytest.raises(errors.ChannelClosed):
+            call()
+
+
+# -- packets -------------------------------------------------------------------------------------
+
+
+def test_a_packet_crosses_each_way(memory: GuestMemory) -> None:
+    guest, host = ring_pair(memory)
+    guest.send(INBAND, b"question", transaction_id=1 << 63, flags=1)
+    (packet,) = host.receive().packets
+    assert (packet.type, packet.flags, packet.transaction_id) == (INBAND, 1, 1 << 63)
+    assert (packet.payload, packet.completion_requested) == (b"question", True)
+    assert packet.external_data is None
+    host.send(COMP, bytearray(b"answer"), transaction_id=1 << 63)
+    (packet,) = guest.receive().packets
+    assert (packet.type, packet.payload) == (COMP, b"answer\0\0")
+
+
+def test_payloads_are_copied_when_they_are_sent(memory: GuestMemory) -> None:
+    guest, host = ring_pair(memory)
+    buffer = bytearray(b"original")
+    guest.send(INBAND, buffer)
+    buffer[:] = b"changed!"
+    assert host.receive().packets[0].payload == b"original"
+
+
+def test_every_wrap_offset(memory: GuestMemory) -> None:
+    payload = bytes(range(40))
+    for start in range(0, PAGE_SIZE, 8):
+        guest, host = ring_pair(memory)
+        for ring, sending in ((guest, True), (host, True)):
+            set_word(ring, sending, RING_WRITE_INDEX, start)
+            set_word(ring, sending, RING_READ_INDEX, start)
+        guest.close()
+        host.close()
+        guest = Ring(memory, scattered(4), 2, Role.GUEST)
+        host = Ring(memory, scattered(4), 2)
+        guest.send_gpa_direct(payload, [GpaRange(5000, 8, [BASE_PFN + 9, BASE_PFN + 20])])
+        (packet,) = host.receive().packets
+        assert packet.payload == payload
+        assert packet.ring_offset == start
+        assert packet.external_data is not None
+        assert packet.external_data.segments == [
+            (BASE + 9 * 4096 + 8, 4088),
+            (BASE + 20 * 4096, 912),
+        ]
+        host.send(COMP, payload, transaction_id=start)
+        (packet,) = guest.receive().packets
+        assert (packet.payload, packet.transaction_id) == (payload, start)
+        guest.close()
+        host.close()
+
+
+def test_trailers_say_where_the_packet_started(memory: GuestMemory) -> None:
+    guest, host = ring_pair(memory)
+    guest.send(INBAND, b"x" * 8)
+    guest.send(INBAND, b"y" * 8)
+    data = bytes(guest.pages(True)[PAGE_SIZE:])
+    assert data[24:32] == bytes(8)
+    assert data[56:64] == (32 << 32).to_bytes(8, "little")
+    assert len(host.receive().packets) == 2
+
+
+def test_gpa_direct_ranges_arrive(memory: GuestMemory) -> None:
+    guest, host = ring_pair(memory)
+    ranges = [GpaRange(100, 4000, [BASE_PFN + 1, BASE_PFN + 2]), GpaRange.of_pages([BASE_PFN + 7])]
+    guest.send_gpa_direct(b"command!", ranges, transaction_id=5)
+    (packet,) = host.receive().packets
+    assert packet.payload == b"command!"
+    assert packet.external_data is not None
+    assert len(packet.external_data) == 4196
+    assert [(r.byte_count, r.byte_offset, list(r.pfns)) for r in packet.external_data.ranges] == [
+        (r.byte_count, r.byte_offset, r.pfns) for r in ranges
+    ]
+    # 1 and 2 are neighbours, so the first range is one segment
+    assert packet.external_data.segments == [(BASE + 4096 + 4000, 100), (BASE + 7 * 4096, 4096)]
+
+
+def test_room_behind_the_ranges_is_allowed(memory: GuestMemory) -> None:
+    # storvsc of Linux 6.1 always sends room for 32 PFNs
+    guest, host = ring_pair(memory)
+    header = bytes(4) + (1).to_bytes(4, "little")
+    header += (512).to_bytes(4, "little") + bytes(4) + BASE_PFN.to_bytes(8, "little")
+    guest.send(PacketType.DATA_USING_GPA_DIRECT, b"srb", header=header + bytes(31 * 8))
+    (packet,) = host.receive().packets
+    assert packet.error is None
+    assert packet.payload == b"srb".ljust(8, b"\0")
+    assert packet.external_data is not None
+    assert packet.external_data.segments == [(BASE, 512)]
+
+
+def test_the_batch_is_bounded(memory: GuestMemory) -> None:
+    guest, host = ring_pair(memory)
+    for i in range(20):
+        guest.send(INBAND, transaction_id=i)
+    assert len(host.receive(7).packets) == 7
+    assert len(host.receive(0).packets) == 0
+    assert [p.transaction_id for p in host.receive(64).packets] == list(range(7, 20))
+    assert host.receive().packets == []
+
+
+def test_packets_that_can_never_fit(memory: GuestMemory) -> None:
+    guest, host = ring_pair(memory)
+    guest.send(INBAND, bytes(4096 - 16 - 8 - 8))
+    assert len(host.receive().packets[0].payload) == 4064
+    with pytest.raises(errors.PacketTooBig):
+        guest.send(INBAND, bytes(4096 - 16 - 8 - 7))
+    big = Ring(memory, scattered(400), 200, Role.GUEST, initialize=True)
+    big.send(INBAND, bytes(0xFFFF * 8 - 16))
+    with pytest.raises(errors.PacketTooBig):
+        big.send(INBAND, bytes(0xFFFF * 8 - 15))
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("send"), st.integers(0, 700)),
+            st.tuples(st.just("receive"), st.integers(1, 9)),
+        ),
+        max_size=120,
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_the_ring_is_a_queue(steps: list[tuple[str, int]]) -> None:
+    """Whatever is sent comes out, in order, unchanged; full means what the format says."""
+    ram = Ram(8)
+    memory = ram.memory()
+    guest, host = ring_pair(memory)
+    queue: list[tuple[int, bytes]] = []
+    used = 0
+    sizes: list[int] = []
+    for number, (step, amount) in enumerate(steps):
+        if step == "send":
+            payload = bytes([number & 0xFF]) * amount
+            size = 16 + align8(amount) + 8
+            try:
+                guest.send(INBAND, payload, transaction_id=number)
+            except errors.RingFull:
+                assert used + size >= PAGE_SIZE
+                assert guest.state.tx_pending == size
+            else:
+                assert used + size < PAGE_SIZE
+                used += size
+                sizes.append(size)
+                queue.append((number, payload.ljust(align8(amount), b"\0")))
+        else:
+            packets = host.receive(amount).packets
+            assert [(p.transaction_id, p.payload) for p in packets] == queue[:amount]
+            used -= sum(sizes[: len(packets)])
+            del queue[:amount], sizes[: len(packets)]
+        assert guest.state.tx_free == PAGE_SIZE - used
+        assert host.state.rx_available == used
+    for ring in (guest, host):
+        ring.close()
+    memory.close()
+    ram.close()

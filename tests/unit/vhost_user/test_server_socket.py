@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The life of the server's socket: one front end after the other, leftovers, both directions of
+connecting."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.support.vhost_user_server import Recorder, Running, running
+from tests.support.vhost_user_session import FEATURES, OFFER
+from vhostvmbus.guest.front_end import FrontEnd
+from vhostvmbus.vhost_user import messages as m
+from vhostvmbus.vhost_user.codec import encode
+from vhostvmbus.vhost_user.errors import NotASocket, SocketInUse
+from vhostvmbus.vhost_user.server import Server, serve
+from vhostvmbus.vhost_user.sockets import bind_listener
+
+
+def test_connections_one_after_the_other(run: Running) -> None:
+    for _ in range(5):
+        with run.front_end() as front_end:
+            front_end.request(m.Reset())
+        run.wait_for_disconnect()
+    assert run.server.connections == 5
+
+
+def test_the_second_front_end_waits_for_the_first_to_leave(run: Running) -> None:
+    with run.front_end(), run.raw() as second:
+        second.sendall(encode(m.GetFeatures()))
+        second.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            second.recv(1)
+        first_gone = second.dup()
+        first_gone.settimeout(10)
+    assert len(first_gone.recv(100)) == 20
+    first_gone.close()
+
+
+def test_socket_file_is_removed_at_the_end(tmp_path: Path) -> None:
+    with running(tmp_path / "sock") as run:
+        assert run.path.is_socket()
+    assert not run.path.exists()
+
+
+def test_stop_with_a_front_end_connected(tmp_path: Path) -> None:
+    with running(tmp_path / "sock") as run, run.front_end():
+        run.server.stop()
+        run.wait_for_disconnect()
+        run.thread.join(10)
+        assert not run.thread.is_alive()
+    run.server.stop()  # once more does no harm
+
+
+def test_live_socket_is_not_stolen(run: Running) -> None:
+    second = Server(Recorder(), run.path)
+    with pytest.raises(SocketInUse, match="listens on"):
+        second.run()
+    with run.front_end() as front_end:
+        front_end.request(m.Reset())
+    assert run.path.is_socket()
+
+
+def test_live_socket_with_a_full_queue_is_not_stolen(tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as waiting:
+        listener.bind(str(path))
+        listener.listen(0)
+        for _ in range(3):
+            client = waiting.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            client.connect_ex(str(path))
+        with pytest.raises(SocketInUse):
+            Server(Recorder(), path).run()
+
+
+def test_stale_socket_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    with running(path) as run, run.front_end() as front_end:
+        front_end.request(m.Reset())
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_what_is_no_socket_stays(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "sock"
+    if kind == "file":
+        path.write_text("precious")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(NotASocket):
+        Server(Recorder(), path).run()
+    assert os.path.lexists(path)
+
+
+def test_somebody_elses_socket_is_left_alone_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+    with bind_listener(path):
+        path.unlink()
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(path))
+    assert path.is_socket()
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Server(Recorder(), tmp_path / "no" / "sock").run()
+
+
+def test_connecting_server_waits_reconnects_and_stops(tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+    with running(path, listen=False) as run:
+        for attempt in range(2):
+            with bind_listener(path) as listener:
+                listener.settimeout(10)
+                sock, _ = listener.accept()
+                front_end = FrontEnd(sock, FEATURES, lambda _: 0)
+                assert front_end.negotiate() == OFFER
+                front_end.request(m.Reset())
+                front_end.close()
+            run.wait_for_disconnect()
+            assert run.server.connections >= attempt + 1
+    assert run.failure is None
+
+
+def test_serve_with_an_event(tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+    ready, stop = threading.Event(), threading.Event()
+    thread = threading.Thread(target=serve, args=(Recorder(), path, True, ready.set, stop))
+    thread.start()
+    assert ready.wait(10)
+    assert path.is_socket()
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert not path.exists()
+
+
+def test_serve_returns_although_the_event_is_never_set(tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+    path.write_text("")
+    with pytest.raises(NotASocket):
+        serve(Recorder(), path, stop_event=threading.Event())
+    assert not [t for t in threading.enumerate() if t.name == "stop-watcher"]
