@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The engine under sanitizers, without Python: both roles on the same pages, at every wrap offset;
- * two threads that keep the rings full; a peer that changes packets while they are read; plans; memory that
- * is truncated under us. Prints "ok" at the end; aborts otherwise.
+ * two threads that keep the rings full; a peer that changes packets while they are read; plans; maps of
+ * translated code that change while writes are reported; memory that is truncated under us. Prints "ok" at the end; aborts otherwise.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -337,6 +337,47 @@ static void changing_packets(void)
     close(disk);
 }
 
+static void *report(void *opaque)
+{
+    struct vvb_span span = {.gpa = BASE_PFN * 4096, .len = 3 * 4096}, hits[4];
+    uint64_t *found = opaque;
+
+    while (__atomic_load_n(&scribbling, __ATOMIC_RELAXED)) {
+        uint32_t count = vvb_memory_written(memory, &span, 1, hits, 4);
+
+        REQUIRE(count <= 1 && (!count || hits[0].len == span.len));
+        *found += count;
+    }
+    return NULL;
+}
+
+/* A map that is no longer used may be freed at once, whoever is reporting. */
+static void listeners_that_change(void)
+{
+    struct vvb_code_region code = {
+        .gpa = BASE_PFN * 4096, .size = PAGES * 4096, .first_bit = UINT64_MAX};
+    struct vvb_codemap *maps[2] = {NULL, NULL};
+    uint64_t found = 0;
+    pthread_t thread;
+    int err = 0;
+
+    __atomic_store_n(&scribbling, 1, __ATOMIC_RELAXED);
+    REQUIRE(!pthread_create(&thread, NULL, report, &found));
+    for (int round = 0; round < 20000; round++) {
+        maps[round % 2] = round % 3 ? vvb_codemap_new(-1, 0, &code, 1, &err) : NULL;
+        vvb_memory_use_codemap(memory, maps[round % 2]);
+        REQUIRE(vvb_memory_watched(memory) == (maps[round % 2] != NULL));
+        vvb_codemap_free(maps[(round + 1) % 2]);
+        maps[(round + 1) % 2] = NULL;
+    }
+    __atomic_store_n(&scribbling, 0, __ATOMIC_RELAXED);
+    pthread_join(thread, NULL);
+    vvb_memory_use_codemap(memory, NULL);
+    vvb_codemap_free(maps[0]);
+    vvb_codemap_free(maps[1]);
+    REQUIRE(found);
+}
+
 static void truncated_memory(void)
 {
     struct vvb_ring *guest = attach(VVB_ROLE_GUEST, 1, 2);
@@ -369,6 +410,7 @@ int main(int argc, char **argv)
     two_threads(packets);
     plans();
     changing_packets();
+    listeners_that_change();
     truncated_memory();
     tear_down();
     printf("ok\n");

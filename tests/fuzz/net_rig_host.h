@@ -122,7 +122,7 @@ static void host_receives(uint32_t how)
     uint32_t index = how % CHANNELS;
     struct channel_rig *c = &channels[index];
     struct vvb_serving serving = {.kick_fd = kick_fd, .stop_fd = stop_fd, .wake_fd = kick_fd,
-                                  .call_fd = call_fd, .map = how & 4 ? map : NULL};
+                                  .call_fd = call_fd};
     struct vvb_served served;
 
     if (how & 8) {
@@ -279,7 +279,7 @@ static void ports_and_map(uint32_t how)
 {
     port_count = how % (CHANNELS + 1);
     vvb_net_ports(net, links, port_count);
-    vvb_net_use_map(net, how & 4 ? map : NULL);
+    vvb_memory_use_codemap(memory, how & 4 ? map : NULL);
 }
 
 static void attach(uint32_t index)

@@ -25,7 +25,6 @@ from vhostvmbus.channel.receiver import Receiver
 from vhostvmbus.channel.sender import Sender
 from vhostvmbus.channel.stats import ChannelStats
 from vhostvmbus.memory import ExternalData
-from vhostvmbus.memory.codemap import CodeMap
 from vhostvmbus.packet import Packet
 from vhostvmbus.ring import AnyPlan, Done, Outgoing, Ring, RingState
 from vhostvmbus.wire.errors import (
@@ -258,11 +257,6 @@ class Channel:
         self._before_detach = before_detach
         return self._ring.handle, self._life.call_fd
 
-    @property
-    def code_map(self) -> CodeMap | None:
-        """What to look up what was written in, for a device that sends from C."""
-        return self._handler.code_map()
-
     def count_sent(self, packets: int, payload_bytes: int, signals: int) -> None:
         """Counts what such a device sent."""
         self._sender.count_sent(packets, payload_bytes, signals)
@@ -294,7 +288,7 @@ class Channel:
         if external is not None:
             if external.lost:
                 self._life.count_error(GuestMemoryLost("memory", packet.transaction_id))
-            if self._handler.tracks_writes():
+            if self._handler.written.watched:
                 spans = external.written
             external.close()
         if not packet.completion_requested:
@@ -343,12 +337,13 @@ class Channel:
                 return
 
     def _before_publish(self, spans: list[tuple[int, int]]) -> None:
-        if self._handler.tracks_writes():
+        written = self._handler.written
+        if written.watched:
             spans = spans + self._gpadls.take_written(self.index)
             if not spans:
                 return
             try:
-                self._stats.code_invalidations += self._handler.before_publish(spans)
+                self._stats.code_invalidations += written.report(spans)
             except Exception as error:
                 # The guest must not be told: it might go on executing what was overwritten.
                 raise CodeInvalidationFailed("gpa", spans[0][0], detail=str(error)) from error

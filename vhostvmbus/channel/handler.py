@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a channel needs from the floor above, and what it is told at its opening."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from vhostvmbus.memory.codemap import CodeMap
+from vhostvmbus.memory import WrittenMemory
 from vhostvmbus.ring import Limits
 from vhostvmbus.wire.errors import GuestError, PacketError
 
@@ -33,6 +32,8 @@ class ChannelHandler(Protocol):
     transaction_quota: int
     gather_completions: bool
     gather_microseconds: int
+    written: WrittenMemory
+    """Is told what was written, before the guest is told of it."""
 
     def packet_received(self, channel: "Channel", packet: "Packet") -> None:
         """A packet arrived."""
@@ -46,18 +47,6 @@ class ChannelHandler(Protocol):
     @property
     def wants_processing_complete(self) -> bool:
         """Whether anybody listens to that."""
-
-    def tracks_writes(self) -> bool:
-        """Whether :meth:`before_publish` has to know what was written."""
-
-    def code_map(self) -> CodeMap | None:
-        """The map to look it up in."""
-
-    def before_publish(self, spans: Sequence[tuple[int, int]]) -> int:
-        """Guest memory was written at ``(gpa, length)``; the guest is about to be told.
-
-        Any thread; may block. Returns how many ranges of translated code were discarded.
-        """
 
     def channel_failed(self, channel: "Channel", error: GuestError) -> None:
         """The channel stopped for good because of ``error``."""

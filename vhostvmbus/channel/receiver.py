@@ -222,9 +222,7 @@ class Receiver:
         """Has the engine go on by itself as long as the plan fits; counts what it did."""
         life, stats = self._life, self._stats
         fds = (life.kick_fd, life.stop_fd, life.wake_fd, life.call_fd)
-        batch, served = self._ring.serve(
-            most, plan, fds, self._handler.code_map(), self._handler.gather_microseconds
-        )
+        batch, served = self._ring.serve(most, plan, fds, self._handler.gather_microseconds)
         stats.packets_received += served.packets
         stats.packets_planned += served.packets
         stats.completions_received += served.packets - served.wanted
@@ -240,7 +238,7 @@ class Receiver:
     def _publish_done(self, done: Done | None, first: int = 0) -> None:
         """Sends what a plan has left to be answered, from number ``first`` on."""
         if done is not None and (first < done.completions or not done.completions):
-            spans = done.written() if self._handler.tracks_writes() else []
+            spans = done.written() if self._handler.written.watched else []
             self._publish(done.outgoing(first) if first else done, spans)
 
     def _count_done(self, done: Done) -> None:

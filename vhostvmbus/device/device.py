@@ -11,7 +11,6 @@ from uuid import UUID
 
 from vhostvmbus.channel import Channel
 from vhostvmbus.device.offers import ChannelOffers
-from vhostvmbus.memory.codemap import CodeMap
 from vhostvmbus.packet import Packet
 from vhostvmbus.wire.errors import PacketError, UsageError
 
@@ -147,12 +146,6 @@ class Device:
         It may come while channels are opened or closed, and has to return soon after they have
         been closed: the end of the connection waits for it. The device stays on offer to the next
         front end. The default returns at once.
-        """
-
-    def code_map_changed(self, code_map: CodeMap | None) -> None:
-        """There is another map of translated code, or none: for a device that works in C.
-
-        Must not return before the one before is used no more.
         """
 
     def closed(self, channel: Channel) -> None:

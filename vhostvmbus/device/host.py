@@ -56,6 +56,7 @@ class DeviceHost:
         self.device = device
         self.name = device.name or type(device).__name__
         self.memory = GuestMemory()
+        self.memory.written.discard = self._discard
         self.gpadls = GpadlTable(self.memory)
         self.invalidate: Invalidate | None = None
         self.channel_failed: Callable[[int, GuestError], None] | None = None
@@ -64,7 +65,6 @@ class DeviceHost:
         device.serve_with(self.offers)
         self._unplugging = Unplugging(self.name, device.unplug_requested, self.offers.let_go)
         self._channels: dict[int, Channel] = {}
-        self._code_map: CodeMap | None = None
         self._inflight: InflightRegion | None = None
         self._inflight_errors = 0
         self._handler = _Handler(self)
@@ -140,16 +140,7 @@ class DeviceHost:
         self, fd: int, map_bytes: int, regions: Sequence[tuple[int, int, int]]
     ) -> None:
         """VMBUS_SET_CODE_MAP; ``regions``: ``(gpa, size, first_bit)``. The caller keeps ``fd``."""
-        code_map = CodeMap(fd, map_bytes, regions)
-        with self._lock:
-            self._use_code_map(code_map)
-
-    def _use_code_map(self, code_map: CodeMap | None) -> None:
-        """Returns when nobody uses the one before any more."""
-        self._code_map = code_map
-        for channel in self._channels.values():
-            channel.settle()
-        self.device.code_map_changed(code_map)
+        self.memory.written.use_code_map(CodeMap(fd, map_bytes, regions))
 
     # -- packets in flight ---------------------------------------------------------------------
 
@@ -353,7 +344,7 @@ class DeviceHost:
             self._reset(publish=True)
             self._unplugging.end()
             self._use_inflight(None)
-            self._use_code_map(None)
+            self.memory.written.use_code_map(None)
             self.memory.close()
 
     def close(self) -> None:
@@ -363,32 +354,12 @@ class DeviceHost:
 
     # -- translated code, statistics -----------------------------------------------------------
 
-    def discard_translations(self, spans: Sequence[tuple[int, int]]) -> int:
-        """Guest memory was written at ``(gpa, length)``: steps 2 and 3 of *Translated code*.
-
-        Returns how many ranges the front end was asked to discard. Raises what ``invalidate``
-        raises; then nothing may be published.
-        """
-        code_map = self._code_map
-        if code_map is None:
-            return 0
-        hits = code_map.hits(spans)
-        if hits:
-            if self.invalidate is None:
-                raise ChannelStateError("a code map without a way to tell the front end")
-            for start in range(0, len(hits), MAX_INVALIDATE):
-                self.invalidate(hits[start : start + MAX_INVALIDATE])
-        return len(hits)
-
-    @property
-    def code_map(self) -> CodeMap | None:
-        """The front end's map of translated code."""
-        return self._code_map
-
-    @property
-    def has_code_map(self) -> bool:
-        """Whether what devices write has to be looked up."""
-        return self._code_map is not None
+    def _discard(self, hits: list[tuple[int, int]]) -> None:
+        """Has the front end discard translations: step 3 of *Translated code*."""
+        if self.invalidate is None:
+            raise ChannelStateError("a code map without a way to tell the front end")
+        for start in range(0, len(hits), MAX_INVALIDATE):
+            self.invalidate(hits[start : start + MAX_INVALIDATE])
 
     def stats(self) -> dict[str, Any]:
         """Counters of the device and its open channels, ready for JSON: docs/statistics.md."""
@@ -406,7 +377,7 @@ class DeviceHost:
             "memory_bytes": sum(region.size for region in regions),
             "gpadls": len(self.gpadls),
             "gpadl_bytes": self.gpadls.pages * PAGE_SIZE,
-            "code_map": self.has_code_map,
+            "code_map": self.memory.written.watched,
             "inflight_slots": self._inflight.slots if self._inflight else 0,
             "inflight_errors": self._inflight_errors,
             "totals": totals.as_dict(),
@@ -432,6 +403,7 @@ class _Handler:
         self.transaction_quota = device.transaction_quota
         self.gather_completions = device.gather_completions
         self.gather_microseconds = device.gather_microseconds
+        self.written = host.memory.written
         if not self._async:
             # Not one call more than needed on the way of every packet.
             self.packet_received = device.packet_received  # type: ignore[method-assign,assignment]
@@ -458,15 +430,6 @@ class _Handler:
     @property
     def wants_processing_complete(self) -> bool:
         return type(self._device).processing_complete is not Device.processing_complete
-
-    def tracks_writes(self) -> bool:
-        return self._host.has_code_map
-
-    def code_map(self) -> CodeMap | None:
-        return self._host.code_map
-
-    def before_publish(self, spans: Sequence[tuple[int, int]]) -> int:
-        return self._host.discard_translations(spans)
 
     def channel_failed(self, channel: Channel, error: GuestError) -> None:
         if self._host.channel_failed is not None:

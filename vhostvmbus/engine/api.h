@@ -139,9 +139,20 @@ struct vvb_codemap *vvb_codemap_new(int fd, uint64_t map_bytes,
                                     const struct vvb_code_region *regions, uint32_t count,
                                     int *err);
 void vvb_codemap_free(struct vvb_codemap *map);
-/* A sequentially consistent fence, then the spans' pages whose bit is set, coalesced. */
-uint32_t vvb_codemap_hits(const struct vvb_codemap *map, const struct vvb_span *spans,
-                          uint32_t count, struct vvb_span *out, uint32_t cap);
+
+/* ---- what was written (written.c) ---- */
+
+/* From now on reports are looked up in that map; NULL: in none. The one before is not used then. */
+void vvb_memory_use_codemap(struct vvb_memory *memory, const struct vvb_codemap *map);
+/* Whether anybody has to know what is written. */
+int vvb_memory_watched(const struct vvb_memory *memory);
+/*
+ * Reports what was written, after the last write and before the guest is told of it. Returns how
+ * many stretches have to be discarded by the front end first: whole pages, coalesced, in out, which
+ * has room for cap.
+ */
+uint32_t vvb_memory_written(struct vvb_memory *memory, const struct vvb_span *spans,
+                            uint32_t count, struct vvb_span *out, uint32_t cap);
 
 /* ---- plans: common packets, done without the device's code (plan.c) ---- */
 
@@ -362,7 +373,6 @@ struct vvb_serving {
     int wake_fd;
     int call_fd;
     uint32_t gather_us; /* microseconds; 0: what comes is done at once, always */
-    const struct vvb_codemap *map; /* where a plan's writes are looked up; NULL: nowhere */
 };
 struct vvb_served {
     uint64_t packets; /* done by the plan, the last batch's among them; their bytes: */

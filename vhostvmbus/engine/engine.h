@@ -8,6 +8,7 @@
 #ifndef VVB_ENGINE_H
 #define VVB_ENGINE_H
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -52,6 +53,22 @@ struct vvb_snapshot {
     struct vvb_region *regions[];
 };
 
+/* written.c: who has to know what was written, see there */
+struct vvb_written {
+    pthread_rwlock_t lock;
+    const struct vvb_codemap *code; /* NULL: nobody executes translated code */
+};
+
+struct vvb_memory {
+    pthread_mutex_t lock;
+    pthread_cond_t idle;
+    struct vvb_snapshot *current;
+    struct vvb_written written;
+};
+
+int vvb_written_init(struct vvb_written *written); /* 0 or an errno */
+void vvb_written_destroy(struct vvb_written *written);
+
 struct vvb_snapshot *vvb_snapshot_get(struct vvb_memory *memory);
 void vvb_snapshot_put(struct vvb_memory *memory, struct vvb_snapshot *snapshot);
 struct vvb_region *vvb_snapshot_find(const struct vvb_snapshot *snapshot, uint64_t gpa,
@@ -59,6 +76,12 @@ struct vvb_region *vvb_snapshot_find(const struct vvb_snapshot *snapshot, uint64
 int vvb_translate_in(const struct vvb_snapshot *snapshot, const uint8_t *data, uint64_t len,
                      uint32_t count, uint64_t max_bytes, uint32_t max_ranges,
                      struct vvb_segs *out, struct vvb_fault *fault);
+
+/* codemap.c */
+
+/* A sequentially consistent fence, then the spans' pages whose bit is set, coalesced. */
+uint32_t vvb_codemap_hits(const struct vvb_codemap *map, const struct vvb_span *spans,
+                          uint32_t count, struct vvb_span *out, uint32_t cap);
 
 /* extdata.c: like vvb_ext_preadv() and vvb_ext_pwritev(); nowait for reading only */
 int64_t vvb_file_io(const struct vvb_seg *segs, uint32_t count, uint64_t offset, uint64_t len,

@@ -19,12 +19,6 @@
 
 #include "engine.h"
 
-struct vvb_memory {
-    pthread_mutex_t lock;
-    pthread_cond_t idle;
-    struct vvb_snapshot *current;
-};
-
 /* Uses of all regions end here: one condition for the process, waited on by removals only. */
 static pthread_mutex_t users_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t users_gone = PTHREAD_COND_INITIALIZER;
@@ -174,7 +168,8 @@ struct vvb_memory *vvb_memory_new(void)
         return NULL;
     }
     memory->current = snapshot_new(NULL, 0);
-    if (!memory->current) {
+    if (!memory->current || vvb_written_init(&memory->written)) {
+        free(memory->current);
         free(memory);
         return NULL;
     }
@@ -188,6 +183,7 @@ void vvb_memory_free(struct vvb_memory *memory)
     if (memory) {
         pthread_mutex_destroy(&memory->lock);
         pthread_cond_destroy(&memory->idle);
+        vvb_written_destroy(&memory->written);
         free(memory->current);
         free(memory);
     }

@@ -103,6 +103,7 @@ struct vvb_ring *vvb_ring_attach(struct vvb_memory *memory, const uint64_t *pfns
         *err = ENOMEM;
         return NULL;
     }
+    ring->memory = memory;
     ring->role = role;
     ring->rx.slot = ring->tx.slot = -1;
     pthread_mutex_init(&ring->tx_lock, NULL);

@@ -76,6 +76,7 @@ struct vvb_gathering {
 };
 
 struct vvb_ring {
+    struct vvb_memory *memory; /* that its pages are of; it outlives the ring */
     int role;
     struct half rx, tx;
     uint32_t read_index; /* ours */

@@ -68,8 +68,7 @@ static bool answer(struct vvb_ring *ring, struct vvb_batch *batch,
     struct vvb_sent sent;
     int ret;
 
-    if (serving->map && batch->span_count &&
-        vvb_codemap_hits(serving->map, batch->spans, batch->span_count, &hit, 1)) {
+    if (vvb_memory_written(ring->memory, batch->spans, batch->span_count, &hit, 1)) {
         return false;
     }
     ret = vvb_ring_send_in_turn(ring, batch->outgoing, batch->answer_count, batch->answers,

@@ -12,5 +12,6 @@ Implements *Guest memory* and *Translated code* of docs/vhost-user-vmbus.md. Inv
 from vhostvmbus.memory.codemap import CodeMap
 from vhostvmbus.memory.external import ExternalData
 from vhostvmbus.memory.guest_memory import GuestMemory, Region, Span
+from vhostvmbus.memory.written import WrittenMemory
 
-__all__ = ["CodeMap", "ExternalData", "GuestMemory", "Region", "Span"]
+__all__ = ["CodeMap", "ExternalData", "GuestMemory", "Region", "Span", "WrittenMemory"]

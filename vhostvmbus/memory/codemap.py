@@ -3,7 +3,7 @@
 
 docs/vhost-user-vmbus.md, *Translated code* and *VMBUS_SET_CODE_MAP*. One bit for each 4 KiB page;
 a back end that wrote guest pages fences, tests the pages' bits and has the front end discard the
-translations of those that are set, before it publishes the packet's completion.
+translations of those that are set, before it publishes the packet's completion: ``written``.
 """
 
 import os
@@ -51,19 +51,3 @@ class CodeMap:
     def handle(self) -> Any:
         """The engine's ``struct vvb_codemap *``, valid as long as this object."""
         return self._handle
-
-    def hits(self, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Fences, then returns the pages of ``spans`` that may hold translated code.
-
-        Both are ``(guest_phys_addr, length)`` in bytes; the answer is page-aligned and coalesced.
-        Pages outside the map's regions are taken for code: the map may be older than the memory.
-        """
-        table = ffi.new("struct vvb_span[]", len(spans))
-        pages = len(spans)
-        for entry, (gpa, length) in zip(table, spans, strict=True):
-            entry.gpa, entry.len = gpa, length
-            pages += length // PAGE_SIZE + 2
-        cap = pages // 2 + len(spans) + 1
-        out = ffi.new("struct vvb_span[]", cap)
-        count = lib.vvb_codemap_hits(self._handle, table, len(spans), out, cap)
-        return [(out[i].gpa, out[i].len) for i in range(count)]

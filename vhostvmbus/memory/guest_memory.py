@@ -16,6 +16,7 @@ from vhostvmbus.engine import ffi, lib
 from vhostvmbus.engine.faults import error_of
 from vhostvmbus.memory.external import ExternalData
 from vhostvmbus.memory.readonly import ReadOnlyExternalData
+from vhostvmbus.memory.written import WrittenMemory
 from vhostvmbus.wire.errors import (
     PfnOutsideMemory,
     RegionBusy,
@@ -93,6 +94,8 @@ class GuestMemory:
         self._handle: Any = ffi.gc(lib.vvb_memory_new(), lib.vvb_memory_free)
         if self._handle == ffi.NULL:
             raise MemoryError("guest memory map")
+        self.written = WrittenMemory(self._handle)
+        """The tracker that everybody reports to who writes to this memory."""
         self._regions: list[Region] = []
         self._by_handle: dict[int, Region] = {}
         self._retiring: list[Region] = []

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from vhostvmbus.engine import ffi, lib
 from vhostvmbus.engine.faults import error_of, guest_error
 from vhostvmbus.memory import ExternalData, GuestMemory
-from vhostvmbus.memory.codemap import CodeMap
 from vhostvmbus.memory.external import SEG_SIZE
 from vhostvmbus.ring.plan import AnyPlan, Done, Outgoing
 from vhostvmbus.ring.record import Recording
@@ -268,22 +267,21 @@ class Ring(Recording):
         max_packets: int,
         plan: AnyPlan,
         fds: Sequence[int],
-        code_map: CodeMap | None,
         gather_microseconds: int = 0,
     ) -> tuple[Batch, Served]:
         """Receives, and answers and waits in between, as long as the plan does all that comes.
 
         ``fds``: the eventfds that say that the guest kicked, that the work ends, that the caller
-        has something to do, and the one that signals the guest. What a plan wrote is looked up in
-        ``code_map``. With ``gather_microseconds`` an empty ring is left alone for about so long
-        before it is looked at again, if several packets can be expected by then. The batch is the
-        last one: see :class:`Served`. The ring is masked when this is called, and when it returns.
+        has something to do, and the one that signals the guest. What a plan wrote is
+        reported to the memory's tracker. With ``gather_microseconds`` an empty ring is left alone
+        for about so long before it is looked at again, if several packets can be expected by then.
+        The batch is the last one: see :class:`Served`. The ring is masked when this is called, and
+        when it returns.
         Raises :exc:`OSError` if the eventfds are none.
         """
         self._check_open()
         serving, served = self._serving, self._served
         serving.kick_fd, serving.stop_fd, serving.wake_fd, serving.call_fd = fds
-        serving.map = ffi.NULL if code_map is None else code_map.handle
         serving.gather_us = gather_microseconds
         result = lib.vvb_ring_serve(
             self._ring,

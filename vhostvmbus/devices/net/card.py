@@ -49,7 +49,6 @@ from vhostvmbus.devices.net.protocol import (
 from vhostvmbus.devices.net.receiver import Receiver
 from vhostvmbus.devices.net.rss import ReceiveScaling
 from vhostvmbus.devices.net.statistics import Counters
-from vhostvmbus.memory.codemap import CodeMap
 from vhostvmbus.packet import Packet
 from vhostvmbus.wire.errors import (
     ChannelClosed,
@@ -235,11 +234,6 @@ class NetworkCard(Device):
             with self._lock:
                 active = self.protocol.version is not None
                 self._path.configure(self.adapter, tagging=self.tagging, active=active)
-
-    def code_map_changed(self, code_map: CodeMap | None) -> None:
-        """The data path looks up what it writes there."""
-        if self._path is not None:
-            self._path.use_code_map(code_map)
 
     def woken(self) -> None:
         """Sections may have come back, for answers that waited for one.

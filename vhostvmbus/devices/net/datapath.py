@@ -25,7 +25,6 @@ from vhostvmbus.devices.net.nvsp import MESSAGE_SIZE
 from vhostvmbus.devices.net.oids import Adapter
 from vhostvmbus.devices.net.statistics import Counters
 from vhostvmbus.engine import ffi, lib
-from vhostvmbus.memory.codemap import CodeMap
 from vhostvmbus.memory.external import SEG_SIZE
 
 MAX_QUEUES: Final[int] = lib.VVB_NET_CHANNELS
@@ -103,7 +102,6 @@ class DataPath:
         self._net: Any = ffi.gc(net, lib.vvb_net_free)
         self._ports = 0
         self._leases = count(1)
-        self._code_map: CodeMap | None = None
         self._taken = [ffi.new("struct vvb_net_taken *") for _ in range(MAX_QUEUES)]
 
     def configure(self, adapter: Adapter, *, tagging: bool, active: bool) -> None:
@@ -142,11 +140,6 @@ class DataPath:
         lib.vvb_net_ports(self._net, list(fds), len(fds))
 
     # -- buffers -------------------------------------------------------------------------------
-
-    def use_code_map(self, code_map: CodeMap | None) -> None:
-        """What was written is looked up there; the map before is used no more."""
-        lib.vvb_net_use_map(self._net, ffi.NULL if code_map is None else code_map.handle)
-        self._code_map = code_map
 
     def lend_send(self, buffer: SendBuffer) -> None:
         """Packets may refer to these sections."""

@@ -100,7 +100,6 @@ struct channel {
 
 struct vvb_net {
     pthread_rwlock_t lock;
-    const struct vvb_codemap *map;
     struct vvb_net_config config;
     struct buffer send, receive;
     uint64_t send_lease;

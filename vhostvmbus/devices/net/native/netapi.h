@@ -60,8 +60,6 @@ struct vvb_net;
 
 struct vvb_net *vvb_net_new(void);
 void vvb_net_free(struct vvb_net *net);
-/* The map in which is looked up what was written; NULL: none. Nobody uses the one before any more. */
-void vvb_net_use_map(struct vvb_net *net, const struct vvb_codemap *map);
 void vvb_net_configure(struct vvb_net *net, const struct vvb_net_config *config);
 /* The queues' descriptors; a channel sends to the one of its number modulo count. */
 void vvb_net_ports(struct vvb_net *net, const int *fds, uint32_t count);

@@ -89,13 +89,6 @@ void vvb_net_configure(struct vvb_net *net, const struct vvb_net_config *config)
     pthread_rwlock_unlock(&net->lock);
 }
 
-void vvb_net_use_map(struct vvb_net *net, const struct vvb_codemap *map)
-{
-    pthread_rwlock_wrlock(&net->lock);
-    net->map = map;
-    pthread_rwlock_unlock(&net->lock);
-}
-
 void vvb_net_ports(struct vvb_net *net, const int *fds, uint32_t count)
 {
     pthread_rwlock_wrlock(&net->lock);

@@ -275,8 +275,9 @@ static uint32_t take_frame(struct taking *t)
 
 /* ---- telling the guest ---- */
 
-static bool may_hold_code(const struct buffer *buffer, const struct vvb_codemap *map,
-                          const struct vvb_net_part *parts, uint32_t count)
+/* Reports what was written; whether something has to be discarded before the guest is told. */
+static bool must_discard(struct vvb_memory *memory, const struct buffer *buffer,
+                         const struct vvb_net_part *parts, uint32_t count)
 {
     struct vvb_span spans[MAX_SPANS], hit;
     uint32_t used = 0;
@@ -285,7 +286,7 @@ static bool may_hold_code(const struct buffer *buffer, const struct vvb_codemap 
         used += net_spans(buffer, parts[i].byte_offset, parts[i].byte_count, spans + used,
                           MAX_SPANS - used);
     }
-    return used == MAX_SPANS || vvb_codemap_hits(map, spans, used, &hit, 1);
+    return used == MAX_SPANS || vvb_memory_written(memory, spans, used, &hit, 1);
 }
 
 /* One packet for these parts; false if they are left to the caller. */
@@ -304,7 +305,8 @@ static bool tell(struct taking *t, uint32_t channel, const struct vvb_net_part *
                                .flags = VVB_COMPLETION_REQUESTED};
     struct vvb_sent sent;
 
-    if (t->net->map && may_hold_code(&t->net->receive, t->net->map, parts, count)) {
+    if (vvb_memory_watched(to->ring->memory) &&
+        must_discard(to->ring->memory, &t->net->receive, parts, count)) {
         return false;
     }
     memset(header, 0, TRANSFER_HEADER);
