@@ -10,10 +10,10 @@ import os
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vhostvmbus.engine import ffi, lib
-from vhostvmbus.wire.errors import ExternalDataClosed, GuestMemoryLost
+from vhostvmbus.wire.errors import ExternalDataClosed, ExternalDataReadOnly, GuestMemoryLost
 from vhostvmbus.wire.gpa import GpaRange
 
 if TYPE_CHECKING:
@@ -396,3 +396,39 @@ class ExternalData:
             self._release()
         else:
             event.wait()
+
+
+class ReadOnlyExternalData(ExternalData):
+    """:class:`ExternalData` that is only looked at, so that nothing has to be tracked.
+
+    The methods that write raise :exc:`ExternalDataReadOnly`.
+    """
+
+    __slots__ = ()
+
+    def write(self, data: bytes | bytearray | memoryview, offset: int = 0) -> NoReturn:
+        """Refuses: raises :exc:`ExternalDataReadOnly`."""
+        raise ExternalDataReadOnly("this external data is mapped read-only")
+
+    def fill(self, byte: int = 0, offset: int = 0, length: int | None = None) -> NoReturn:
+        """Refuses: raises :exc:`ExternalDataReadOnly`."""
+        raise ExternalDataReadOnly("this external data is mapped read-only")
+
+    def preadv(
+        self, fd: int, file_offset: int, offset: int = 0, length: int | None = None
+    ) -> NoReturn:
+        """Refuses: a file would be read into the guest's pages."""
+        raise ExternalDataReadOnly("this external data is mapped read-only")
+
+    def views(
+        self,
+        offset: int = 0,
+        length: int | None = None,
+        *,
+        writable: bool = False,
+        noted: bool = True,
+    ) -> list[memoryview]:
+        """Returns read-only views, and refuses writable ones."""
+        if writable:
+            raise ExternalDataReadOnly("this external data is mapped read-only")
+        return super().views(offset, length)

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 
 from vhostvmbus.engine import ffi, lib
 from vhostvmbus.engine.faults import error_of
-from vhostvmbus.memory.external import ExternalData
-from vhostvmbus.memory.readonly import ReadOnlyExternalData
+from vhostvmbus.memory.external import ExternalData, ReadOnlyExternalData
 from vhostvmbus.memory.written import WrittenMemory
 from vhostvmbus.wire.errors import (
     PfnOutsideMemory,
