@@ -48,7 +48,6 @@ class FrontEnd:
         timeout: float = ANSWER_TIMEOUT,
     ) -> None:
         self._sock = sock
-        self._features = features
         self._handler = handler
         self._timeout = timeout
         self._lock = threading.Lock()

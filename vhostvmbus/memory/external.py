@@ -326,11 +326,6 @@ class ExternalData:
         return bool(not self._put and lib.vvb_ext_lost(self._raw, self._count))
 
     @property
-    def has_written(self) -> bool:
-        """Whether anything was written to the guest's pages."""
-        return bool(self._written)
-
-    @property
     def written(self) -> list[tuple[int, int]]:
         """What was written so far, as ``(gpa, length)``; a writable view counts whole."""
         return self._spans(self._written)

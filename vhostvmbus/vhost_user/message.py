@@ -22,8 +22,6 @@ from vhostvmbus.vhost_user.errors import BadField, WrongSize
 #: Longest payload of any message ("Message header").
 MAX_PAYLOAD = 4096
 
-#: ``VHOST_F_LOG_ALL``: the front end wants dirty logging.
-F_LOG_ALL = 1 << 26
 #: ``VHOST_USER_F_PROTOCOL_FEATURES``.
 F_PROTOCOL_FEATURES = 1 << 30
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from vhostvmbus.vhost_user.message import (
     ALL_TRANSLATED,
     BACK_END_REQUESTS,
-    F_LOG_ALL,
     F_PROTOCOL_FEATURES,
     FRONT_END_REQUESTS,
     MAX_INVALIDATE_RANGES,
@@ -70,7 +69,6 @@ __all__ = [
     "BACK_END_REQUESTS",
     "FRONT_END_REPLIES",
     "FRONT_END_REQUESTS",
-    "F_LOG_ALL",
     "F_PROTOCOL_FEATURES",
     "MAX_INVALIDATE_RANGES",
     "MAX_PAYLOAD",

@@ -7,7 +7,6 @@ Source: ``guid_t`` in the guest's ``include/linux/hyperv.h``; the same layout as
 
 from uuid import UUID
 
-GUID_SIZE = 16
 NULL_GUID = UUID(int=0)
 
 

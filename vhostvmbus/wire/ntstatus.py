@@ -37,8 +37,3 @@ class NtStatus(IntEnum):
     IO_DEVICE_ERROR = 0xC0000185
     IO_TIMEOUT = 0xC00000B5
     REVISION_MISMATCH = 0xC0000059
-
-    @property
-    def is_error(self) -> bool:
-        """Whether the severity bits say *error*."""
-        return self.value >> 30 == 3

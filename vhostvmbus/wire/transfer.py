@@ -10,25 +10,9 @@ named ``set_id`` in the device's own protocol.
 
 import struct
 from collections.abc import Iterable
-from typing import NamedTuple
 
-from vhostvmbus.wire.errors import PacketError
-
-HEADER_SIZE = 8
-RANGE_SIZE = 8
 _HEADER = struct.Struct("<HBxI")
 _RANGE = struct.Struct("<II")
-
-
-class TransferPagesInvalid(PacketError):
-    """A transfer page header that is cut short, or has more ranges than bytes for them."""
-
-
-class TransferRange(NamedTuple):
-    """``byte_count`` bytes that start ``byte_offset`` bytes into the page set."""
-
-    byte_count: int
-    byte_offset: int
 
 
 def build_transfer_pages(
@@ -40,18 +24,3 @@ def build_transfer_pages(
     """
     parts = [_RANGE.pack(count, offset) for count, offset in ranges]
     return _HEADER.pack(set_id, sender_owns_set, len(parts)) + b"".join(parts)
-
-
-def parse_transfer_pages(header: bytes) -> tuple[int, list[TransferRange]]:
-    """``(set_id, ranges)``; bytes behind the last range are ignored.
-
-    ``header`` is private memory: what stands between descriptor and payload. Raises
-    :exc:`TransferPagesInvalid`.
-    """
-    if len(header) < HEADER_SIZE:
-        raise TransferPagesInvalid("length", len(header), 0)
-    set_id, _, count = _HEADER.unpack_from(header)
-    if count > (len(header) - HEADER_SIZE) // RANGE_SIZE:
-        raise TransferPagesInvalid("range_count", count, 4)
-    end = HEADER_SIZE + count * RANGE_SIZE
-    return set_id, [TransferRange(*pair) for pair in _RANGE.iter_unpack(header[HEADER_SIZE:end])]

@@ -13,7 +13,6 @@ from enum import IntEnum
 from typing import NamedTuple
 
 PAGE_SIZE = 4096
-PAGE_SHIFT = 12
 
 RING_HEADER_SIZE = PAGE_SIZE
 """The control page in front of a ring's data, in bytes."""
@@ -22,12 +21,9 @@ RING_READ_INDEX = 4
 RING_INTERRUPT_MASK = 8
 RING_PENDING_SEND_SZ = 12
 RING_FEATURE_BITS = 64
-RING_FEAT_PENDING_SEND_SZ = 1
 
 DESCRIPTOR_SIZE = 16
 TRAILER_SIZE = 8
-MAX_PACKET_LENGTH = 0xFFFF * 8
-"""The longest packet ``len8`` can express, in bytes, trailer not counted."""
 GPA_DIRECT_HEADER_SIZE = 24
 """Descriptor plus ``reserved u32, range_count u32``."""
 
@@ -90,11 +86,6 @@ _DESCRIPTOR = struct.Struct("<HHHHQ")
 def pack_descriptor(descriptor: Descriptor) -> bytes:
     """The 16 wire bytes of ``descriptor``. Nothing is checked, so tests can lie with it."""
     return _DESCRIPTOR.pack(*descriptor)
-
-
-def unpack_descriptor(data: bytes, offset: int = 0) -> Descriptor:
-    """The descriptor at ``offset`` bytes into ``data``; :exc:`struct.error` if it is cut short."""
-    return Descriptor(*_DESCRIPTOR.unpack_from(data, offset))
 
 
 def align8(length: int) -> int:

@@ -87,7 +87,7 @@ def test_a_gpadl_mapped_read_only() -> None:
         ):
             with pytest.raises(errors.ExternalDataReadOnly):
                 write()
-        assert not mapping.has_written
+        assert not mapping.written
         assert guest.ram.peek(BASE + 300 * 4096, 10) == b"look at me"
         with pytest.raises(errors.UsageError):
             guest.channel.map_gpadl(7)  # one mapping at a time, of whatever kind

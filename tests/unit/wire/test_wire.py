@@ -13,7 +13,7 @@ from vhostvmbus.wire import errors
 from vhostvmbus.wire.gpa import GpaRange, build_ranges, parse_ranges, pfn_count
 from vhostvmbus.wire.guid import guid_from_wire, guid_to_wire
 from vhostvmbus.wire.ntstatus import NtStatus
-from vhostvmbus.wire.vmbus import Descriptor, align8, pack_descriptor, unpack_descriptor
+from vhostvmbus.wire.vmbus import Descriptor, align8, pack_descriptor
 
 PFNS = st.integers(0, (1 << 64) - 1)
 
@@ -77,10 +77,13 @@ def test_range_limits_are_named() -> None:
         st.integers(0, (1 << 64) - 1),
     )
 )
-def test_descriptors_come_back(descriptor: Descriptor) -> None:
+def test_descriptors_are_five_little_endian_fields(descriptor: Descriptor) -> None:
     data = pack_descriptor(descriptor)
     assert len(data) == 16
-    assert unpack_descriptor(b"ab" + data, 2) == descriptor
+    assert [int.from_bytes(data[at : at + 2], "little") for at in range(0, 8, 2)] == [
+        *descriptor[:4]
+    ]
+    assert int.from_bytes(data[8:], "little") == descriptor.transaction_id
 
 
 def test_descriptor_layout_is_the_guests() -> None:
@@ -123,5 +126,3 @@ def test_refusals_carry_a_status() -> None:
     assert errors.RegionOverlap("x").status is NtStatus.CONFLICTING_ADDRESSES
     assert errors.RegionInvalid("x", NtStatus.NO_MEMORY).status is NtStatus.NO_MEMORY
     assert errors.RefuseOpen(NtStatus.ACCESS_DENIED).status is NtStatus.ACCESS_DENIED
-    assert NtStatus.ACCESS_DENIED.is_error
-    assert not NtStatus.PENDING.is_error

@@ -73,11 +73,6 @@ class Version(IntEnum):
         """Bytes that every packet of this version has at least."""
         return PACKET_SIZE if self >= Version.V5_1 else SHORT_PACKET_SIZE
 
-    @property
-    def sense_size(self) -> int:
-        """Bytes of sense data that an answer can carry in this version."""
-        return SENSE_SIZE if self >= Version.V5_1 else SHORT_SENSE_SIZE
-
     def __str__(self) -> str:
         return f"{self >> 8}.{self & 0xFF}"
 
@@ -267,14 +262,6 @@ def properties(max_sub_channels: int, max_transfer_bytes: int) -> bytes:
     """``struct vmstorage_channel_properties``, 24 bytes."""
     flags = MULTI_CHANNEL if max_sub_channels else 0
     return _PROPERTIES.pack(0, max_sub_channels, 0, flags, max_transfer_bytes, 0)
-
-
-def decode_properties(payload: bytes) -> tuple[int, int, int]:
-    """``(max_sub_channels, flags, max_transfer_bytes)`` of an answered QUERY_PROPERTIES."""
-    if len(payload) < HEADER_SIZE + _PROPERTIES.size:
-        raise MalformedPacket("length", len(payload), 0, NtStatus.INVALID_PARAMETER)
-    _, channels, _, flags, size, _ = _PROPERTIES.unpack_from(payload, HEADER_SIZE)
-    return channels, flags, size
 
 
 def notification(operation: Operation) -> bytes:
