@@ -44,7 +44,6 @@ class Streams:
             self._ours[name].setblocking(False)
         self._wake, self._waker = socket.socketpair()
         self._thread = threading.Thread(target=self._pump, name="streams", daemon=True)
-        self.sink_error: OSError | None = None
 
     @property
     def guest_fds(self) -> dict[str, int]:
@@ -113,7 +112,8 @@ class Streams:
                 self._deliver(name, data)
 
     def _deliver(self, name: str, data: bytes) -> None:
-        try:
+        # Whoever reads our output may have gone; the command goes on, as in a pipe without signals.
+        with contextlib.suppress(OSError):
             if name == "console":
                 self.console.feed(data)
             elif name == "control":
@@ -122,6 +122,3 @@ class Streams:
                 self.stdout(data)
             else:
                 self.stderr(data)
-        except OSError as error:
-            # Whoever reads our output has gone; the command goes on, as in a pipe without signals.
-            self.sink_error = error
