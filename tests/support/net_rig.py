@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vhostvmbus.devices.net.link.namespace import call_in
-from vhostvmbus.vhost_user.statistics import read_statistics
+from vhostvmbus.observe.statistics import read_statistics
 from vhostvmbus.vm.backend import BackEndProcess
 from vhostvmbus.vm.machine import Machine
 

@@ -20,9 +20,9 @@ from typing import Any
 from vhostvmbus import devices
 from vhostvmbus.cli.log import set_up
 from vhostvmbus.device import Device, DeviceHost
+from vhostvmbus.observe.statistics import serving_statistics
 from vhostvmbus.vhost_user.errors import NotASocket, SocketInUse
 from vhostvmbus.vhost_user.server import Server
-from vhostvmbus.vhost_user.statistics import serving_statistics
 
 log = logging.getLogger(__name__)
 

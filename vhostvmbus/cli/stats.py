@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from vhostvmbus.vhost_user.statistics import read_statistics, statistics_path
+from vhostvmbus.observe.statistics import read_statistics, statistics_path
 
 HELP = "show the counters of a device that is being served"
 EPILOG = "The counters are explained in docs/statistics.md."

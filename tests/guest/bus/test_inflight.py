@@ -28,11 +28,11 @@ from vhostvmbus.guest.inflight import KeptInflight
 from vhostvmbus.guest.serving import serving
 from vhostvmbus.guest.storvsc import Storvsc
 from vhostvmbus.guest.transactions import Transaction
+from vhostvmbus.observe.statistics import read_statistics
 from vhostvmbus.packet import Packet
 from vhostvmbus.ring.inflight import SEALS
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.errors import RequestRefused
-from vhostvmbus.vhost_user.statistics import read_statistics
 from vhostvmbus.wire.gpa import GpaRange
 
 DEVICES = TREE / "tests" / "support" / "inflight_devices.py"

@@ -23,8 +23,8 @@ from tests.support.waiting import eventually
 from vhostvmbus.channel import ChannelStats
 from vhostvmbus.cli import make_parser
 from vhostvmbus.guest import HostileChannel, SoftwareGuest, serving
+from vhostvmbus.observe.statistics import read_statistics, serving_statistics, statistics_path
 from vhostvmbus.vhost_user.errors import SocketInUse
-from vhostvmbus.vhost_user.statistics import read_statistics, serving_statistics, statistics_path
 from vhostvmbus.wire.gpa import GpaRange
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.machines import MakePlan, device_of, plug
 from tests.support.paths import PROGRAMS
-from vhostvmbus.vhost_user.statistics import read_statistics
+from vhostvmbus.observe.statistics import read_statistics
 from vhostvmbus.vm.backend import BackEndProcess
 from vhostvmbus.vm.machine import Machine
 

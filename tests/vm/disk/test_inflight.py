@@ -20,7 +20,7 @@ from tests.support.machines import DISK_SCRIPT, MEBIBYTE, SOAK, MakePlan
 from tests.support.net_rig import ADDRESSES, HOST4, HOST6, MAC, MODULE, Rig
 from tests.support.network import namespace_name, require_root
 from tests.support.paths import PROGRAMS
-from vhostvmbus.vhost_user.statistics import read_statistics
+from vhostvmbus.observe.statistics import read_statistics
 from vhostvmbus.vm import images
 from vhostvmbus.vm.backend import SERVE
 from vhostvmbus.vm.machine import Machine

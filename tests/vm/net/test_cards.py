@@ -20,7 +20,7 @@ import pytest
 from tests.support.machines import MakePlan, device_of, plug, unplug
 from tests.support.net_rig import there_and_back, trouble
 from tests.support.network import connect_to_the_world, private_network, wait_for
-from vhostvmbus.vhost_user.statistics import read_statistics
+from vhostvmbus.observe.statistics import read_statistics
 from vhostvmbus.vm import images
 from vhostvmbus.vm.machine import Machine
 
