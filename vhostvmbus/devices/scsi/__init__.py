@@ -2,8 +2,8 @@
 """The synthetic SCSI controller (class ba6163d9-04a1-4d29-b605-72e2ffb1dc7f) and its disks.
 
 From the wire inwards: :mod:`.storvsp` packets, :mod:`.session` the handshake, :mod:`.commands`
-what each CDB does to a :mod:`.unit`, :mod:`.sense` why it failed, :mod:`.disk` the bytes on the
-host with :mod:`.locking`, and :mod:`.device` where they meet a channel.
+what each :mod:`.cdb` does to a :mod:`.unit`, :mod:`.sense` why it failed, :mod:`.disk` the bytes on
+the host with :mod:`.locking`, and :mod:`.device` where they meet a channel.
 """
 
 from vhostvmbus.devices.scsi.device import ScsiController

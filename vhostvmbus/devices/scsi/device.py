@@ -33,6 +33,7 @@ from vhostvmbus.channel import Channel
 from vhostvmbus.device import Device
 from vhostvmbus.devices.scsi import sense, storvsp
 from vhostvmbus.devices.scsi.answers import Complaints, answer
+from vhostvmbus.devices.scsi.cdb import Opcode
 from vhostvmbus.devices.scsi.commands import Outcome, execute, is_slow
 from vhostvmbus.devices.scsi.disk import DiskSpec, parse_disk
 from vhostvmbus.devices.scsi.leaving import Leaving
@@ -403,7 +404,7 @@ class ScsiController(Device):
         unit = slot.unit if slot is not None else None
         self._requests += 1
         try:
-            looking = here and srb.cdb[0] == 0xA0 and not self._leaving.active
+            looking = here and srb.cdb[0] == Opcode.REPORT_LUNS and not self._leaving.active
             luns = self.luns if looking else []
             payload = answer(srb, execute(unit, request, srb.cdb_length, luns))
         except VmbusError as error:

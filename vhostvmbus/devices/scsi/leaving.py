@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from vhostvmbus.channel import Channel, wait_until_quiet
+from vhostvmbus.devices.scsi.cdb import Opcode
 
 log = logging.getLogger(__name__)
 
-TEST_UNIT_READY: Final = 0x00
-_LOOKING: Final = frozenset({TEST_UNIT_READY, 0x12, 0xA0})
-"""TEST UNIT READY, INQUIRY, REPORT LUNS: how a guest finds out which units there are."""
+_LOOKING: Final = frozenset({Opcode.TEST_UNIT_READY, Opcode.INQUIRY, Opcode.REPORT_LUNS})
+"""How a guest finds out which units there are."""
 LOOK_SECONDS: Final = 3.0
 """So long a guest may take to look at every disk that it had."""
 CALM_SECONDS: Final = 1.0
@@ -54,7 +54,7 @@ class Leaving:
         """Whether a command finds no unit at this LUN."""
         if not self.active or opcode not in _LOOKING:
             return False
-        if opcode == TEST_UNIT_READY:
+        if opcode == Opcode.TEST_UNIT_READY:
             self._look(lun)
         return True
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
+from vhostvmbus.devices.scsi.cdb import Opcode
 from vhostvmbus.devices.scsi.storvsp import EXECUTE_SRB, PACKET_SIZE, DataDirection, SrbStatus
 from vhostvmbus.devices.scsi.storvsp import Operation as VstorOperation
 from vhostvmbus.devices.scsi.unit import BLOCK_SIZE, LogicalUnit
@@ -48,7 +49,7 @@ class DirectBacking(Protocol):
 
 
 class _Command(NamedTuple):
-    opcode: int
+    opcode: Opcode
     cdb_length: int
     operation: Operation
     lba: Number
@@ -60,10 +61,10 @@ def _field(offset: int, width: int) -> Number:
 
 
 _COMMANDS: Final = (
-    _Command(0x28, 10, Operation.READ, _field(2, 4), _field(7, 2)),
-    _Command(0x2A, 10, Operation.WRITE, _field(2, 4), _field(7, 2)),
-    _Command(0x88, 16, Operation.READ, _field(2, 8), _field(10, 4)),
-    _Command(0x8A, 16, Operation.WRITE, _field(2, 8), _field(10, 4)),
+    _Command(Opcode.READ_10, 10, Operation.READ, _field(2, 4), _field(7, 2)),
+    _Command(Opcode.WRITE_10, 10, Operation.WRITE, _field(2, 4), _field(7, 2)),
+    _Command(Opcode.READ_16, 16, Operation.READ, _field(2, 8), _field(10, 4)),
+    _Command(Opcode.WRITE_16, 16, Operation.WRITE, _field(2, 8), _field(10, 4)),
 )
 _PROTECTION_AND_FUA: Final = 0xE8
 _NACA: Final = 0x04

@@ -12,6 +12,7 @@ import logging
 from dataclasses import dataclass
 from enum import IntEnum
 
+from vhostvmbus.devices.scsi.cdb import Opcode
 from vhostvmbus.devices.scsi.commands import table, transfer
 from vhostvmbus.devices.scsi.commands.inquiry import inquiry_nothing
 from vhostvmbus.devices.scsi.commands.opcodes import report_supported_opcodes
@@ -80,7 +81,7 @@ def is_slow(unit: LogicalUnit, cdb: bytes) -> bool:
     if command.handler is transfer.read:
         return transfer.read_would_wait(unit, cdb)
     if command.handler is transfer.write:
-        return not unit.write_cache or (cdb[0] >= 0x20 and bool(cdb[1] & 0x08))
+        return transfer.must_be_durable(unit, cdb)
     return False
 
 
@@ -121,7 +122,7 @@ def execute(
         _check(unit, command, cdb, cdb_length)
         if command.handler is not None:
             return Outcome(Status.GOOD, command.handler(unit, request))
-        if command.service_action is None:
+        if command.opcode == Opcode.REPORT_LUNS:
             return Outcome(Status.GOOD, report_luns(luns, request))
         return Outcome(Status.GOOD, report_supported_opcodes(request))
     except CheckCondition as error:
@@ -134,12 +135,12 @@ def execute(
 
 def _without_unit(request: Request, command: Command | None, luns: list[int]) -> Outcome:
     """What an address without a logical unit answers (SPC-4 section 4.5.1)."""
-    name = command.name if command is not None else ""
-    if name == "INQUIRY":
+    opcode = command.opcode if command is not None else None
+    if opcode == Opcode.INQUIRY:
         return Outcome(Status.GOOD, inquiry_nothing(request))
-    if name == "REPORT LUNS":
+    if opcode == Opcode.REPORT_LUNS:
         return Outcome(Status.GOOD, report_luns(luns, request))
-    if name == "REQUEST SENSE":
+    if opcode == Opcode.REQUEST_SENSE:
         descriptor = bool(request.cdb[1] & 0x01)
         sense = LOGICAL_UNIT_NOT_SUPPORTED
         payload = sense.descriptor() if descriptor else sense.fixed()

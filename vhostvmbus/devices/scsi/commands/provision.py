@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 
+from vhostvmbus.devices.scsi.cdb import Opcode
 from vhostvmbus.devices.scsi.commands.inquiry import MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS
 from vhostvmbus.devices.scsi.commands.transfer import check_extent, extent
 from vhostvmbus.devices.scsi.sense import (
@@ -76,7 +77,7 @@ def write_same(unit: LogicalUnit, request: Request) -> int:
     if wants_unmap and not backing.can_discard:
         raise invalid_field(1, 3)
     no_data = bool(cdb[1] & 0x01)
-    if no_data and cdb[0] != 0x93:
+    if no_data and cdb[0] != Opcode.WRITE_SAME_16:
         raise invalid_field(1, 0)
     lba, blocks, field = extent(cdb)
     check_extent(unit, lba, blocks)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from vhostvmbus.devices.scsi.cdb import Opcode
 from vhostvmbus.devices.scsi.commands import inquiry, mode, provision, status, transfer
 from vhostvmbus.devices.scsi.unit import LogicalUnit, Request
 
@@ -42,9 +43,9 @@ class Command:
     """May take long enough that it should not hold up a channel."""
 
     @property
-    def opcode(self) -> int:
-        """Operation code, byte 0 of the CDB."""
-        return self.usage[0]
+    def opcode(self) -> Opcode:
+        """The operation code, byte 0 of the CDB."""
+        return Opcode(self.usage[0])
 
     @property
     def length(self) -> int:
@@ -52,7 +53,7 @@ class Command:
         return len(self.usage)
 
 
-def _usage(opcode: int, rest: str) -> bytes:
+def _usage(opcode: Opcode, rest: str) -> bytes:
     return bytes((opcode,)) + bytes.fromhex(rest)
 
 
@@ -68,43 +69,68 @@ _VF16 = "f6ffffffffffffffffffffffff0000"
 
 COMMANDS: Final[tuple[Command, ...]] = (
     Command(
-        "TEST UNIT READY", _usage(0x00, "0000000000"), NONE, status.test_unit_ready, medium=True
+        "TEST UNIT READY",
+        _usage(Opcode.TEST_UNIT_READY, "0000000000"),
+        NONE,
+        status.test_unit_ready,
+        medium=True,
     ),
     Command(
         "REQUEST SENSE",
-        _usage(0x03, "010000ff00"),
+        _usage(Opcode.REQUEST_SENSE, "010000ff00"),
         IN,
         status.request_sense,
         despite_attention=True,
     ),
-    Command("READ(6)", _usage(0x08, "1fffffff00"), IN, transfer.read, medium=True),
-    Command("WRITE(6)", _usage(0x0A, "1fffffff00"), OUT, transfer.write, medium=True),
-    Command("INQUIRY", _usage(0x12, "01ffffff00"), IN, inquiry.inquiry, despite_attention=True),
-    Command("MODE SELECT(6)", _usage(0x15, "110000ff00"), OUT, mode.mode_select_6, slow=True),
-    Command("MODE SENSE(6)", _usage(0x1A, "08ffffff00"), IN, mode.mode_sense_6),
-    Command("START STOP UNIT", _usage(0x1B, "010000f700"), NONE, status.start_stop_unit, slow=True),
-    Command("PREVENT ALLOW MEDIUM REMOVAL", _usage(0x1E, "0000000300"), NONE, status.prevent_allow),
+    Command("READ(6)", _usage(Opcode.READ_6, "1fffffff00"), IN, transfer.read, medium=True),
+    Command("WRITE(6)", _usage(Opcode.WRITE_6, "1fffffff00"), OUT, transfer.write, medium=True),
+    Command(
+        "INQUIRY", _usage(Opcode.INQUIRY, "01ffffff00"), IN, inquiry.inquiry, despite_attention=True
+    ),
+    Command(
+        "MODE SELECT(6)",
+        _usage(Opcode.MODE_SELECT_6, "110000ff00"),
+        OUT,
+        mode.mode_select_6,
+        slow=True,
+    ),
+    Command("MODE SENSE(6)", _usage(Opcode.MODE_SENSE_6, "08ffffff00"), IN, mode.mode_sense_6),
+    Command(
+        "START STOP UNIT",
+        _usage(Opcode.START_STOP_UNIT, "010000f700"),
+        NONE,
+        status.start_stop_unit,
+        slow=True,
+    ),
+    Command(
+        "PREVENT ALLOW MEDIUM REMOVAL",
+        _usage(Opcode.PREVENT_ALLOW_MEDIUM_REMOVAL, "0000000300"),
+        NONE,
+        status.prevent_allow,
+    ),
     Command(
         "READ CAPACITY(10)",
-        _usage(0x25, "00ffffffff00000100"),
+        _usage(Opcode.READ_CAPACITY_10, "00ffffffff00000100"),
         IN,
         status.read_capacity_10,
         medium=True,
     ),
-    Command("READ(10)", _usage(0x28, _RW10), IN, transfer.read, medium=True),
-    Command("WRITE(10)", _usage(0x2A, _RW10), OUT, transfer.write, medium=True),
+    Command("READ(10)", _usage(Opcode.READ_10, _RW10), IN, transfer.read, medium=True),
+    Command("WRITE(10)", _usage(Opcode.WRITE_10, _RW10), OUT, transfer.write, medium=True),
     Command(
         "WRITE AND VERIFY(10)",
-        _usage(0x2E, _WV10),
+        _usage(Opcode.WRITE_AND_VERIFY_10, _WV10),
         OUT,
         transfer.write_and_verify,
         medium=True,
         slow=True,
     ),
-    Command("VERIFY(10)", _usage(0x2F, _VF10), OUT, transfer.verify, medium=True, slow=True),
+    Command(
+        "VERIFY(10)", _usage(Opcode.VERIFY_10, _VF10), OUT, transfer.verify, medium=True, slow=True
+    ),
     Command(
         "SYNCHRONIZE CACHE(10)",
-        _usage(0x35, "02ffffffff00ffff00"),
+        _usage(Opcode.SYNCHRONIZE_CACHE_10, "02ffffffff00ffff00"),
         NONE,
         transfer.synchronize_cache,
         medium=True,
@@ -112,33 +138,46 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ),
     Command(
         "WRITE SAME(10)",
-        _usage(0x41, "f8ffffffff00ffff00"),
+        _usage(Opcode.WRITE_SAME_10, "f8ffffffff00ffff00"),
         OUT,
         provision.write_same,
         medium=True,
         slow=True,
     ),
     Command(
-        "UNMAP", _usage(0x42, "010000000000ffff00"), OUT, provision.unmap, medium=True, slow=True
+        "UNMAP",
+        _usage(Opcode.UNMAP, "010000000000ffff00"),
+        OUT,
+        provision.unmap,
+        medium=True,
+        slow=True,
     ),
     Command(
-        "MODE SELECT(10)", _usage(0x55, "110000000000ffff00"), OUT, mode.mode_select_10, slow=True
+        "MODE SELECT(10)",
+        _usage(Opcode.MODE_SELECT_10, "110000000000ffff00"),
+        OUT,
+        mode.mode_select_10,
+        slow=True,
     ),
-    Command("MODE SENSE(10)", _usage(0x5A, "18ffff000000ffff00"), IN, mode.mode_sense_10),
-    Command("READ(16)", _usage(0x88, _RW16), IN, transfer.read, medium=True),
-    Command("WRITE(16)", _usage(0x8A, _RW16), OUT, transfer.write, medium=True),
+    Command(
+        "MODE SENSE(10)", _usage(Opcode.MODE_SENSE_10, "18ffff000000ffff00"), IN, mode.mode_sense_10
+    ),
+    Command("READ(16)", _usage(Opcode.READ_16, _RW16), IN, transfer.read, medium=True),
+    Command("WRITE(16)", _usage(Opcode.WRITE_16, _RW16), OUT, transfer.write, medium=True),
     Command(
         "WRITE AND VERIFY(16)",
-        _usage(0x8E, _WV16),
+        _usage(Opcode.WRITE_AND_VERIFY_16, _WV16),
         OUT,
         transfer.write_and_verify,
         medium=True,
         slow=True,
     ),
-    Command("VERIFY(16)", _usage(0x8F, _VF16), OUT, transfer.verify, medium=True, slow=True),
+    Command(
+        "VERIFY(16)", _usage(Opcode.VERIFY_16, _VF16), OUT, transfer.verify, medium=True, slow=True
+    ),
     Command(
         "SYNCHRONIZE CACHE(16)",
-        _usage(0x91, "02ffffffffffffffffffffffff0000"),
+        _usage(Opcode.SYNCHRONIZE_CACHE_16, "02ffffffffffffffffffffffff0000"),
         NONE,
         transfer.synchronize_cache,
         medium=True,
@@ -146,7 +185,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ),
     Command(
         "WRITE SAME(16)",
-        _usage(0x93, "f9ffffffffffffffffffffffff0000"),
+        _usage(Opcode.WRITE_SAME_16, "f9ffffffffffffffffffffffff0000"),
         OUT,
         provision.write_same,
         medium=True,
@@ -154,7 +193,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ),
     Command(
         "READ CAPACITY(16)",
-        _usage(0x9E, "100000000000000000ffffffff0000"),
+        _usage(Opcode.SERVICE_ACTION_IN_16, "100000000000000000ffffffff0000"),
         IN,
         status.read_capacity_16,
         service_action=0x10,
@@ -162,33 +201,39 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ),
     Command(
         "GET LBA STATUS",
-        _usage(0x9E, "12ffffffffffffffffffffffff0000"),
+        _usage(Opcode.SERVICE_ACTION_IN_16, "12ffffffffffffffffffffffff0000"),
         IN,
         status.get_lba_status,
         service_action=0x12,
         medium=True,
     ),
     Command(
-        "REPORT LUNS", _usage(0xA0, "00ff000000ffffffff0000"), IN, None, despite_attention=True
+        "REPORT LUNS",
+        _usage(Opcode.REPORT_LUNS, "00ff000000ffffffff0000"),
+        IN,
+        None,
+        despite_attention=True,
     ),
     Command(
         "REPORT SUPPORTED OPERATION CODES",
-        _usage(0xA3, "0c87ffffffffffffff0000"),
+        _usage(Opcode.MAINTENANCE_IN, "0c87ffffffffffffff0000"),
         IN,
         None,
         service_action=0x0C,
     ),
-    Command("READ(12)", _usage(0xA8, _RW12), IN, transfer.read, medium=True),
-    Command("WRITE(12)", _usage(0xAA, _RW12), OUT, transfer.write, medium=True),
+    Command("READ(12)", _usage(Opcode.READ_12, _RW12), IN, transfer.read, medium=True),
+    Command("WRITE(12)", _usage(Opcode.WRITE_12, _RW12), OUT, transfer.write, medium=True),
     Command(
         "WRITE AND VERIFY(12)",
-        _usage(0xAE, _WV12),
+        _usage(Opcode.WRITE_AND_VERIFY_12, _WV12),
         OUT,
         transfer.write_and_verify,
         medium=True,
         slow=True,
     ),
-    Command("VERIFY(12)", _usage(0xAF, _VF12), OUT, transfer.verify, medium=True, slow=True),
+    Command(
+        "VERIFY(12)", _usage(Opcode.VERIFY_12, _VF12), OUT, transfer.verify, medium=True, slow=True
+    ),
 )
 
 BY_OPCODE: Final[dict[int, Command]] = {

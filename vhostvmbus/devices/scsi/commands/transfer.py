@@ -68,9 +68,9 @@ def _refuse_protection(request: Request) -> None:
         raise invalid_field(1, 7)
 
 
-def _must_be_durable(unit: LogicalUnit, request: Request) -> bool:
-    """Whether a WRITE has FUA set (10, 12, 16 bytes) or there is no write cache."""
-    return not unit.write_cache or (request.cdb[0] >> 5 != 0 and bool(request.cdb[1] & 0x08))
+def must_be_durable(unit: LogicalUnit, cdb: bytes) -> bool:
+    """Returns whether a WRITE has FUA set (10, 12, 16 bytes) or there is no write cache."""
+    return not unit.write_cache or (cdb[0] >> 5 != 0 and bool(cdb[1] & 0x08))
 
 
 def _refuse_read_only(unit: LogicalUnit) -> None:
@@ -102,7 +102,7 @@ def write(unit: LogicalUnit, request: Request) -> int:
     offset, length = _range(unit, request, data=True)
     if length:
         unit.backing.write_from(request.data, offset, length)
-        if _must_be_durable(unit, request):
+        if must_be_durable(unit, request.cdb):
             unit.backing.flush()
     return length
 
