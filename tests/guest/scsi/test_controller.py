@@ -16,7 +16,7 @@ import pytest
 from tests.support.scsi_guest import MIB, Rig, make_image
 from vhostvmbus.devices.scsi import DiskLocked, ScsiController
 from vhostvmbus.devices.scsi.disk import FileDisk
-from vhostvmbus.devices.scsi.plan import Direct
+from vhostvmbus.devices.scsi.unit import Direct
 from vhostvmbus.guest import ChannelNotOpen, CompletionTimeout, SoftwareGuest, serving
 from vhostvmbus.guest.storvsc import (
     ENUMERATE_BUS,

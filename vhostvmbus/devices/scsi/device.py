@@ -246,7 +246,7 @@ class ScsiController(Device):
     def replan(self) -> None:
         """Gives every channel the plan for the present state; done by itself for all changes here.
 
-        For a backing whose :meth:`~vhostvmbus.devices.scsi.plan.DirectBacking.direct` has another
+        For a backing whose :meth:`~vhostvmbus.devices.scsi.unit.DirectBacking.direct` has another
         answer now.  When it returns, nothing is done by the plans before.
         """
         if self.plans:

@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from vhostvmbus.devices.scsi.locking import DiskLocked, lock_image
-from vhostvmbus.devices.scsi.plan import Direct
-from vhostvmbus.devices.scsi.unit import BLOCK_SIZE, DataBuffer, Identity
+from vhostvmbus.devices.scsi.unit import BLOCK_SIZE, DataBuffer, Direct, Identity
 
 _KEEP_SIZE: Final = 0x01
 _PUNCH_HOLE: Final = 0x02

@@ -13,12 +13,12 @@ to a read-only disk or to one whose write cache is off; no rule does a command w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, NamedTuple, Protocol, runtime_checkable
+from typing import Final, NamedTuple
 
 from vhostvmbus.devices.scsi.cdb import Opcode
 from vhostvmbus.devices.scsi.storvsp import EXECUTE_SRB, PACKET_SIZE, DataDirection, SrbStatus
 from vhostvmbus.devices.scsi.storvsp import Operation as VstorOperation
-from vhostvmbus.devices.scsi.unit import BLOCK_SIZE, LogicalUnit
+from vhostvmbus.devices.scsi.unit import BLOCK_SIZE, Direct, DirectBacking, LogicalUnit
 from vhostvmbus.ring import Number, Operation, Rule
 
 _LENGTH, _SRB_STATUS, _PATH, _LUN, _CDB_LENGTH = 12, 14, 17, 19, 20
@@ -27,25 +27,6 @@ _SENSE_LENGTH, _DIRECTION, _RESERVED, _TRANSFER, _CDB = 21, 22, 23, 24, 28
 _LONG_SRB, _SHORT_SRB = 52, 36
 _SHIFT: Final = BLOCK_SIZE.bit_length() - 1
 _TRANSFERRED: Final = Number(_TRANSFER, 4)
-
-
-class Direct(NamedTuple):
-    """A file that a disk's transfers may go to directly, block for block."""
-
-    fd: int
-    size: int
-    """Bytes that are there; what lies behind is the disk's own affair."""
-    nowait: bool
-    """Whether reads can be asked not to wait for the host's disk."""
-
-
-@runtime_checkable
-class DirectBacking(Protocol):
-    """A :class:`~vhostvmbus.devices.scsi.unit.Backing` that a plan can be made for."""
-
-    def direct(self) -> Direct | None:
-        """Its file, open until :meth:`close`; ``None`` if there is none now."""
-        ...
 
 
 class _Command(NamedTuple):

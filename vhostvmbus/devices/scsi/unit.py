@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from vhostvmbus.devices.scsi.sense import NO_SENSE, Sense
 
@@ -127,6 +127,25 @@ class Backing(Protocol):
 
     def mapped_extent(self, offset: int) -> tuple[bool, int]:
         """Whether the byte at ``offset`` has space allocated, and for how many bytes on."""
+        ...
+
+
+class Direct(NamedTuple):
+    """A file that a disk's transfers may go to directly, block for block."""
+
+    fd: int
+    size: int
+    """Bytes that are there; what lies behind is the disk's own affair."""
+    nowait: bool
+    """Whether reads can be asked not to wait for the host's disk."""
+
+
+@runtime_checkable
+class DirectBacking(Protocol):
+    """A :class:`Backing` whose file may be handed to others, such as the ring engine's plan."""
+
+    def direct(self) -> Direct | None:
+        """Returns its file, open until the backing is closed; ``None`` if there is none now."""
         ...
 
 
