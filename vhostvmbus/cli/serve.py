@@ -14,12 +14,12 @@ import os
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from vhostvmbus import devices
 from vhostvmbus.cli.log import set_up
 from vhostvmbus.device import Device, DeviceHost
+from vhostvmbus.device.loading import LoadError, load_device
 from vhostvmbus.observe.statistics import serving_statistics
 from vhostvmbus.vhost_user.errors import NotASocket, SocketInUse
 from vhostvmbus.vhost_user.server import Server
@@ -76,7 +76,7 @@ def _device_parser(name: str) -> argparse.ArgumentParser:
         options.add_arguments(parser)
         parser.set_defaults(make_device=options.make_device)
     elif ":" in name:
-        parser.set_defaults(make_device=lambda options: own_device(name))
+        parser.set_defaults(make_device=lambda options: load_device(name))
     else:
         known = ", ".join(device_names())
         raise ServeError(f"no device {name}; there are {known}, and path.py:Class")
@@ -107,26 +107,6 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
 
 
-def own_device(name: str) -> Device:
-    """An instance of the class that ``path.py:Class`` names."""
-    path, _, class_name = name.rpartition(":")
-    if not Path(path).is_file():
-        raise ServeError(f"{path}: no such file")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    sys.path.insert(0, str(Path(path).resolve().parent))
-    spec.loader.exec_module(module)
-    kind = getattr(module, class_name, None)
-    if kind is None:
-        raise ServeError(f"{path} has no {class_name}")
-    if not (isinstance(kind, type) and issubclass(kind, Device)):
-        raise ServeError(f"{class_name} in {path} is not a subclass of vhostvmbus.device.Device")
-    return kind()
-
-
 def run(options: argparse.Namespace) -> int:
     """Serve until interrupted."""
     try:
@@ -138,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         make: Callable[[argparse.Namespace], Device] = options.make_device
         device = make(options)
-    except (ServeError, ValueError, OSError) as error:
+    except (LoadError, ValueError, OSError) as error:
         print(f"vhostvmbus serve: {error}", file=sys.stderr)
         return 1
     host = DeviceHost(device)

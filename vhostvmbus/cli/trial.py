@@ -10,8 +10,8 @@ import logging
 import sys
 from collections.abc import Callable
 
-from vhostvmbus.cli.serve import ServeError, own_device
 from vhostvmbus.device import Device
+from vhostvmbus.device.loading import LoadError, load_device
 from vhostvmbus.guest import Exchange, GuestRam, GuestSideError, SoftwareGuest, Trial, try_channel
 from vhostvmbus.vhost_user.errors import RequestRefused
 from vhostvmbus.wire.errors import VmbusError
@@ -69,14 +69,14 @@ def run(options: argparse.Namespace) -> int:
         format="%(levelname)s %(name)s: %(message)s",
     )
     try:
-        device = own_device(options.device)
+        device = load_device(options.device)
         check: Check | None = getattr(sys.modules[type(device).__module__], "check", None)
         with SoftwareGuest.for_device(device, ram=_ram(options)) as guest:
             trial, errors = _try(guest, options)
     except RequestRefused as error:
         print(f"vhostvmbus try: the device refused: {error}", file=sys.stderr)
         return 1
-    except (ServeError, GuestSideError, VmbusError, ValueError) as error:
+    except (LoadError, GuestSideError, VmbusError, ValueError) as error:
         print(f"vhostvmbus try: {error}", file=sys.stderr)
         return 2
     return _report(device, trial, errors, check, options)
