@@ -34,7 +34,7 @@ from vhostvmbus.vm import images
 from vhostvmbus.vm.accel import choose
 from vhostvmbus.vm.backend import BackEndProcess
 from vhostvmbus.vm.initramfs import sbin_tool
-from vhostvmbus.vm.machine import Machine, Plan
+from vhostvmbus.vm.machine import Machine, MachinePlan
 from vhostvmbus.wire.vmbus import PAGE_SIZE
 
 ROUNDS = 3
@@ -342,7 +342,7 @@ def open_lab(seconds: float) -> Iterator[Lab]:
         if accel.name == "tcg":
             blind = BackEndProcess(BLIND, ["scsi", *disk_words(folder, BLIND)], folder, BLIND_SERVE)
             stack.callback(blind.stop)
-        plan = Plan(
+        plan = MachinePlan(
             qemu=qemu,
             kernel=kernel.image,
             initramfs=images.find_initramfs(kernel),

@@ -24,7 +24,7 @@ from benchmarks.table import Table
 from vhostvmbus.devices.net.link.namespace import Namespace
 from vhostvmbus.vm import images
 from vhostvmbus.vm.accel import choose
-from vhostvmbus.vm.machine import Machine, Plan
+from vhostvmbus.vm.machine import Machine, MachinePlan
 
 ROUNDS = 9
 OURS, VIRTIO = "ours", "virtio"
@@ -86,13 +86,13 @@ def iperf_server() -> Iterator[None]:
             server.kill()
 
 
-def plan() -> Plan:
+def plan() -> MachinePlan:
     """A machine with both cards."""
     kernel = images.find_kernel("6.12")
     queues = QUEUES[-1]
     tap = f"tap,id=other,ifname=other,script=no,downscript=no,vhost=off,queues={queues}"
     virtio = f"netdev=other,romfile=,mq=on,vectors={2 * queues + 2},mac={MAC[VIRTIO]}"
-    return Plan(
+    return MachinePlan(
         qemu=images.qemu_binary(),
         kernel=kernel.image,
         initramfs=images.find_initramfs(kernel),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.support.paths import PROGRAMS
 from vhostvmbus.vm.errors import VmError
-from vhostvmbus.vm.machine import Machine, Plan
+from vhostvmbus.vm.machine import Machine, MachinePlan
 
 SOAK = os.environ.get("VHOSTVMBUS_SOAK") == "1"
 MEBIBYTE = 1 << 20
@@ -30,7 +30,7 @@ disk() {
 """
 """A shell function for the guest: ``disk LUN`` prints the block device."""
 
-MakePlan = Callable[..., Plan]
+MakePlan = Callable[..., MachinePlan]
 
 
 def compiled(name: str, folder: Path) -> bytes:

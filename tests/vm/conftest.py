@@ -27,7 +27,7 @@ from tests.support.net_rig import HOST4, HOST6, MAC, QUEUES, Rig
 from tests.support.network import namespace_name, require_root
 from vhostvmbus.vm import images
 from vhostvmbus.vm.accel import choose
-from vhostvmbus.vm.machine import Machine, Plan
+from vhostvmbus.vm.machine import Machine, MachinePlan
 
 HERE = Path(__file__).parent
 
@@ -61,11 +61,11 @@ def qemu() -> Path:
 
 @pytest.fixture(scope="session")
 def plan_for(qemu: Path) -> MakePlan:
-    """Makes a plan for the kernel of a series; keywords as in Plan."""
+    """Makes a plan for the kernel of a series; keywords as in MachinePlan."""
 
-    def make(series: str = "6.1", **keywords: object) -> Plan:
+    def make(series: str = "6.1", **keywords: object) -> MachinePlan:
         kernel = images.find_kernel(series)
-        plan = Plan(
+        plan = MachinePlan(
             qemu=qemu,
             kernel=kernel.image,
             initramfs=images.find_initramfs(kernel),

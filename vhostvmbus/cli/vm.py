@@ -19,7 +19,7 @@ from vhostvmbus.devices.net.link.spec import SpecError, parse
 from vhostvmbus.devices.scsi.disk import parse_disk
 from vhostvmbus.vm import accel, images, nested, terminal
 from vhostvmbus.vm.errors import GuestTimeout, SetupError, VmError
-from vhostvmbus.vm.machine import CARD, Machine, Plan
+from vhostvmbus.vm.machine import CARD, Machine, MachinePlan
 from vhostvmbus.vm.streams import Sink
 
 HELP = "start a guest whose disks Python serves over VMBus"
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
         return FAILED
 
 
-def make_plan(options: argparse.Namespace) -> Plan:
+def make_plan(options: argparse.Namespace) -> MachinePlan:
     """The machine that the options ask for; fetches and builds what is missing."""
     if options.accel == "nested":
         name = "kvm"
@@ -123,7 +123,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
     append = options.append
     if options.cmd is None:
         append = f"{terminal.terminal_words()} {append}"
-    return Plan(
+    return MachinePlan(
         qemu=qemu,
         kernel=kernel,
         initramfs=initramfs,
@@ -170,7 +170,7 @@ def _say_troubles(machine: Machine) -> None:
             say(f"the network card {backend.name} says:\n{words}")
 
 
-def _run(plan: Plan, options: argparse.Namespace) -> int:
+def _run(plan: MachinePlan, options: argparse.Namespace) -> int:
     started = time.monotonic()
     deadline = started + options.timeout
     script = options.cmd

@@ -44,7 +44,7 @@ def with_address(link: str) -> str:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MachinePlan:
     """What machine to make. Paths are absolute; see the command's help for the rest.
 
     *root* is an image to copy for the run, *persistent_root* one to use as it is; with
@@ -90,7 +90,7 @@ class Result:
 class Machine:
     """A machine made to a plan; nothing runs before :meth:`start`."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: MachinePlan) -> None:
         self.plan = plan
         self.backends: list[BackEndProcess] = []
         self.backends_may_end = False

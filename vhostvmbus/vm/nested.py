@@ -23,7 +23,7 @@ import vhostvmbus
 from vhostvmbus.vm import images
 from vhostvmbus.vm.cpio import CpioArchive
 from vhostvmbus.vm.errors import SetupError
-from vhostvmbus.vm.machine import Plan
+from vhostvmbus.vm.machine import MachinePlan
 
 PLACE = "/run/vhostvmbus/nested"
 """Where the archive's ``/guest/nested`` is once level 1 has booted."""
@@ -52,7 +52,7 @@ def megabytes(memory: str) -> int:
     return int(found[1]) * UNITS[found[2]]
 
 
-def wrap(plan: Plan, inner: Inner) -> Plan:
+def wrap(plan: MachinePlan, inner: Inner) -> MachinePlan:
     """The plan of level 1 for level 2's *plan*; :func:`script` is what to run there."""
     kernel = images.find_kernel(images.KERNEL_SERIES[0])
     disks = len(plan.disks) + bool(plan.root or plan.persistent_root)
@@ -90,7 +90,7 @@ def _disk(index: int) -> str:
     return f"/dev/vd{chr(ord('a') + index)}"
 
 
-def script(plan: Plan, inner: Inner) -> str:
+def script(plan: MachinePlan, inner: Inner) -> str:
     """The shell script that starts level 2 from level 1."""
     words = ["python3", "-m", "vhostvmbus", "vm", "--accel", "kvm"]
     words += ["--qemu", f"{PLACE}/qemu", "--kernel", f"{PLACE}/vmlinuz"]
@@ -121,7 +121,7 @@ def script(plan: Plan, inner: Inner) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _archive(plan: Plan, inner: Inner) -> bytes:
+def _archive(plan: MachinePlan, inner: Inner) -> bytes:
     archive = CpioArchive()
     place = "/guest/nested"
     libraries = _libraries(plan.qemu)

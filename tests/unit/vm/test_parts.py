@@ -13,7 +13,7 @@ from vhostvmbus.vm import accel, images
 from vhostvmbus.vm.cpio import CpioArchive
 from vhostvmbus.vm.errors import GuestFailure, SetupError
 from vhostvmbus.vm.initramfs import closure, module_name
-from vhostvmbus.vm.machine import Plan
+from vhostvmbus.vm.machine import MachinePlan
 from vhostvmbus.vm.nested import Inner, megabytes, script
 from vhostvmbus.vm.ports import Console, Control
 from vhostvmbus.vm.process import RunFolder, left_over
@@ -215,7 +215,9 @@ def test_memory_sizes() -> None:
 
 
 def test_the_inner_machine_gets_the_command_whatever_it_is() -> None:
-    plan = Plan(Path("/q"), Path("/k"), Path("/i"), root=Path("/r"), disks=["a.raw", "b.raw,ro"])
+    plan = MachinePlan(
+        Path("/q"), Path("/k"), Path("/i"), root=Path("/r"), disks=["a.raw", "b.raw,ro"]
+    )
     command = "echo \"$x\" 'it''s' $(date) \\n; false"
     text = script(plan, Inner(command, 60.0, []))
     last = text.splitlines()[-1].replace("python3 -m vhostvmbus vm", "printf '%s\\n'")
