@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from vhostvmbus.memory import WrittenMemory
-from vhostvmbus.ring import Limits
+from vhostvmbus.ring import PacketLimits
 from vhostvmbus.wire.errors import GuestError, PacketError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class ChannelHandler(Protocol):
     """The device's side of a channel. Callbacks come on the channel's worker thread."""
 
     name: str
-    limits: Limits
+    limits: PacketLimits
     transaction_quota: int
     gather_completions: bool
     gather_microseconds: int

@@ -21,7 +21,7 @@ from vhostvmbus.device.offers import ChannelOffers
 from vhostvmbus.device.unplug import Unplugging
 from vhostvmbus.memory import CodeMap, GuestMemory, Region
 from vhostvmbus.packet import Packet
-from vhostvmbus.ring import InflightRegion, Limits, Ring, is_eventfd
+from vhostvmbus.ring import InflightRegion, PacketLimits, Ring, is_eventfd
 from vhostvmbus.wire.errors import (
     ChannelStateError,
     ChannelUnknown,
@@ -397,7 +397,7 @@ class _Handler:
         self._loop_lock = threading.Lock()
         self._async = inspect.iscoroutinefunction(device.packet_received)
         self.name = host.name
-        self.limits = Limits(
+        self.limits = PacketLimits(
             device.max_packet_size, device.max_external_data, device.max_external_ranges
         )
         self.transaction_quota = device.transaction_quota

@@ -7,7 +7,7 @@ barriers and their pairs are named in ``ringbuf.h``. What a packet means is not 
 
 from vhostvmbus.ring.inflight import InflightRegion
 from vhostvmbus.ring.plan import AnyPlan, Done, Number, Operation, Outgoing, Plan, Rule
-from vhostvmbus.ring.ring import Batch, Limits, RawPacket, Ring, RingState, Role, Sent, Served
+from vhostvmbus.ring.ring import Batch, PacketLimits, RawPacket, Ring, RingState, Role, Sent, Served
 from vhostvmbus.ring.waiting import is_eventfd, signal, wait
 
 __all__ = [
@@ -15,10 +15,10 @@ __all__ = [
     "Batch",
     "Done",
     "InflightRegion",
-    "Limits",
     "Number",
     "Operation",
     "Outgoing",
+    "PacketLimits",
     "Plan",
     "RawPacket",
     "Ring",

@@ -13,7 +13,7 @@ import os
 from typing import Final
 
 from vhostvmbus.engine import lib
-from vhostvmbus.ring.ring import Limits, Ring
+from vhostvmbus.ring.ring import PacketLimits, Ring
 from vhostvmbus.wire.errors import InflightInvalid
 from vhostvmbus.wire.vmbus import PAGE_SIZE
 
@@ -24,7 +24,7 @@ MAX_SLOT_BYTES: Final = 64 << 10
 SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
-def slot_bytes(limits: Limits) -> int:
+def slot_bytes(limits: PacketLimits) -> int:
     """Bytes that the longest packet within ``limits`` takes behind its descriptor, about.
 
     Headers may be longer than their ranges need (Linux's storvsc has room for 32 PFNs always).
@@ -54,7 +54,7 @@ class InflightRegion:
         return self.part_bytes * self.channels
 
     @classmethod
-    def create(cls, channels: int, slots: int, limits: Limits) -> "InflightRegion":
+    def create(cls, channels: int, slots: int, limits: PacketLimits) -> "InflightRegion":
         """An empty one in a file of its own. Raises :exc:`OSError`."""
         slots = min(slots, MAX_SLOTS)
         part = int(lib.vvb_inflight_size(slots, slot_bytes(limits)))

@@ -47,7 +47,7 @@ class Role(IntEnum):
     GUEST = lib.VVB_ROLE_GUEST
 
 
-class Limits(NamedTuple):
+class PacketLimits(NamedTuple):
     """What a packet may be at most: payload bytes, bytes of external data, GPA ranges."""
 
     max_payload: int = 0xFFFF * 8
@@ -204,13 +204,13 @@ class Ring(Recording):
         role: Role = Role.HOST,
         *,
         initialize: bool = False,
-        limits: Limits | None = None,
+        limits: PacketLimits | None = None,
         batch: int = DEFAULT_BATCH,
     ) -> None:
         self._memory = memory
         self.role = role
         self.pfns = pfns
-        limits = limits or Limits()
+        limits = limits or PacketLimits()
         error = ffi.new("int *")
         self._fault = ffi.new("struct vvb_fault *")
         if len(pfns) > 1 << 19 or not 0 <= ring_offset <= len(pfns):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.support.core import BASE_PFN, Ram, raw_packet, scattered
 from vhostvmbus.memory import GuestMemory
-from vhostvmbus.ring import Limits, Ring, Role
+from vhostvmbus.ring import PacketLimits, Ring, Role
 from vhostvmbus.wire import errors
 from vhostvmbus.wire.gpa import GpaRange, build_ranges, parse_ranges
 from vhostvmbus.wire.vmbus import PAGE_SIZE, PacketType
@@ -22,7 +22,7 @@ from vhostvmbus.wire.vmbus import PAGE_SIZE, PacketType
 RAM_PAGES = 32
 DATA_PAGES = 3
 SIZE = DATA_PAGES * PAGE_SIZE
-LIMITS = Limits(2048, 1 << 20, 16)
+LIMITS = PacketLimits(2048, 1 << 20, 16)
 INBAND, DIRECT = PacketType.DATA_INBAND, PacketType.DATA_USING_GPA_DIRECT
 
 

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 
 from tests.support.core import BASE_PFN, Ram, ring_pair, scattered
 from vhostvmbus.memory import GuestMemory
-from vhostvmbus.ring import InflightRegion, Limits, Number, Operation, Outgoing, Plan, Ring, Rule
+from vhostvmbus.ring import (
+    InflightRegion,
+    Number,
+    Operation,
+    Outgoing,
+    PacketLimits,
+    Plan,
+    Ring,
+    Rule,
+)
 from vhostvmbus.ring.inflight import MAX_SLOT_BYTES, SEALS, slot_bytes
 from vhostvmbus.wire import errors
 from vhostvmbus.wire.gpa import GpaRange
@@ -23,7 +32,7 @@ from vhostvmbus.wire.vmbus import PAGE_SIZE, RING_READ_INDEX, RING_WRITE_INDEX, 
 
 INBAND, COMP = PacketType.DATA_INBAND, PacketType.COMP
 SLOTS = 8
-SMALL = Limits(128, 1 << 16, 16)
+SMALL = PacketLimits(128, 1 << 16, 16)
 # Offsets in a part: the cursors of both rings (two each, and which one), then the slots.
 RX, TX, NOTE, FIRST_SLOT, SLOT_SIZE = 64, 128, 192, PAGE_SIZE, 64
 NUMBER, INDEX, CURRENT, CURSOR_SIZE = 0, 8, 32, 16
@@ -32,7 +41,7 @@ NUMBER, INDEX, CURRENT, CURSOR_SIZE = 0, 8, 32, 16
 class Rig:
     """A guest's ring, and hosts one after the other with the same region."""
 
-    def __init__(self, slots: int = SLOTS, limits: Limits = SMALL) -> None:
+    def __init__(self, slots: int = SLOTS, limits: PacketLimits = SMALL) -> None:
         self.ram = Ram()
         self.memory: GuestMemory = self.ram.memory()
         self.guest, first = ring_pair(self.memory)
@@ -42,7 +51,7 @@ class Rig:
 
     def host(self, *, resume: bool = True) -> Ring:
         """The next host; the one before does nothing any more, as if it had been killed."""
-        host = Ring(self.memory, scattered(4), 2, limits=Limits())
+        host = Ring(self.memory, scattered(4), 2, limits=PacketLimits())
         self.hosts.append(host)
         self.region.record(1, host, resume=resume)
         return host
@@ -256,7 +265,7 @@ def test_a_part_that_was_never_used_has_nothing(rig: Rig) -> None:
 
 
 def test_untouched_pages_take_no_memory() -> None:
-    region = InflightRegion.create(64, 1024, Limits())
+    region = InflightRegion.create(64, 1024, PacketLimits())
     assert region.size > 64 * 1024 * MAX_SLOT_BYTES
     assert os.fstat(region.fd).st_blocks == 0
     region.close()
@@ -496,9 +505,9 @@ def test_a_ring_records_in_one_place(rig: Rig) -> None:
 
 
 def test_slots_are_as_long_as_the_limits_need() -> None:
-    assert slot_bytes(Limits(256, 4096, 1)) < 1024
-    assert slot_bytes(Limits()) == MAX_SLOT_BYTES
-    assert slot_bytes(Limits(100, 100, 1)) % 64 == 0
+    assert slot_bytes(PacketLimits(256, 4096, 1)) < 1024
+    assert slot_bytes(PacketLimits()) == MAX_SLOT_BYTES
+    assert slot_bytes(PacketLimits(100, 100, 1)) % 64 == 0
 
 
 # -- the note ------------------------------------------------------------------------------------

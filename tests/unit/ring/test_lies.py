@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.core import BASE_PFN, Ram, ring_pair, scattered, set_word, word
 from vhostvmbus.memory import GuestMemory
-from vhostvmbus.ring import Limits, Ring, Role
+from vhostvmbus.ring import PacketLimits, Ring, Role
 from vhostvmbus.wire import errors
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.vmbus import RING_READ_INDEX, RING_WRITE_INDEX, PacketType
@@ -68,7 +68,7 @@ def test_lost_pages_are_named() -> None:
 def test_limits(memory: GuestMemory) -> None:
     pfns = scattered(16)
     guest = Ring(memory, pfns, 8, Role.GUEST, initialize=True)
-    host = Ring(memory, pfns, 8, limits=Limits(64, 8192, 2))
+    host = Ring(memory, pfns, 8, limits=PacketLimits(64, 8192, 2))
     page = GpaRange.of_pages([BASE_PFN])
     guest.send(INBAND, bytes(64), transaction_id=1)
     guest.send(INBAND, bytes(65), transaction_id=2)
