@@ -24,7 +24,7 @@ from vhostvmbus.guest.front_end import FrontEnd
 from vhostvmbus.guest.hostile import HostileChannel, RawRing
 from vhostvmbus.guest.ram import GuestRam, RamRegion
 from vhostvmbus.guest.serving import connect_socket, serving
-from vhostvmbus.guest.software_guest import Gpadl, SoftwareGuest
+from vhostvmbus.guest.software_guest import GuestGpadl, SoftwareGuest
 from vhostvmbus.guest.transactions import HostPacket, Transaction
 from vhostvmbus.guest.trial import Exchange, Trial, try_channel
 
@@ -34,9 +34,9 @@ __all__ = [
     "CompletionTimeout",
     "Exchange",
     "FrontEnd",
-    "Gpadl",
     "GuestChannel",
     "GuestCodeMap",
+    "GuestGpadl",
     "GuestRam",
     "GuestSideError",
     "HostBrokeRing",

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from vhostvmbus.guest.channel import TIMEOUT, GuestChannel
 from vhostvmbus.guest.errors import GuestSideError, ReceiveTimeout
-from vhostvmbus.guest.software_guest import Gpadl, SoftwareGuest
+from vhostvmbus.guest.software_guest import GuestGpadl, SoftwareGuest
 from vhostvmbus.guest.transactions import HostPacket, Transaction
 from vhostvmbus.wire.gpa import GpaRange, pfn_count
 from vhostvmbus.wire.vmbus import PAGE_SIZE, PacketType
@@ -104,8 +104,8 @@ class Netvsc:
         self.channel = channel
         self.channels: dict[int, GuestChannel] = {0: channel}
         self.version = 0
-        self.receive_gpadl: Gpadl | None = None
-        self.send_gpadl: Gpadl | None = None
+        self.receive_gpadl: GuestGpadl | None = None
+        self.send_gpadl: GuestGpadl | None = None
         self.receive_section = 0
         self.receive_sections = 0
         self.send_section = 0

@@ -47,7 +47,7 @@ UNPLUG_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Gpadl:
+class GuestGpadl:
     """A GPADL that exists."""
 
     gpadl_id: int
@@ -99,7 +99,7 @@ class SoftwareGuest:
         self.channel_offers: list[m.Message] = []
         self._offers = GuestOffers(self._take_back)
         self._takes_offers = takes_offers
-        self.gpadls: dict[int, Gpadl] = {}
+        self.gpadls: dict[int, GuestGpadl] = {}
         self.channels: dict[int, GuestChannel] = {}
         self.offer: m.OfferReply | None = None
         #: the server, where :meth:`for_device` runs one
@@ -304,7 +304,7 @@ class SoftwareGuest:
         *,
         channel: int = 0,
         gpadl_id: int | None = None,
-    ) -> Gpadl:
+    ) -> GuestGpadl:
         """``VMBUS_GPADL_CREATE`` of these PFNs, of that many pages allocated for it, or of ranges.
 
         Raises :class:`RequestRefused`.
@@ -318,7 +318,7 @@ class SoftwareGuest:
         else:
             ranges = (GpaRange.of_pages([pfn for pfn in pages if isinstance(pfn, int)]),)
         number = next(self._gpadl_ids) if gpadl_id is None else gpadl_id
-        gpadl = Gpadl(number, channel, ranges, owned)
+        gpadl = GuestGpadl(number, channel, ranges, owned)
         try:
             self._create_gpadl(gpadl)
         except BaseException:
@@ -327,7 +327,7 @@ class SoftwareGuest:
         self.gpadls[number] = gpadl
         return gpadl
 
-    def _create_gpadl(self, gpadl: Gpadl) -> None:
+    def _create_gpadl(self, gpadl: GuestGpadl) -> None:
         fd, size = write_list(gpadl.ranges)
         try:
             self.front_end.request(
@@ -336,7 +336,7 @@ class SoftwareGuest:
         finally:
             os.close(fd)
 
-    def delete_gpadl(self, gpadl: Gpadl) -> None:
+    def delete_gpadl(self, gpadl: GuestGpadl) -> None:
         """``VMBUS_GPADL_TEARDOWN``; pages allocated for it are free again."""
         self.front_end.request(m.GpadlTeardown(gpadl.channel, gpadl.gpadl_id))
         self.gpadls.pop(gpadl.gpadl_id, None)
@@ -466,7 +466,7 @@ class SoftwareGuest:
         self.channels[index] = GuestChannel(index, ring, kick, call)
         return self.channels[index]
 
-    def _delete_ring_gpadl(self, gpadl: Gpadl) -> None:
+    def _delete_ring_gpadl(self, gpadl: GuestGpadl) -> None:
         with contextlib.suppress(Disconnected):
             self.delete_gpadl(gpadl)
 
