@@ -13,7 +13,7 @@
 struct vvb_codemap {
     uint8_t *bits;
     uint64_t bytes;
-    int slot;
+    int guard;
     uint32_t count;
     struct vvb_code_region regions[];
 };
@@ -28,7 +28,7 @@ struct vvb_codemap *vvb_codemap_new(int fd, uint64_t map_bytes,
         *err = ENOMEM;
         return NULL;
     }
-    map->slot = -1;
+    map->guard = -1;
     map->bytes = map_bytes;
     map->count = count;
     if (count) {
@@ -43,9 +43,9 @@ struct vvb_codemap *vvb_codemap_new(int fd, uint64_t map_bytes,
             return NULL;
         }
         map->bits = bits;
-        map->slot = vvb_guard_add(bits, map_bytes, (size_t)sysconf(_SC_PAGESIZE));
-        if (map->slot < 0) {
-            *err = -map->slot;
+        map->guard = vvb_guard_add(bits, map_bytes, (size_t)sysconf(_SC_PAGESIZE));
+        if (map->guard < 0) {
+            *err = -map->guard;
             vvb_codemap_free(map);
             return NULL;
         }
@@ -56,7 +56,7 @@ struct vvb_codemap *vvb_codemap_new(int fd, uint64_t map_bytes,
 void vvb_codemap_free(struct vvb_codemap *map)
 {
     if (map) {
-        vvb_guard_del(map->slot);
+        vvb_guard_del(map->guard);
         if (map->bits) {
             munmap(map->bits, map->bytes);
         }
@@ -110,7 +110,7 @@ uint32_t vvb_codemap_hits(const struct vvb_codemap *map, const struct vvb_span *
             }
         }
     }
-    if (map->slot >= 0 && vvb_guard_lost(map->slot)) {
+    if (map->guard >= 0 && vvb_guard_lost(map->guard)) {
         /* The map was truncated under us: every page is taken for code. */
         hits = 0;
         for (uint32_t i = 0; i < count && hits < cap; i++) {

@@ -31,10 +31,10 @@
  */
 #define vvb_copied() __asm__ volatile("" ::: "memory")
 
-/* guard.c: surviving SIGBUS. A slot watches one mapping; -errno if none is free. */
+/* guard.c: surviving SIGBUS. A guard watches one mapping; -errno if none is free. */
 int vvb_guard_add(void *start, size_t len, size_t page_size);
-void vvb_guard_del(int slot);
-bool vvb_guard_lost(int slot);
+void vvb_guard_del(int guard);
+bool vvb_guard_lost(int guard);
 
 /* guestmem.c */
 struct vvb_region {
@@ -43,7 +43,7 @@ struct vvb_region {
     char *host;
     uint64_t file_offset;
     int fd;
-    int slot;
+    int guard;
     uint64_t users;
 };
 

@@ -16,7 +16,7 @@
 
 #include "engine.h"
 
-#define VVB_GUARD_SLOTS 8192
+#define VVB_MAX_GUARDS 8192
 
 static struct {
     uintptr_t start;
@@ -24,9 +24,9 @@ static struct {
     size_t page_size;
     int lost;
     int taken;
-} slots[VVB_GUARD_SLOTS];
-static int slots_used; /* high-water mark */
-static pthread_mutex_t slots_lock = PTHREAD_MUTEX_INITIALIZER;
+} guards[VVB_MAX_GUARDS];
+static int guards_used; /* high-water mark */
+static pthread_mutex_t guards_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static struct sigaction previous;
 static __thread void *chained_addr;
@@ -67,22 +67,22 @@ static void on_sigbus(int sig, siginfo_t *info, void *context)
 {
     int saved_errno = errno;
     uintptr_t addr = (uintptr_t)info->si_addr;
-    int used = vvb_load_acquire(&slots_used);
+    int used = vvb_load_acquire(&guards_used);
 
     if (info->si_code > 0) {
         for (int i = 0; i < used; i++) {
             /* end is acquired first: pairs with the release in vvb_guard_add() */
-            uintptr_t end = vvb_load_acquire(&slots[i].end);
+            uintptr_t end = vvb_load_acquire(&guards[i].end);
 
-            if (addr < end && addr >= vvb_load(&slots[i].start)) {
-                size_t page_size = vvb_load(&slots[i].page_size);
+            if (addr < end && addr >= vvb_load(&guards[i].start)) {
+                size_t page_size = vvb_load(&guards[i].page_size);
                 void *page = (void *)(addr & ~(uintptr_t)(page_size - 1));
 
                 if (mmap(page, page_size, PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED) {
                     break;
                 }
-                vvb_store_release(&slots[i].lost, 1);
+                vvb_store_release(&guards[i].lost, 1);
                 errno = saved_errno;
                 return;
             }
@@ -92,7 +92,7 @@ static void on_sigbus(int sig, siginfo_t *info, void *context)
     errno = saved_errno;
 }
 
-/* Called with slots_lock held. Others (faulthandler) may have replaced us since the last time. */
+/* Called with guards_lock held. Others (faulthandler) may have replaced us since the last time. */
 static int install(void)
 {
     struct sigaction now;
@@ -113,46 +113,46 @@ int vvb_guard_add(void *start, size_t len, size_t page_size)
 {
     int ret;
 
-    pthread_mutex_lock(&slots_lock);
+    pthread_mutex_lock(&guards_lock);
     ret = install();
     if (ret) {
         goto out;
     }
     ret = -ENOSPC;
-    for (int i = 0; i < VVB_GUARD_SLOTS; i++) {
-        if (slots[i].taken) {
+    for (int i = 0; i < VVB_MAX_GUARDS; i++) {
+        if (guards[i].taken) {
             continue;
         }
-        slots[i].taken = 1;
-        vvb_store(&slots[i].lost, 0);
-        vvb_store(&slots[i].page_size, page_size);
-        vvb_store(&slots[i].start, (uintptr_t)start);
-        /* the slot is whole before its end says that it counts: pairs with the handler */
-        vvb_store_release(&slots[i].end, (uintptr_t)start + len);
-        if (i >= slots_used) {
-            vvb_store_release(&slots_used, i + 1);
+        guards[i].taken = 1;
+        vvb_store(&guards[i].lost, 0);
+        vvb_store(&guards[i].page_size, page_size);
+        vvb_store(&guards[i].start, (uintptr_t)start);
+        /* the guard is whole before its end says that it counts: pairs with the handler */
+        vvb_store_release(&guards[i].end, (uintptr_t)start + len);
+        if (i >= guards_used) {
+            vvb_store_release(&guards_used, i + 1);
         }
         ret = i;
         break;
     }
 out:
-    pthread_mutex_unlock(&slots_lock);
+    pthread_mutex_unlock(&guards_lock);
     return ret;
 }
 
-void vvb_guard_del(int slot)
+void vvb_guard_del(int guard)
 {
-    if (slot < 0) {
+    if (guard < 0) {
         return;
     }
-    pthread_mutex_lock(&slots_lock);
-    vvb_store_release(&slots[slot].end, (uintptr_t)0);
-    slots[slot].taken = 0;
-    pthread_mutex_unlock(&slots_lock);
+    pthread_mutex_lock(&guards_lock);
+    vvb_store_release(&guards[guard].end, (uintptr_t)0);
+    guards[guard].taken = 0;
+    pthread_mutex_unlock(&guards_lock);
 }
 
-bool vvb_guard_lost(int slot)
+bool vvb_guard_lost(int guard)
 {
     /* acquire: pairs with the release in on_sigbus(), possibly in another thread */
-    return slot >= 0 && vvb_load_acquire(&slots[slot].lost);
+    return guard >= 0 && vvb_load_acquire(&guards[guard].lost);
 }

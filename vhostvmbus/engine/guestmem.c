@@ -46,7 +46,7 @@ struct vvb_region *vvb_region_new(uint64_t gpa, uint64_t size, int fd, uint64_t 
     region->gpa = gpa;
     region->size = size;
     region->file_offset = offset;
-    region->slot = -1;
+    region->guard = -1;
     region->host = MAP_FAILED;
     region->fd = dup(fd);
     if (region->fd < 0) {
@@ -59,9 +59,9 @@ struct vvb_region *vvb_region_new(uint64_t gpa, uint64_t size, int fd, uint64_t 
         *err = errno;
         goto fail;
     }
-    region->slot = vvb_guard_add(region->host, size, backing_page_size(region->fd));
-    if (region->slot < 0) {
-        *err = -region->slot;
+    region->guard = vvb_guard_add(region->host, size, backing_page_size(region->fd));
+    if (region->guard < 0) {
+        *err = -region->guard;
         goto fail;
     }
     return region;
@@ -75,7 +75,7 @@ void vvb_region_free(struct vvb_region *region)
     if (!region) {
         return;
     }
-    vvb_guard_del(region->slot);
+    vvb_guard_del(region->guard);
     if (region->host != MAP_FAILED) {
         munmap(region->host, region->size);
     }
@@ -105,7 +105,7 @@ char *vvb_region_host(struct vvb_region *region)
 
 int vvb_region_lost(struct vvb_region *region)
 {
-    return vvb_guard_lost(region->slot);
+    return vvb_guard_lost(region->guard);
 }
 
 uint64_t vvb_region_users(struct vvb_region *region)

@@ -12,7 +12,7 @@
 
 static void half_unmap(struct half *half)
 {
-    vvb_guard_del(half->slot);
+    vvb_guard_del(half->guard);
     if (half->map) {
         munmap(half->map, half->map_len);
     }
@@ -71,9 +71,9 @@ static int half_map(struct half *half, const struct vvb_snapshot *snapshot, cons
     if (ret) {
         return ret;
     }
-    half->slot = vvb_guard_add(half->map, half->map_len, VVB_PAGE_SIZE);
-    if (half->slot < 0) {
-        return half->slot;
+    half->guard = vvb_guard_add(half->map, half->map_len, VVB_PAGE_SIZE);
+    if (half->guard < 0) {
+        return half->guard;
     }
     half->header = (struct ring_header *)half->map;
     half->data = (uint8_t *)half->map + VVB_PAGE_SIZE;
@@ -105,7 +105,7 @@ struct vvb_ring *vvb_ring_attach(struct vvb_memory *memory, const uint64_t *pfns
     }
     ring->memory = memory;
     ring->role = role;
-    ring->rx.slot = ring->tx.slot = -1;
+    ring->rx.guard = ring->tx.guard = -1;
     pthread_mutex_init(&ring->tx_lock, NULL);
     out = role == VVB_ROLE_HOST ? &ring->rx : &ring->tx;
     in = role == VVB_ROLE_HOST ? &ring->tx : &ring->rx;
@@ -171,7 +171,7 @@ void vvb_ring_free(struct vvb_ring *ring)
 
 int vvb_ring_lost(struct vvb_ring *ring)
 {
-    return vvb_guard_lost(ring->rx.slot) || vvb_guard_lost(ring->tx.slot);
+    return vvb_guard_lost(ring->rx.guard) || vvb_guard_lost(ring->tx.guard);
 }
 
 char *vvb_ring_pages(struct vvb_ring *ring, int dir)

@@ -63,7 +63,7 @@ struct half {
     struct ring_header *header;
     uint8_t *data; /* mapped twice in a row: no packet is ever split */
     uint32_t size; /* of the data, in bytes */
-    int slot;
+    int guard;
     char *map;
     size_t map_len;
 };

@@ -66,7 +66,7 @@ int64_t vvb_ring_unmask(struct vvb_ring *ring)
     /* [M] full: mask, then write_index; pairs with the producer's write_index, then mask */
     vvb_full_fence();
     available = vvb_rx_available(ring, &fault);
-    return vvb_guard_lost(ring->rx.slot) ? -VVB_E_LOST : available;
+    return vvb_guard_lost(ring->rx.guard) ? -VVB_E_LOST : available;
 }
 
 static bool type_known(int role, uint16_t type)
@@ -271,7 +271,7 @@ int vvb_ring_receive(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t ma
         max = batch->packets_cap;
     }
     available = vvb_rx_available(ring, &batch->fault);
-    if (vvb_guard_lost(ring->rx.slot)) {
+    if (vvb_guard_lost(ring->rx.guard)) {
         /* An index of 0 may come from the zeros that stand in for a lost header page. */
         return vvb_fault_set(&batch->fault, VVB_E_LOST, VVB_F_MEMORY, 0, ring->read_index);
     }
@@ -326,7 +326,7 @@ int vvb_ring_receive(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t ma
     }
     /* The snapshot is let go, the regions are in use: this may take as long as the host's disk. */
     vvb_plan_run(plan, batch);
-    if (vvb_guard_lost(ring->rx.slot)) {
+    if (vvb_guard_lost(ring->rx.guard)) {
         return vvb_fault_set(&batch->fault, VVB_E_LOST, VVB_F_MEMORY, 0, ring->read_index);
     }
     return taken < 0 ? (int)batch->fault.error : VVB_OK;

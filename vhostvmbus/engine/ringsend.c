@@ -127,7 +127,7 @@ static int put_packet(struct vvb_ring *ring, const struct vvb_outgoing *out, con
 
 static int check_lost(struct vvb_ring *ring, struct vvb_fault *fault)
 {
-    if (vvb_guard_lost(ring->tx.slot)) {
+    if (vvb_guard_lost(ring->tx.guard)) {
         return vvb_fault_set(fault, VVB_E_LOST, VVB_F_MEMORY, 0, ring->write_index);
     }
     return VVB_OK;
