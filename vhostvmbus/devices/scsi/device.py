@@ -73,8 +73,8 @@ class _Closable(Protocol):
     def close(self) -> None: ...
 
 
-class _Slot:
-    """An attached unit and the packets that are using it."""
+class _Disk:
+    """An attached disk: its logical unit and the packets that are using it."""
 
     __slots__ = ("removed", "unit", "users")
 
@@ -135,7 +135,7 @@ class ScsiController(Device):
             self.plans = plans
         if instance_id is not None:
             self.instance_id = instance_id
-        self._slots: dict[int, _Slot] = {}
+        self._disks: dict[int, _Disk] = {}
         self._sessions: dict[int, tuple[Channel, Session]] = {}
         self._barriers: list[_Barrier] = []
         self._lock = threading.Lock()
@@ -159,11 +159,11 @@ class ScsiController(Device):
     @property
     def luns(self) -> list[int]:
         """The LUNs that have a disk, ascending."""
-        return sorted(self._slots)
+        return sorted(self._disks)
 
     def unit(self, lun: int) -> LogicalUnit:
         """The unit at ``lun``; ``KeyError`` if there is none."""
-        return self._slots[lun].unit
+        return self._disks[lun].unit
 
     def attach(self, disk: str | DiskSpec | Backing, lun: int | None = None) -> int:
         """Adds a disk, at the lowest free LUN unless told; returns the LUN.
@@ -173,15 +173,15 @@ class ScsiController(Device):
         """
         with self._lock:
             if lun is None:
-                lun = next((n for n in range(MAX_LUN + 1) if n not in self._slots), MAX_LUN + 1)
+                lun = next((n for n in range(MAX_LUN + 1) if n not in self._disks), MAX_LUN + 1)
             if not 0 <= lun <= MAX_LUN:
                 raise ValueError(f"a LUN is 0 to {MAX_LUN}, not {lun}")
-            if lun in self._slots:
+            if lun in self._disks:
                 raise ValueError(f"LUN {lun} is taken")
             backing, identity = self._open(disk, lun)
             unit = LogicalUnit(backing, identity, MAX_TRANSFER_BYTES // BLOCK_SIZE)
             unit.changed = self.replan
-            self._slots[lun] = _Slot(unit)
+            self._disks[lun] = _Disk(unit)
         self.replan()
         self._announce()
         return lun
@@ -200,21 +200,21 @@ class ScsiController(Device):
         gone for the guest then, and its file stays open.
         """
         with self._lock:
-            slot = self._slots.pop(lun)
-        slot.removed = True
+            disk = self._disks.pop(lun)
+        disk.removed = True
         self.replan()
         self._announce()
         deadline = time.monotonic() + timeout
-        while slot.users:
+        while disk.users:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"LUN {lun} is still in use after {timeout} s")
             time.sleep(0.001)
-        if isinstance(slot.unit.backing, _Closable):
-            slot.unit.backing.close()
+        if isinstance(disk.unit.backing, _Closable):
+            disk.unit.backing.close()
 
     def resized(self, lun: int) -> None:
         """Tells the guest that the capacity of a disk has changed (unit attention 2Ah/09h)."""
-        self._slots[lun].unit.raise_attention(sense.CAPACITY_CHANGED)
+        self._disks[lun].unit.raise_attention(sense.CAPACITY_CHANGED)
 
     def _announce(self) -> None:
         """ENUMERATE_BUS to a guest that has finished its initialization."""
@@ -227,10 +227,10 @@ class ScsiController(Device):
     def close(self) -> None:
         """Closes every disk.  The controller must not be serving any more."""
         self._pool.shutdown(wait=True)
-        for slot in self._slots.values():
-            if isinstance(slot.unit.backing, _Closable):
-                slot.unit.backing.close()
-        self._slots.clear()
+        for disk in self._disks.values():
+            if isinstance(disk.unit.backing, _Closable):
+                disk.unit.backing.close()
+        self._disks.clear()
 
     def __enter__(self) -> ScsiController:
         return self
@@ -258,8 +258,8 @@ class ScsiController(Device):
         sizes = session.request_sizes
         if not sizes:
             return None
-        slots = sorted(self._slots.copy().items())[:MAX_PLANNED]
-        found = [rule for lun, slot in slots for rule in rules(lun, slot.unit, sizes)]
+        disks = sorted(self._disks.copy().items())[:MAX_PLANNED]
+        found = [rule for lun, disk in disks for rule in rules(lun, disk.unit, sizes)]
         return Plan(found) if found else None
 
     # Channels
@@ -308,7 +308,7 @@ class ScsiController(Device):
 
     def stats(self) -> dict[str, Any]:
         """Requests carried out, packets refused as malformed, and the disks."""
-        disks = {lun: repr(slot.unit.backing) for lun, slot in sorted(self._slots.items())}
+        disks = {lun: repr(disk.unit.backing) for lun, disk in sorted(self._disks.items())}
         return {"requests": self.requests, "malformed": self.malformed, "disks": disks}
 
     def closed(self, channel: Channel) -> None:
@@ -317,8 +317,8 @@ class ScsiController(Device):
             self._planned += channel.stats.packets_planned
         if not channel.index:
             self._leaving.end()
-            for slot in list(self._slots.values()):
-                slot.unit.reset(None)
+            for disk in list(self._disks.values()):
+                disk.unit.reset(None)
 
     # Packets
 
@@ -374,34 +374,34 @@ class ScsiController(Device):
         data: DataBuffer = packet.external_data or _NO_DATA
         request = Request(srb.cdb, data, min(len(data), srb.transfer_length))
         here = not (srb.path or srb.target)
-        slot = self._slots.get(srb.lun) if here else None
-        if slot is not None and self._leaving.hides(srb.lun, srb.cdb[0]):
-            slot = None
-        if slot is not None:
-            slot.users.add(packet)
-            if slot.removed:
-                slot.users.discard(packet)
-                slot = None
-        if slot is None:
+        disk = self._disks.get(srb.lun) if here else None
+        if disk is not None and self._leaving.hides(srb.lun, srb.cdb[0]):
+            disk = None
+        if disk is not None:
+            disk.users.add(packet)
+            if disk.removed:
+                disk.users.discard(packet)
+                disk = None
+        if disk is None:
             self._finish(packet, srb, None, request, here)
-        elif is_slow(slot.unit, srb.cdb):
-            self._pool.submit(self._finish_later, packet, srb, slot, request)
+        elif is_slow(disk.unit, srb.cdb):
+            self._pool.submit(self._finish_later, packet, srb, disk, request)
         else:
-            self._finish(packet, srb, slot, request, here)
+            self._finish(packet, srb, disk, request, here)
 
-    def _finish_later(self, packet: Packet, srb: Srb, slot: _Slot, request: Request) -> None:
+    def _finish_later(self, packet: Packet, srb: Srb, disk: _Disk, request: Request) -> None:
         """In the pool.  A request whose channel was closed meanwhile must not have an effect."""
         if packet.completed:
-            slot.users.discard(packet)
+            disk.users.discard(packet)
             self._passed(packet)
         else:
-            self._finish(packet, srb, slot, request, True)
+            self._finish(packet, srb, disk, request, True)
 
     def _finish(
-        self, packet: Packet, srb: Srb, slot: _Slot | None, request: Request, here: bool
+        self, packet: Packet, srb: Srb, disk: _Disk | None, request: Request, here: bool
     ) -> None:
         """Carries a request out and completes its packet, on whatever thread."""
-        unit = slot.unit if slot is not None else None
+        unit = disk.unit if disk is not None else None
         self._requests += 1
         try:
             looking = here and srb.cdb[0] == Opcode.REPORT_LUNS and not self._leaving.active
@@ -422,8 +422,8 @@ class ScsiController(Device):
         except VmbusError as error:
             _log.debug("completion not delivered: %s", error)
         finally:
-            if slot is not None:
-                slot.users.discard(packet)
+            if disk is not None:
+                disk.users.discard(packet)
                 if self._barriers:
                     self._passed(packet)
 
@@ -435,9 +435,9 @@ class ScsiController(Device):
         barrier = _Barrier(reset, packet)
         with self._lock:
             self._barriers.append(barrier)
-            for lun, slot in self._slots.items():
+            for lun, disk in self._disks.items():
                 if reset.operation is not Operation.RESET_LUN or lun == reset.lun:
-                    barrier.pending |= slot.users.copy()
+                    barrier.pending |= disk.users.copy()
             done = not barrier.pending
             if done:
                 self._barriers.remove(barrier)
@@ -459,12 +459,12 @@ class ScsiController(Device):
     def _reset_now(self, barrier: _Barrier) -> None:
         reset = barrier.reset
         if reset.operation is Operation.RESET_LUN:
-            slot = self._slots.get(reset.lun) if not (reset.path or reset.target) else None
-            if slot is not None:
-                slot.unit.reset(sense.DEVICE_RESET)
+            disk = self._disks.get(reset.lun) if not (reset.path or reset.target) else None
+            if disk is not None:
+                disk.unit.reset(sense.DEVICE_RESET)
         else:
-            for slot in list(self._slots.values()):
-                slot.unit.reset(sense.BUS_RESET, tell=False)
+            for disk in list(self._disks.values()):
+                disk.unit.reset(sense.BUS_RESET, tell=False)
             self.replan()
         try:
             barrier.packet.complete(reset.payload)
