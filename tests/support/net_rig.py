@@ -91,12 +91,12 @@ class Rig:
         found: dict[str, Any] = self.statistics()["device"]
         return found
 
-    def settle(self) -> None:
-        """Set up an interface that is new in the guest."""
+    def bring_up(self) -> None:
+        """Brings up an interface that is new in the guest."""
         self.guest(f"{MODULE}; {ADDRESSES}")
 
     def ping(self, size: int = 56, address: str = HOST4) -> None:
-        """Three in a row, none lost. A card that was just set up anew gets time to settle."""
+        """Three in a row, none lost. A card that was just set up anew gets some time."""
         deadline = time.monotonic() + 15
         while True:
             text = self.machine.run(f"ping -c 3 -i 0.2 -s {size} -M do {address}").stdout.decode()

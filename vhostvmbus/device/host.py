@@ -134,7 +134,7 @@ class DeviceHost:
             except RegionBusy:
                 for channel in self._channels.values():
                     channel.drop_packets_in(guest_phys_addr, size)
-                self.memory.settle(guest_phys_addr, size, timeout=3.0)
+                self.memory.wait_until_unused(guest_phys_addr, size, timeout=3.0)
 
     def set_code_map(
         self, fd: int, map_bytes: int, regions: Sequence[tuple[int, int, int]]

@@ -200,7 +200,7 @@ class GuestMemory:
             self._by_handle.pop(int(ffi.cast("uintptr_t", region.handle)), None)
         return True
 
-    def settle(self, guest_phys_addr: int, size: int, timeout: float) -> None:
+    def wait_until_unused(self, guest_phys_addr: int, size: int, timeout: float) -> None:
         """Waits once more for a region that :meth:`remove_region` found busy."""
         with self._lock:
             waiting = [

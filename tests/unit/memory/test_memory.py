@@ -341,7 +341,7 @@ def test_removal_waits_for_the_last_user(memory: GuestMemory, ram: Ram) -> None:
     external.write(b"still there")
     assert ram.peek(BASE, 11) == b"still there"
     external.close()
-    memory.settle(BASE, ram.size, timeout=1)
+    memory.wait_until_unused(BASE, ram.size, timeout=1)
     memory.add_region(BASE, ram.size, ram.fd)
 
 

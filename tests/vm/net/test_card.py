@@ -243,7 +243,7 @@ def test_unplugged_while_another_back_end_takes_over(rig: Rig, seconds: float) -
         unplug(rig.machine, NET_CHARDEV)
         assert "eth0" not in rig.guest("ls /sys/class/net")
     plug(rig.machine, NET_CHARDEV)
-    rig.settle()
+    rig.bring_up()
     # The TAP went with the old one, and the connections with its addresses.
     with rig.traffic("-b 0"):
         rig.guest("flows 65536")

@@ -138,7 +138,7 @@ def test_the_driver_goes_and_comes_back(rig: Rig) -> None:
     with rig.echo() as port, knocking(rig):
         for _ in range(20):
             rig.guest(RELOAD)
-            rig.settle()
+            rig.bring_up()
             rig.guest(there_and_back(port))
     assert "sub channel request failed" not in rig.guest("dmesg")
     channels_are_open(rig)
@@ -149,7 +149,7 @@ def test_the_driver_goes_in_the_middle_of_what_it_sends(rig: Rig) -> None:
     with rig.traffic("-b 0"), knocking(rig):
         for _ in range(10):
             rig.guest(RELOAD)
-            rig.settle()
+            rig.bring_up()
             rig.guest("flows 65536")
     channels_are_open(rig)
 
@@ -170,7 +170,7 @@ def test_unplugged_and_plugged_in(rig: Rig) -> None:
             unplug(rig.machine, NET_CHARDEV)
             assert "eth0" not in rig.guest("ls /sys/class/net")
             plug(rig.machine, NET_CHARDEV)
-            rig.settle()
+            rig.bring_up()
             rig.guest("flows 65536")
     rig.ping()
     rig.host("ip", "addr", "replace", f"{HOST6}/64", "dev", rig.tap, "nodad")
@@ -199,7 +199,7 @@ def test_the_guest_starts_again(rig: Rig, how: str) -> None:
             else:
                 rig.machine.monitor.command("system_reset")
             rig.machine.wait_ready(boots=boots + 1)
-            rig.settle()
+            rig.bring_up()
         rig.guest(there_and_back(port))
     rig.ping()
     channels_are_open(rig)
