@@ -13,6 +13,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from typing import assert_never
 
 from vhostvmbus.guest.errors import NotOffered
 from vhostvmbus.vhost_user import messages as m
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 #: Offers and rescinds that may wait to be carried out.
 MOST_WAITING = 4096
 
+ChannelOffer = m.OfferChannel | m.RescindChannel
+"""What a back end says of the channels that a guest may open."""
+
 
 class GuestOffers:
     """What is offered to a software guest.  `take_back` lets go of all that a channel has."""
@@ -34,7 +38,7 @@ class GuestOffers:
         self._later: set[int] = set()
         self._withdrawn = False
         self._changed = threading.Condition()
-        self._waiting: queue.Queue[m.Message | None] = queue.Queue(MOST_WAITING)
+        self._waiting: queue.Queue[ChannelOffer | None] = queue.Queue(MOST_WAITING)
         self._thread: threading.Thread | None = None
 
     def connecting(self) -> None:
@@ -49,7 +53,7 @@ class GuestOffers:
             self._channels, self._max_channels = offer.channels, offer.max_channels
             self._changed.notify_all()
 
-    def request(self, message: m.OfferChannel | m.RescindChannel) -> NtStatus:
+    def request(self, message: ChannelOffer) -> NtStatus:
         """Takes note of a back end's request; the status that answers it."""
         if message.channel >= self._max_channels > 1 or message.channel > 0xFFFF:
             return NtStatus.INVALID_PARAMETER
@@ -107,7 +111,7 @@ class GuestOffers:
             except (Disconnected, RequestRefused) as error:
                 log.warning("%s: %s", type(message).__name__, error)
 
-    def _carry_out(self, message: m.Message) -> None:
+    def _carry_out(self, message: ChannelOffer) -> None:
         match message:
             case m.OfferChannel(0):
                 with self._changed:
@@ -123,6 +127,8 @@ class GuestOffers:
                 with self._changed:
                     self._withdrawn = self._withdrawn or index == 0
                     self._changed.notify_all()
+            case _:
+                assert_never(message)
 
     def _rescind(self, indices: list[int]) -> None:
         for index in indices:

@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, assert_never, runtime_checkable
 from uuid import UUID
 
 from vhostvmbus.channel import Channel
@@ -339,6 +339,8 @@ class ScsiController(Device):
             self._reset(packet, action)
         elif isinstance(action, CreateSubChannels):
             packet.complete(self._create_sub_channels(channel, packet, action))
+        else:
+            assert_never(action)
 
     def _create_sub_channels(
         self, channel: Channel, packet: Packet, action: CreateSubChannels
