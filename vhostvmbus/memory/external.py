@@ -10,18 +10,22 @@ import os
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from vhostvmbus.engine import ffi, lib
 from vhostvmbus.wire.errors import ExternalDataClosed, ExternalDataReadOnly, GuestMemoryLost
 from vhostvmbus.wire.gpa import GpaRange
 
-if TYPE_CHECKING:
-    from vhostvmbus.memory.guest_memory import GuestMemory
-
 _new_bytes = ffi.new_allocator(should_clear_after_alloc=False)
 
 SEG_SIZE: int = ffi.sizeof("struct vvb_seg")
+
+
+class MappedMemory(Protocol):
+    """What external data needs of the guest memory that it is in."""
+
+    def view_of(self, region: Any, guest_phys_addr: int, length: int) -> memoryview:
+        """Returns a view of memory in a region of the engine's that is in use."""
 
 
 class ExternalData:
@@ -53,7 +57,7 @@ class ExternalData:
 
     def __init__(
         self,
-        memory: "GuestMemory",
+        memory: MappedMemory,
         raw_segs: bytes,
         length: int,
         ranges: Callable[[], list[GpaRange]] | None = None,
