@@ -21,10 +21,11 @@ from vhostvmbus.guest.errors import (
     SendRefused,
 )
 from vhostvmbus.guest.front_end import FrontEnd
+from vhostvmbus.guest.gpadl import GuestGpadl
 from vhostvmbus.guest.hostile import HostileChannel, RawRing
 from vhostvmbus.guest.ram import GuestRam, RamRegion
 from vhostvmbus.guest.serving import connect_socket, serving
-from vhostvmbus.guest.software_guest import GuestGpadl, SoftwareGuest
+from vhostvmbus.guest.software_guest import SoftwareGuest
 from vhostvmbus.guest.transactions import HostPacket, Transaction
 from vhostvmbus.guest.trial import Exchange, Trial, try_channel
 

@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 
 from vhostvmbus.guest.channel import TIMEOUT, GuestChannel
 from vhostvmbus.guest.errors import GuestSideError, ReceiveTimeout
-from vhostvmbus.guest.software_guest import GuestGpadl, SoftwareGuest
+from vhostvmbus.guest.gpadl import GuestGpadl
+from vhostvmbus.guest.software_guest import SoftwareGuest
 from vhostvmbus.guest.transactions import HostPacket, Transaction
 from vhostvmbus.wire.gpa import GpaRange, pfn_count
 from vhostvmbus.wire.vmbus import PAGE_SIZE, PacketType

@@ -16,6 +16,7 @@ from itertools import islice
 
 from vhostvmbus.guest.errors import OutOfPages
 from vhostvmbus.memory import GuestMemory
+from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.wire.vmbus import PAGE_SIZE
 
 MIB = 1 << 20
@@ -40,6 +41,10 @@ class RamRegion:
     def user_addr(self) -> int:
         """A made-up address: nothing here is addressed by it, but it has to be unique."""
         return 0x7000_0000_0000 + self.guest_phys_addr
+
+    def message(self) -> m.MemoryRegion:
+        """Returns the region as a message of the front end names it."""
+        return m.MemoryRegion(self.guest_phys_addr, self.size, self.user_addr, self.mmap_offset)
 
 
 class GuestRam:

@@ -25,6 +25,7 @@ from vhostvmbus.guest.channel import GuestChannel
 from vhostvmbus.guest.code_map import GuestCodeMap
 from vhostvmbus.guest.errors import GuestSideError, NoSuchDevice
 from vhostvmbus.guest.front_end import ANSWER_TIMEOUT, FrontEnd
+from vhostvmbus.guest.gpadl import GuestGpadl, pages_of
 from vhostvmbus.guest.inflight import KeptInflight
 from vhostvmbus.guest.offers import GuestOffers
 from vhostvmbus.guest.ram import GuestRam, RamRegion
@@ -44,17 +45,6 @@ from vhostvmbus.wire.vmbus import vmbus_version
 VERSION = vmbus_version(5, 3)
 #: Seconds that a back end has to bring the guest's driver to rest.
 UNPLUG_TIMEOUT = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class GuestGpadl:
-    """A GPADL that exists."""
-
-    gpadl_id: int
-    channel: int
-    ranges: tuple[GpaRange, ...]
-    #: pages that the guest allocated for it and gives back with it
-    owned_pfns: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,16 +193,16 @@ class SoftwareGuest:
 
     def set_memory_table(self, regions: Sequence[RamRegion]) -> None:
         """``SET_MEM_TABLE``."""
-        message = m.SetMemTable(tuple(_described(region) for region in regions))
+        message = m.SetMemTable(tuple(region.message() for region in regions))
         self.front_end.request(message, [region.fd for region in regions])
 
     def add_memory(self, region: RamRegion) -> None:
         """``ADD_MEM_REG``."""
-        self.front_end.request(m.AddMemReg(_described(region)), [region.fd])
+        self.front_end.request(m.AddMemReg(region.message()), [region.fd])
 
     def remove_memory(self, region: RamRegion) -> None:
         """``REM_MEM_REG``."""
-        self.front_end.request(m.RemMemReg(_described(region)))
+        self.front_end.request(m.RemMemReg(region.message()))
 
     def share_code_map(self) -> None:
         """``VMBUS_SET_CODE_MAP`` for the present regions; bits already set are kept by page."""
@@ -309,14 +299,7 @@ class SoftwareGuest:
 
         Raises :class:`RequestRefused`.
         """
-        owned: tuple[int, ...] = ()
-        if isinstance(pages, int):
-            owned = tuple(self.ram.alloc_pages(pages))
-            ranges: tuple[GpaRange, ...] = (GpaRange.of_pages(owned),)
-        elif pages and isinstance(pages[0], GpaRange):
-            ranges = tuple(item for item in pages if isinstance(item, GpaRange))
-        else:
-            ranges = (GpaRange.of_pages([pfn for pfn in pages if isinstance(pfn, int)]),)
+        ranges, owned = pages_of(self.ram, pages)
         number = next(self._gpadl_ids) if gpadl_id is None else gpadl_id
         gpadl = GuestGpadl(number, channel, ranges, owned)
         try:
@@ -513,7 +496,3 @@ class SoftwareGuest:
     def move_interrupt(self, index: int, target_vp: int) -> None:
         """``VMBUS_MODIFY``."""
         self.front_end.request(m.Modify(index, target_vp))
-
-
-def _described(region: RamRegion) -> m.MemoryRegion:
-    return m.MemoryRegion(region.guest_phys_addr, region.size, region.user_addr, region.mmap_offset)
