@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import vhostvmbus
 from vhostvmbus.devices.net.link import LinkDown
 from vhostvmbus.devices.net.link.passt import Passt
 from vhostvmbus.devices.net.link.spec import SpecError, parse
@@ -28,6 +29,7 @@ Without --cmd you get a root shell on the guest's serial console. {terminal.HELP
 
 exit status: the command's own; 124 when the time was up; 125 when the machine failed
 """
+PACKAGE = Path(vhostvmbus.__file__).parent
 TIMED_OUT = 124
 FAILED = 125
 
@@ -176,7 +178,8 @@ def _run(plan: MachinePlan, options: argparse.Namespace) -> int:
     script = options.cmd
     if options.accel == "nested":
         # The inner machine gives up first, so that its own message is the one to be seen.
-        inner = nested.Inner(options.cmd, max(1.0, options.timeout * 0.8), options.devices)
+        patience = max(1.0, options.timeout * 0.8)
+        inner = nested.Inner(options.cmd, patience, options.devices, PACKAGE)
         script = nested.script(plan, inner)
         plan = nested.wrap(replace(plan, disks=_made(plan.disks)), inner)
     machine = Machine(plan)

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import vhostvmbus
 from vhostvmbus.vm import images
 from vhostvmbus.vm.cpio import CpioArchive
 from vhostvmbus.vm.errors import SetupError
@@ -42,6 +41,8 @@ class Inner:
     command: str | None
     timeout: float
     devices: Sequence[str]
+    package: Path
+    """The folder of the Python package that runs in level 1."""
 
 
 def megabytes(memory: str) -> int:
@@ -142,8 +143,7 @@ def _archive(plan: MachinePlan, inner: Inner) -> bytes:
         archive.add_file(f"{place}/firmware/{name}", blob.read_bytes())
     archive.add_file(f"{place}/vmlinuz", plan.kernel.read_bytes())
     archive.add_file(f"{place}/initramfs", plan.initramfs.read_bytes())
-    package = Path(vhostvmbus.__file__).parent
-    archive.add_tree(f"{place}/python/vhostvmbus", package)
+    archive.add_tree(f"{place}/python/{inner.package.name}", inner.package)
     qmp = importlib.util.find_spec("qemu.qmp")
     assert qmp is not None
     assert qmp.origin is not None

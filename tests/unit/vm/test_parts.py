@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.paths import TREE
 from vhostvmbus.vm import accel, images
 from vhostvmbus.vm.cpio import CpioArchive
 from vhostvmbus.vm.errors import GuestFailure, SetupError
@@ -219,7 +220,7 @@ def test_the_inner_machine_gets_the_command_whatever_it_is() -> None:
         Path("/q"), Path("/k"), Path("/i"), root=Path("/r"), disks=["a.raw", "b.raw,ro"]
     )
     command = "echo \"$x\" 'it''s' $(date) \\n; false"
-    text = script(plan, Inner(command, 60.0, []))
+    text = script(plan, Inner(command, 60.0, [], TREE / "vhostvmbus"))
     last = text.splitlines()[-1].replace("python3 -m vhostvmbus vm", "printf '%s\\n'")
     words = subprocess.run(["sh", "-c", last], capture_output=True, text=True).stdout
     assert command in words
