@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Floor 3: an open channel. Its worker thread, its sends, its quota, its end.
+"""An open channel. Its worker thread, its sends, its quota, its end.
 
 KMCL's VMBCHANNEL at the server endpoint (docs/kmcl.md); the ring protocol is ``ring``'s business.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Floor 4: the device author's API, and what drives a device.
+"""The device author's API, and what drives a device.
 
 A device is a subclass of :class:`Device`: class attributes describe it, callbacks do its work
 (docs/writing-a-device.md). :class:`DeviceHost` owns its channels and the guest's memory; sockets

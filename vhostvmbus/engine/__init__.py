@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Floor 1: the C engine (``vhostvmbus._engine``, cffi in API mode) and its faults as named errors.
+"""The C engine (``vhostvmbus._engine``, cffi in API mode) and its faults as named errors.
 
 ``api.h`` is the engine's whole interface, and the one text that the C compiler, cffi and mypy
 read. The rooms above wrap it: ``memory`` guest RAM, ``ring`` rings and plans. A device that has C

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Floor 1: guest RAM. Regions, GPA to host address, external data, the map of translated code.
+"""Guest RAM. Regions, GPA to host address, external data, the map of translated code.
 
 Implements *Guest memory* and *Translated code* of docs/vhost-user-vmbus.md. Invariants:
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Floor 3: one packet between its reception and its completion.
+"""One packet between its reception and its completion.
 
 KMCL's VMBPACKET at the server endpoint: docs/kmcl.md names the counterparts.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Floor 2: the ring engine. C (cffi, API mode) for attach, receive, send; a thin Python wrapper.
+"""The ring engine. C (cffi, API mode) for attach, receive, send; a thin Python wrapper.
 
 Source of the protocol: the guest's ``include/linux/hyperv.h`` and ``drivers/hv/ring_buffer.c``; the
 barriers and their pairs are named in ``ringbuf.h``. What a packet means is not known here.
