@@ -7,10 +7,8 @@ Try it: ``vhostvmbus try examples/pfn_digest.py:PfnDigest --pages 16``
 import hashlib
 from uuid import UUID
 
-from vhostvmbus.channel import Channel
-from vhostvmbus.device import Device
+from vhostvmbus.device import Channel, Device, Packet
 from vhostvmbus.guest import Exchange
-from vhostvmbus.packet import Packet
 
 
 class PfnDigest(Device):

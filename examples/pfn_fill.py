@@ -6,10 +6,8 @@ Try it: ``vhostvmbus try examples/pfn_fill.py:PfnFill --pages 16 --payload abcde
 
 from uuid import UUID
 
-from vhostvmbus.channel import Channel
-from vhostvmbus.device import Device
+from vhostvmbus.device import Channel, Device, Packet
 from vhostvmbus.guest import Exchange
-from vhostvmbus.packet import Packet
 
 
 class PfnFill(Device):

@@ -7,10 +7,8 @@ Try it: ``vhostvmbus try examples/slow_and_out_of_order.py:SlowAndOutOfOrder``
 import asyncio
 from uuid import UUID
 
-from vhostvmbus.channel import Channel
-from vhostvmbus.device import Device
+from vhostvmbus.device import Channel, Device, Packet
 from vhostvmbus.guest import Exchange
-from vhostvmbus.packet import Packet
 
 
 class SlowAndOutOfOrder(Device):

@@ -8,11 +8,7 @@ import struct
 import threading
 from uuid import UUID
 
-from vhostvmbus.channel import Channel
-from vhostvmbus.device import Device, RefuseOpen
-from vhostvmbus.packet import Packet
-from vhostvmbus.wire.errors import PacketError
-from vhostvmbus.wire.ntstatus import NtStatus
+from vhostvmbus.device import Channel, Device, NtStatus, Packet, PacketError, RefuseOpen
 
 CLASS_ID = UUID("c376c1c3-d276-48d2-90a9-c04748072c60")
 

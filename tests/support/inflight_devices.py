@@ -8,8 +8,7 @@ import threading
 import time
 
 from tests.support.devices import CLASS_ID, Noting
-from vhostvmbus.channel import Channel
-from vhostvmbus.packet import Packet
+from vhostvmbus.device import Channel, Packet
 
 
 class Keeps(Noting):

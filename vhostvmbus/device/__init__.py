@@ -1,14 +1,100 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The device author's API, and what drives a device.
+"""The device author's API, and what drives a device. All that a device needs comes from here.
 
-A device is a subclass of :class:`Device`: class attributes describe it, callbacks do its work
-(docs/writing-a-device.md). :class:`DeviceHost` owns its channels and the guest's memory; sockets
-are the business of ``vhost_user.server``.
+A device is a subclass of :class:`Device`: class attributes describe it, callbacks do its work.
+docs/writing-a-device.md says how, and has a line for each name. :class:`DeviceHost` owns a device's
+channels and the guest's memory; sockets are the business of ``vhost_user.server``.
 """
 
+from vhostvmbus.channel import Channel, ChannelState, ChannelStats, wait_until_quiet
 from vhostvmbus.device.device import Device
 from vhostvmbus.device.host import DeviceHost
 from vhostvmbus.device.offer import Offer
-from vhostvmbus.wire.errors import RefuseOpen
+from vhostvmbus.memory import CodeMap, ExternalData
+from vhostvmbus.packet import Packet
+from vhostvmbus.ring import AnyPlan, Number, Operation, Plan, RingState, Rule
+from vhostvmbus.ring.plan import PLAN_BYTES
+from vhostvmbus.wire.errors import (
+    AlreadyCompleted,
+    ChannelClosed,
+    CompletionUnexpected,
+    ExternalDataClosed,
+    ExternalDataReadOnly,
+    FrontEndError,
+    GpadlUnknown,
+    GpaRangeCountInvalid,
+    GpaRangeEmpty,
+    GpaRangeError,
+    GpaRangeTooLong,
+    GpaRangeTruncated,
+    GuestError,
+    GuestMemoryLost,
+    OfferRefused,
+    PacketError,
+    PacketTooBig,
+    PacketTooLarge,
+    PacketTypeUnexpected,
+    PfnOutsideMemory,
+    RefuseOpen,
+    RequestCancelled,
+    RingFull,
+    SendQueueFull,
+    UsageError,
+    VmbusError,
+)
+from vhostvmbus.wire.gpa import GpaRange
+from vhostvmbus.wire.ntstatus import NtStatus
+from vhostvmbus.wire.transfer import build_transfer_pages
+from vhostvmbus.wire.vmbus import PAGE_SIZE, ChannelFlag, PacketType
 
-__all__ = ["Device", "DeviceHost", "Offer", "RefuseOpen"]
+__all__ = [
+    "PAGE_SIZE",
+    "PLAN_BYTES",
+    "AlreadyCompleted",
+    "AnyPlan",
+    "Channel",
+    "ChannelClosed",
+    "ChannelFlag",
+    "ChannelState",
+    "ChannelStats",
+    "CodeMap",
+    "CompletionUnexpected",
+    "Device",
+    "DeviceHost",
+    "ExternalData",
+    "ExternalDataClosed",
+    "ExternalDataReadOnly",
+    "FrontEndError",
+    "GpaRange",
+    "GpaRangeCountInvalid",
+    "GpaRangeEmpty",
+    "GpaRangeError",
+    "GpaRangeTooLong",
+    "GpaRangeTruncated",
+    "GpadlUnknown",
+    "GuestError",
+    "GuestMemoryLost",
+    "NtStatus",
+    "Number",
+    "Offer",
+    "OfferRefused",
+    "Operation",
+    "Packet",
+    "PacketError",
+    "PacketTooBig",
+    "PacketTooLarge",
+    "PacketType",
+    "PacketTypeUnexpected",
+    "PfnOutsideMemory",
+    "Plan",
+    "RefuseOpen",
+    "RequestCancelled",
+    "RingFull",
+    "RingState",
+    "Rule",
+    "SendQueueFull",
+    "UsageError",
+    "VmbusError",
+    "build_transfer_pages",
+    "wait_until_quiet",
+]

@@ -2,7 +2,8 @@
 """The software guest: the opposite endpoint of a device, so that one is driven without a VM.
 
 :class:`SoftwareGuest` is the front end and the guest in one; :class:`GuestChannel` its half of a
-channel; :class:`GuestRam` its memory; :class:`HostileChannel` for a guest that lies.
+channel; :class:`GuestRam` its memory; :class:`HostileChannel` for a guest that lies. All that a
+device's tests need comes from here; docs/writing-a-device.md has a line for each name.
 """
 
 from vhostvmbus.guest.channel import GuestChannel
@@ -14,6 +15,7 @@ from vhostvmbus.guest.errors import (
     GuestSideError,
     HostBrokeRing,
     NoSuchDevice,
+    NotOffered,
     OutOfPages,
     ReceiveTimeout,
     RequestFailed,
@@ -28,13 +30,20 @@ from vhostvmbus.guest.serving import connect_socket, serving
 from vhostvmbus.guest.software_guest import SoftwareGuest
 from vhostvmbus.guest.transactions import HostPacket, Transaction
 from vhostvmbus.guest.trial import Exchange, Trial, try_channel
+from vhostvmbus.vhost_user.errors import Disconnected, OfferChanged, RequestRefused
+from vhostvmbus.wire.gpa import GpaRange
+from vhostvmbus.wire.ntstatus import NtStatus
+from vhostvmbus.wire.vmbus import PAGE_SIZE, PacketType
 
 __all__ = [
+    "PAGE_SIZE",
     "Cancelled",
     "ChannelNotOpen",
     "CompletionTimeout",
+    "Disconnected",
     "Exchange",
     "FrontEnd",
+    "GpaRange",
     "GuestChannel",
     "GuestCodeMap",
     "GuestGpadl",
@@ -44,11 +53,16 @@ __all__ = [
     "HostPacket",
     "HostileChannel",
     "NoSuchDevice",
+    "NotOffered",
+    "NtStatus",
+    "OfferChanged",
     "OutOfPages",
+    "PacketType",
     "RamRegion",
     "RawRing",
     "ReceiveTimeout",
     "RequestFailed",
+    "RequestRefused",
     "RingFullTimeout",
     "SendRefused",
     "SoftwareGuest",

@@ -12,10 +12,7 @@ import time
 from typing import Any
 from uuid import UUID
 
-from vhostvmbus.channel import Channel
-from vhostvmbus.device import Device, RefuseOpen
-from vhostvmbus.packet import Packet
-from vhostvmbus.wire.ntstatus import NtStatus
+from vhostvmbus.device import Channel, Device, NtStatus, Packet, RefuseOpen
 
 CHUNK = 1 << 20
 

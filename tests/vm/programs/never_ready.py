@@ -4,9 +4,8 @@
 import contextlib
 import threading
 
-from vhostvmbus.channel import Channel
+from vhostvmbus.device import Channel, OfferRefused
 from vhostvmbus.devices.scsi import ScsiController
-from vhostvmbus.wire.errors import OfferRefused
 
 
 class NeverReady(ScsiController):

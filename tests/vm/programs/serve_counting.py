@@ -6,8 +6,8 @@ packets the ring engine did by the plan: two numbers per line in the file that C
 import os
 import sys
 
-from vhostvmbus.channel import Channel
 from vhostvmbus.cli import main
+from vhostvmbus.device import Channel
 from vhostvmbus.devices.scsi import ScsiController
 
 closed = ScsiController.closed
