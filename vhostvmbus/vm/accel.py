@@ -38,14 +38,14 @@ NEEDED = {
 
 @dataclass(frozen=True)
 class Accelerator:
-    """What QEMU shall use, and why."""
+    """The accelerator that QEMU shall use, and the reason for it."""
 
     name: str
     reason: str
 
 
 def kvm_problem(device: str = "/dev/kvm") -> str | None:
-    """Why KVM cannot be used for this; None if it can."""
+    """Returns why KVM cannot be used for this; ``None`` if it can."""
     if not os.path.exists(device):
         return f"there is no {device}"
     try:
@@ -67,7 +67,7 @@ def kvm_problem(device: str = "/dev/kvm") -> str | None:
 
 
 def _run_problem(kvm: int) -> str | None:
-    """Make a machine of one page, run HLT in it."""
+    """Makes a machine of one page and runs HLT in it; returns what went wrong, if anything did."""
     try:
         vm = fcntl.ioctl(kvm, KVM_CREATE_VM, 0)
     except OSError as error:
@@ -107,7 +107,7 @@ def _run_problem(kvm: int) -> str | None:
 
 
 def choose(wanted: str) -> Accelerator:
-    """The accelerator for *wanted*: ``auto``, ``tcg`` or ``kvm``.
+    """Returns the accelerator for ``wanted``: ``auto``, ``tcg`` or ``kvm``.
 
     Raises SetupError if KVM is asked for and cannot do it.
     """

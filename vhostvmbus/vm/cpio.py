@@ -24,23 +24,23 @@ class CpioArchive:
         self._inode = 0
 
     def add_file(self, name: str, data: bytes, mode: int = 0o644) -> None:
-        """Add a regular file; *name* is its absolute path in the guest."""
+        """Adds a regular file; ``name`` is its absolute path in the guest."""
         self._entry(name, stat.S_IFREG | mode, data)
 
     def add_link(self, name: str, target: str) -> None:
-        """Add a symbolic link."""
+        """Adds a symbolic link."""
         self._entry(name, stat.S_IFLNK | 0o777, target.encode())
 
     def add_folder(self, name: str, mode: int = 0o755) -> None:
-        """Add an empty folder."""
+        """Adds an empty folder."""
         self._entry(name, stat.S_IFDIR | mode, b"")
 
     def add_device(self, name: str, mode: int, major: int, minor: int) -> None:
-        """Add a character device node."""
+        """Adds a character device node."""
         self._entry(name, stat.S_IFCHR | mode, b"", major, minor)
 
     def add_tree(self, name: str, source: Path, mode: int | None = None) -> None:
-        """Add a file, or a folder with all below it, keeping links and permission bits."""
+        """Adds a file, or a folder with all below it, keeping links and permission bits."""
         if source.is_symlink():
             self.add_link(name, os.readlink(source))
         elif source.is_dir():
@@ -52,7 +52,7 @@ class CpioArchive:
             self.add_file(name, source.read_bytes(), bits)
 
     def finish(self) -> bytes:
-        """The archive."""
+        """Returns the whole archive."""
         self._block(TRAILER, 0, b"", 0, 0)
         blocks, self._blocks = self._blocks, []
         return b"".join(blocks)

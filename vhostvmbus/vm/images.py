@@ -26,7 +26,7 @@ FIRMWARE = (Path("/usr/share/seabios"), Path("/usr/share/qemu"))
 
 
 def recipe(program: str, *words: str) -> Path:
-    """Run one of the tree's recipes; the path that it prints, which is there."""
+    """Runs one of the tree's recipes; returns the path that it prints, which is there."""
     result = _run_recipe(program, *words)
     if not use(result):  # it was about to be removed, and is made again
         result = _run_recipe(program, *words)
@@ -55,7 +55,7 @@ def _run_recipe(program: str, *words: str) -> Path:
 
 
 def qemu_binary(given: str | None = None) -> Path:
-    """The QEMU to use: *given*, or ``$VHOSTVMBUS_QEMU``, or the one that the tree builds."""
+    """Returns the QEMU to use: ``given``, ``$VHOSTVMBUS_QEMU``, or the one that the tree builds."""
     named = given or os.environ.get("VHOSTVMBUS_QEMU")
     if not named:
         return recipe("qemu/build")
@@ -68,7 +68,7 @@ def qemu_binary(given: str | None = None) -> Path:
 
 
 def firmware_folders() -> list[Path]:
-    """Where QEMU finds a BIOS and its option ROMs; $VHOSTVMBUS_FIRMWARE names other folders."""
+    """Returns where QEMU finds its BIOS and ROMs; ``$VHOSTVMBUS_FIRMWARE`` names others."""
     if given := os.environ.get("VHOSTVMBUS_FIRMWARE"):
         return [Path(folder) for folder in given.split(":")]
     if not (FIRMWARE[0] / "bios-256k.bin").is_file():
@@ -80,7 +80,7 @@ def firmware_folders() -> list[Path]:
 class Kernel:
     """A guest kernel and its ``lib/modules/<version>``.
 
-    *extras* holds the project's own module and tools for it, if there are any.
+    ``extras`` holds the project's own module and tools for it, if there are any.
     """
 
     image: Path
@@ -94,9 +94,9 @@ class Kernel:
 
 
 def find_kernel(name: str, modules: str | None = None) -> Kernel:
-    """The kernel called *name*: a series that the tree fetches, or the path of a vmlinuz.
+    """Returns the kernel called ``name``: a series that the tree fetches, or the path of a vmlinuz.
 
-    *modules* goes with a path: its ``lib/modules/<version>``.
+    ``modules`` goes with a path: its ``lib/modules/<version>``.
     """
     if name in KERNEL_SERIES:
         folder = recipe("guest-images/build", "kernel", name)
@@ -115,7 +115,7 @@ def find_kernel(name: str, modules: str | None = None) -> Kernel:
 
 
 def find_initramfs(kernel: Kernel) -> Path:
-    """The initramfs for *kernel*, from the cache or made now."""
+    """Returns the initramfs for ``kernel``, from the cache or made now."""
     scripts = TREE / "guest-images" / "initramfs"
     inittab = TREE / "guest-images" / "root" / "inittab"
     if not scripts.is_dir():
@@ -143,12 +143,12 @@ def find_initramfs(kernel: Kernel) -> Path:
 
 
 def root_template() -> Path:
-    """The image of a guest's root file system; to be copied, never written."""
+    """Returns the image of a guest's root file system; to be copied, never written."""
     return recipe("guest-images/build", "root") / "root.img"
 
 
 def copy_sparse(source: Path, target: Path) -> None:
-    """Copy a file, its holes staying holes, sharing blocks where the file system can."""
+    """Copies a file, its holes staying holes, sharing blocks where the file system can."""
     with open(source, "rb") as from_file, open(target, "xb") as to_file:
         from_fd, to_fd = from_file.fileno(), to_file.fileno()
         size = os.fstat(from_fd).st_size

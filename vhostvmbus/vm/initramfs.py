@@ -24,20 +24,20 @@ SUFFIX = re.compile(r"\.ko(\.xz|\.zst|\.gz)?$")
 
 
 def module_name(path: str) -> str:
-    """The name that a module goes by, from its file's path."""
+    """Returns the name that a module goes by, from its file's path."""
     return SUFFIX.sub("", path.rpartition("/")[2]).replace("-", "_")
 
 
 def wanted_modules(recipe: Path) -> list[str]:
-    """The names in the recipe's list of modules."""
+    """Returns the names in the recipe's list of modules."""
     lines = (recipe / "modules").read_text().splitlines()
     return [word for line in lines for word in line.split("#", 1)[0].split()]
 
 
 def closure(dependencies: str, wanted: list[str]) -> list[str]:
-    """Paths of the *wanted* modules and of all that they need.
+    """Returns the paths of the ``wanted`` modules and of all that they need.
 
-    *dependencies* is the text of ``modules.dep``, whose lines name a module and everything that
+    ``dependencies`` is the text of ``modules.dep``, whose lines name a module and everything that
     must be loaded before it. A wanted module that is not there is left out.
     """
     needs: dict[str, list[str]] = {}
@@ -55,7 +55,7 @@ def closure(dependencies: str, wanted: list[str]) -> list[str]:
 
 
 def unpacked(path: Path) -> bytes:
-    """A module's bytes, decompressed."""
+    """Returns a module's bytes, decompressed."""
     data = path.read_bytes()
     if path.suffix == ".ko":
         return data
@@ -66,7 +66,7 @@ def unpacked(path: Path) -> bytes:
 
 
 def sbin_tool(name: str) -> str:
-    """The path of an administrator's program, for a user whose PATH does not have it."""
+    """Returns the path of an administrator's program, for a user whose PATH does not have it."""
     for folder in ("", "/usr/sbin/", "/sbin/"):
         if path := shutil.which(folder + name):
             return path
@@ -76,9 +76,9 @@ def sbin_tool(name: str) -> str:
 def build_initramfs(
     recipe: Path, inittab: Path, busybox: Path, modules: Path, extras: Sequence[Path] = ()
 ) -> bytes:
-    """An initramfs for the kernel whose modules are in *modules*, a ``lib/modules/<version>``.
+    """Builds an initramfs for the kernel with ``modules``, a ``lib/modules/<version>``.
 
-    *extras* are the project's own: kernel modules (``.ko``), and tools, which the guest has in
+    ``extras`` are the project's own: kernel modules (``.ko``), and tools, which the guest has in
     its PATH and PYTHONPATH. Raises SetupError if the folder is not one.
     """
     release = modules.name

@@ -21,7 +21,7 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 @dataclass
 class Console:
-    """What comes out of the serial console. *sinks* get every byte as it comes."""
+    """What comes out of the serial console. ``sinks`` get every byte as it comes."""
 
     sinks: list[Callable[[bytes], None]] = field(default_factory=list)
     panic: str | None = None
@@ -29,7 +29,7 @@ class Console:
     _lines: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_LINES))
 
     def feed(self, data: bytes) -> None:
-        """Take bytes from the port."""
+        """Takes bytes from the port."""
         for sink in self.sinks:
             sink(data)
         lines = (self._partial + data).split(b"\n")
@@ -43,11 +43,11 @@ class Console:
 
     @property
     def pending(self) -> bytes:
-        """What came after the last whole line: a prompt, as a rule."""
+        """The bytes after the last whole line: a prompt, as a rule."""
         return self._partial
 
     def last_lines(self, count: int = 25) -> list[str]:
-        """The last whole and partial lines, at most *count*."""
+        """Returns the last whole and partial lines, at most ``count``."""
         lines = [line for line in self._lines if line.strip()]
         rest = ESCAPES.sub("", self._partial.decode(errors="replace")).strip()
         return (lines + ([rest] if rest else []))[-count:]
@@ -64,7 +64,7 @@ class Control:
     _partial: bytes = b""
 
     def feed(self, data: bytes) -> None:
-        """Take bytes from the port; what is not a reply is ignored."""
+        """Takes bytes from the port; what is not a reply is ignored."""
         lines = (self._partial + data).split(b"\n")
         self._partial = lines.pop()[-4096:]
         for line in lines:
@@ -76,5 +76,5 @@ class Control:
 
     @staticmethod
     def run_request(number: int, script: bytes) -> bytes:
-        """The bytes that ask for *script* to be run as request *number*."""
+        """Returns the bytes that ask for ``script`` to be run as request ``number``."""
         return b"run %d %d\n" % (number, len(script)) + script

@@ -37,7 +37,9 @@ RECONNECT_MILLISECONDS = 250
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a machine has. *memory* as QEMU writes it; *port_fds* are connected sockets."""
+    """The hardware of a machine. ``memory`` is as QEMU writes it; ``port_fds`` are connected
+    sockets.
+    """
 
     qemu: Path
     firmware: Sequence[Path]
@@ -59,7 +61,7 @@ class Hardware:
 
 
 def command_line(hardware: Hardware) -> list[str]:
-    """QEMU and its arguments."""
+    """Returns QEMU and its arguments."""
     accel = hardware.accel
     cpu = hardware.cpu or ",".join((*CPU[accel], *ENLIGHTENMENTS))
     words = [str(hardware.qemu)]
@@ -99,5 +101,5 @@ def command_line(hardware: Hardware) -> list[str]:
 
 
 def _escaped(value: str) -> str:
-    """A value for one of QEMU's option lists, in which a comma ends it."""
+    """Returns a value for one of QEMU's option lists, in which a comma ends it."""
     return value.replace(",", ",,")

@@ -51,16 +51,16 @@ class Monitor:
             raise VmError(f"QEMU's monitor: {error}") from error
 
     def command(self, name: str, patience: float = 30.0, **arguments: object) -> Any:
-        """Execute the command *name*; what it returns. Underscores in names become dashes."""
+        """Executes the command ``name``; returns its result. Underscores in names become dashes."""
         arguments = {key.replace("_", "-"): value for key, value in arguments.items()}
         return self._call(self._client.execute(name, arguments or None), patience)
 
     def count(self, event: str) -> int:
-        """How often *event* has come."""
+        """Returns how often ``event`` has come."""
         return sum(1 for seen in self.events if seen["event"] == event)
 
     def close(self) -> None:
-        """Hang up."""
+        """Hangs up."""
         if not self._thread.is_alive():
             return
         with contextlib.suppress(VmError):

@@ -21,7 +21,7 @@ Sink = Callable[[bytes], None]
 
 
 def discard(data: bytes) -> None:
-    """A sink for output that nobody asked for."""
+    """Drops output that nobody asked for."""
 
 
 def _write(log: BinaryIO, data: bytes) -> None:
@@ -51,13 +51,13 @@ class Streams:
         return {name: sock.fileno() for name, sock in self._theirs.items()}
 
     def start(self) -> None:
-        """Read from now on; QEMU has its ends."""
+        """Reads from now on; QEMU has its ends."""
         for sock in self._theirs.values():
             sock.close()
         self._thread.start()
 
     def send(self, port: str, data: bytes) -> None:
-        """Send bytes into a port; waits while the guest does not take them."""
+        """Sends bytes into a port; waits while the guest does not take them."""
         view = memoryview(data)
         sock = self._ours[port]
         while view:
@@ -69,7 +69,7 @@ class Streams:
                 return
 
     def close(self) -> None:
-        """Stop reading, after what is left has been read."""
+        """Stops reading, after the bytes that are there have been read."""
         self._waker.close()
         if self._thread.is_alive():
             self._thread.join(10.0)
@@ -90,7 +90,7 @@ class Streams:
                     return
 
     def _take(self, name: str) -> bool:
-        """Handle what one port has; False when it has ended."""
+        """Handles the bytes that one port has; returns false when the port has ended."""
         try:
             data = self._ours[name].recv(BLOCK)
         except BlockingIOError:

@@ -30,7 +30,7 @@ END_INTERVAL = 1.0
 
 @contextlib.contextmanager
 def raw_terminal(fd: int) -> Iterator[None]:
-    """Make a terminal raw for a while; nothing happens to what is not a terminal."""
+    """Makes a terminal raw for a while; leaves what is not a terminal as it is."""
     if not os.isatty(fd):
         yield
         return
@@ -43,7 +43,7 @@ def raw_terminal(fd: int) -> Iterator[None]:
 
 
 def terminal_words() -> str:
-    """Kernel command-line words that tell the guest about the user's terminal."""
+    """Returns kernel command-line words that tell the guest about the user's terminal."""
     if not sys.stdin.isatty():
         return "vhostvmbus.term=dumb"
     size = os.get_terminal_size(sys.stdin.fileno())
@@ -52,13 +52,13 @@ def terminal_words() -> str:
 
 
 class Keyboard:
-    """Finds the way out among the keys."""
+    """The user's keys, searched for the way out."""
 
     def __init__(self) -> None:
         self._escaped = False
 
     def keys(self, data: bytes) -> tuple[bytes, bool]:
-        """What the guest shall get, and whether the user wants out."""
+        """Returns what the guest shall get, and whether the user wants out."""
         passed = bytearray()
         for key in data:
             if self._escaped:
@@ -75,7 +75,7 @@ class Keyboard:
 
 
 def attach(machine: Machine) -> None:
-    """Connect stdin and stdout with the guest's console until the guest ends.
+    """Connects stdin and stdout with the guest's console until the guest ends.
 
     Raises GuestFailure if it ends other than by powering off.
     """
@@ -109,7 +109,10 @@ def attach(machine: Machine) -> None:
 
 
 def _wait_for_prompt(machine: Machine) -> None:
-    """Wait until the shell reads: what comes earlier may get lost when it sets its terminal up."""
+    """Waits until the shell reads.
+
+    What comes earlier may get lost when the shell sets its terminal up.
+    """
     console = machine.streams.console
     deadline = time.monotonic() + PROMPT_PATIENCE
     machine.wait_until(lambda: console.pending.endswith(PROMPT), deadline, "show a prompt")
