@@ -20,7 +20,7 @@ def _on_signal(number: int, frame: object) -> None:
 
 
 class _Version(argparse.Action):
-    """``--version``; looked up only when asked for, as a copied package has no metadata."""
+    """``--version``, looked up only when asked for, as a copied package has no metadata."""
 
     def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
         print(f"vhostvmbus {version('vhostvmbus')}")
@@ -28,7 +28,7 @@ class _Version(argparse.Action):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+    """Returns the parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="vhostvmbus",
         description="VMBus devices in Python, outside the hypervisor, for QEMU.",
@@ -43,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; its exit status."""
+    """Runs the command; returns its exit status."""
     options = make_parser().parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _on_signal)

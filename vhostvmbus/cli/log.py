@@ -10,7 +10,7 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class RateLimit(logging.Filter):
-    """Lets *burst* records of one kind through in *period* seconds and counts what it holds back.
+    """Lets ``burst`` records of a kind through in ``period`` seconds and counts what it holds back.
 
     Records are of one kind if they come from the same line of code. The first record of a new
     period says how many were held back in the one before.
@@ -23,7 +23,7 @@ class RateLimit(logging.Filter):
         self._kinds: dict[tuple[str, int], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """True if the record is to be written."""
+        """Returns whether the record is to be written."""
         kind = record.pathname, record.lineno
         now = time.monotonic()
         start, count = self._kinds.get(kind, (now, 0))
@@ -37,7 +37,7 @@ class RateLimit(logging.Filter):
 
 
 def set_up(verbose: bool) -> None:
-    """Logs to stderr, warnings and worse or, if *verbose*, everything of interest."""
+    """Logs to stderr, warnings and worse or, if ``verbose``, everything of interest."""
     handler = logging.StreamHandler()
     handler.addFilter(RateLimit())
     logging.basicConfig(

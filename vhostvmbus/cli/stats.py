@@ -16,7 +16,7 @@ _INDENT = 22
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add ``stats`` to the command line."""
+    """Adds ``stats`` to the command line."""
     parser = commands.add_parser("stats", help=HELP, description=HELP, epilog=EPILOG)
     parser.add_argument("socket", metavar="SOCKET", help="the device's socket")
     parser.add_argument("--json", action="store_true", help="as JSON, for programs")
@@ -34,7 +34,7 @@ def _interval(text: str) -> float:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the counters; 1 if nobody serves them."""
+    """Prints the counters; returns 1 if nobody serves them."""
     while True:
         try:
             found = read_statistics(options.socket)
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def as_text(found: Mapping[str, Any]) -> str:
-    """The document for people: one line for what belongs together, zeros left out of errors."""
+    """Returns the document for people: one line for what belongs together, no errors of zero."""
     lines = [
         f"{found['name']}, class {found['class_id']}",
         _line(

@@ -26,15 +26,15 @@ If the file has a function check(exchange) -> bool, it judges each packet's outc
 (vhostvmbus.guest.Exchange). The exit status is 0 if every packet was completed, no page
 but its own was touched, and check(), if there is one, agreed.
 """
-#: Pages of each ring, its header page included: the longest packet fits.
 _RING_PAGES = 257
-#: Bytes of guest memory besides the packets' pages.
+"""Pages of each ring, its header page included: the longest packet fits."""
 _SPARE = 8 << 20
+"""Bytes of guest memory besides the packets' pages."""
 Check = Callable[[Exchange], bool]
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add ``try`` to the command line."""
+    """Adds ``try`` to the command line."""
     parser = commands.add_parser(
         "try",
         help=HELP,
@@ -63,7 +63,7 @@ def _positive(text: str) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Try the device; 0 if all went well, 1 if not, 2 if it could not be tried."""
+    """Tries the device; returns 0 if all went well, 1 if not, 2 if it could not be tried."""
     logging.basicConfig(
         level=logging.INFO if options.verbose else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",
@@ -160,7 +160,7 @@ def _outcome(exchange: Exchange) -> str:
 
 
 def _shown(data: bytes) -> str:
-    """Text as text, without the padding; other bytes in hexadecimal; long ones cut."""
+    """Returns text as text, without the padding; other bytes in hexadecimal; long ones cut."""
     text = data.rstrip(b"\0")
     if text.isascii() and text.decode("ascii").isprintable():
         shown = repr(text.decode("ascii"))
