@@ -14,7 +14,7 @@ from vhostvmbus.wire.ntstatus import NtStatus
 
 
 def answer(srb: Srb, outcome: Outcome) -> bytes:
-    """The SRB and NT status for what became of a command, as Linux's storvsc expects them."""
+    """Returns the SRB and NT status for what became of a command, as Linux expects them."""
     if outcome.no_unit:
         return srb.answer(status=NtStatus.NO_SUCH_DEVICE, srb_status=SrbStatus.INVALID_LUN)
     if outcome.sense is None:
@@ -28,14 +28,14 @@ def answer(srb: Srb, outcome: Outcome) -> bytes:
 
 
 class Complaints:
-    """Lets through at most ten messages in ten seconds: a guest must not fill the host's log."""
+    """A limit of ten messages in ten seconds: a guest must not fill the host's log."""
 
     def __init__(self) -> None:
         self._since = 0.0
         self._count = 0
 
     def allowed(self) -> bool:
-        """Whether one more message may be written now."""
+        """Returns whether one more message may be written now."""
         now = time.monotonic()
         if now - self._since > 10:
             self._since, self._count = now, 0

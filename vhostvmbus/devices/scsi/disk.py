@@ -46,11 +46,11 @@ _libc.fallocate.restype = ctypes.c_int
 
 
 class DiskError(ValueError):
-    """An image that cannot be used, or a description that cannot be understood."""
+    """An image cannot be used, or a description cannot be understood."""
 
 
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """fallocate(2); Python's own ``posix_fallocate`` knows no modes.  Releases the GIL."""
+    """Calls fallocate(2), without the GIL; Python's own ``posix_fallocate`` knows no modes."""
     while _libc.fallocate(fd, mode, offset, length):
         code = ctypes.get_errno()
         if code != errno.EINTR:
@@ -139,11 +139,11 @@ class FileDisk:
         return True
 
     def fileno(self) -> int:
-        """The open file; ours to close."""
+        """Returns the open file, which stays the disk's."""
         return self._fd
 
     def direct(self) -> Direct | None:
-        """The file, for a plan; without the padding of an odd-sized image."""
+        """Returns the file, for a plan; without the padding of an odd-sized image."""
         if self._fd < 0:
             return None
         return Direct(self._fd, self._bytes, self._can_ask)
@@ -158,7 +158,7 @@ class FileDisk:
         return f"FileDisk({self.path!r}, size={self.size}, read_only={self.read_only})"
 
     def would_wait(self, offset: int, length: int) -> bool:
-        """Whether the first or the last page is missing from the page cache.
+        """Returns whether the first or the last page is missing from the page cache.
 
         Asked with a read of one byte that must not wait (0.6 µs); a file system that does not
         know the question (tmpfs) has its files in memory.
@@ -256,7 +256,7 @@ class FileDisk:
             self.write(offset + at, zeroes[: length - at])
 
     def mapped_extent(self, offset: int) -> tuple[bool, int]:
-        """Data or hole at ``offset``, and how far it goes (``SEEK_DATA``, ``SEEK_HOLE``)."""
+        """Returns whether data or a hole is at ``offset``, and how far it goes."""
         if self._is_block or not self.can_discard:
             return True, self.size - offset
         # The file position is never used otherwise, and lseek returns its answer by itself.
@@ -276,7 +276,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
-    """``"2G"``, ``"1.5M"``, ``"512"`` → bytes; units are powers of 1024.
+    """Returns the bytes that ``"2G"``, ``"1.5M"``, ``"512"`` stand for; units are powers of 1024.
 
     Raises :class:`DiskError` unless it is a positive multiple of 512.
     """
@@ -292,7 +292,7 @@ def parse_size(text: str) -> int:
 
 
 def create_image(path: str, size: int) -> bool:
-    """Makes a sparse image; ``False`` if it is there already with that size.
+    """Makes a sparse image; returns ``False`` if it is there already with that size.
 
     Raises :class:`DiskError` if it is there with another size: an image is never resized.
     """
@@ -327,7 +327,7 @@ class DiskSpec:
     """Unit serial number; by default made from the path."""
 
     def identity(self) -> Identity:
-        """What the disk will call itself: the same every time for the same path or serial."""
+        """Returns what the disk will call itself: always the same for the same path or serial."""
         name = self.serial if self.serial is not None else os.path.realpath(self.path)
         digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
         naa = bytes((0x30 | digest[0] & 0x0F,)) + digest[1:8]
@@ -341,7 +341,7 @@ class DiskSpec:
 
 
 def parse_disk(text: str) -> DiskSpec:
-    """``PATH[:SIZE][,ro][,serial=TEXT]`` → :class:`DiskSpec`.
+    """Returns the :class:`DiskSpec` that ``PATH[:SIZE][,ro][,serial=TEXT]`` stands for.
 
     ``SIZE`` creates a sparse image if there is none.  Commas in a path are fine unless what
     follows is one of the options.  Raises :class:`DiskError`.

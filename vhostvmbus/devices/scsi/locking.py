@@ -41,7 +41,7 @@ def _flock(kind: int, byte: int) -> bytes:
 
 
 def _held_by_others(fd: int, byte: int) -> bool:
-    """Whether another open file holds any lock on the byte."""
+    """Returns whether another open file holds any lock on the byte."""
     found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, byte))
     kind: int = _FLOCK.unpack(found)[0]
     return kind != fcntl.F_UNLCK

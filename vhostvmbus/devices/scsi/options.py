@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def make_device(options: argparse.Namespace) -> ScsiController:
-    """The controller; raises what opening a disk raises."""
+    """Returns the controller; raises what opening a disk raises."""
     return ScsiController(
         options.disks,
         instance_id=options.instance_id,

@@ -52,7 +52,7 @@ _NACA: Final = 0x04
 
 
 def rules(lun: int, unit: LogicalUnit, packet_sizes: tuple[int, ...]) -> Iterator[Rule]:
-    """The rules for a unit as it is now; none if every command has to be looked at."""
+    """Yields the rules for a unit as it is now; none if every command has to be looked at."""
     backing = unit.backing
     target = backing.direct() if isinstance(backing, DirectBacking) else None
     if target is None or unit.stopped or unit.attentions:

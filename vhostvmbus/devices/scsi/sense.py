@@ -18,7 +18,7 @@ FIXED_SIZE: Final = 18
 
 
 class Key(IntEnum):
-    """SPC-4 table 48."""
+    """Sense keys, SPC-4 table 48."""
 
     NO_SENSE = 0x0
     NOT_READY = 0x2
@@ -46,7 +46,7 @@ class Sense:
     in_cdb: bool = True
 
     def _key_specific(self) -> bytes:
-        """Field pointer (SPC-4 section 4.5.2.4.2), or zeroes."""
+        """Returns the field pointer (SPC-4 section 4.5.2.4.2), or zeroes."""
         if self.field is None:
             return bytes(3)
         first = 0x80 | (0x40 if self.in_cdb else 0)
@@ -55,7 +55,7 @@ class Sense:
         return struct.pack(">BH", first, self.field & 0xFFFF)
 
     def fixed(self) -> bytes:
-        """Fixed format (SPC-4 section 4.5.3), 18 bytes."""
+        """Returns fixed format (SPC-4 section 4.5.3), 18 bytes."""
         known = self.information is not None and self.information <= 0xFFFFFFFF
         information = self.information if known and self.information is not None else 0
         return struct.pack(
@@ -70,7 +70,7 @@ class Sense:
         )
 
     def descriptor(self) -> bytes:
-        """Descriptor format (SPC-4 section 4.5.2), only as long as needed."""
+        """Returns descriptor format (SPC-4 section 4.5.2), only as long as needed."""
         parts = b""
         if self.information is not None:
             parts += struct.pack(">BBBxQ", 0x00, 0x0A, 0x80, self.information)
@@ -106,29 +106,29 @@ CAPACITY_CHANGED: Final = Sense(Key.UNIT_ATTENTION, 0x2A, 0x09)
 
 
 def invalid_field(field: int, bit: int | None = None) -> CheckCondition:
-    """INVALID FIELD IN CDB, pointing at byte ``field`` (and bit) of the CDB."""
+    """Returns INVALID FIELD IN CDB, pointing at byte ``field`` (and bit) of the CDB."""
     return CheckCondition(Sense(Key.ILLEGAL_REQUEST, 0x24, 0x00, field=field, bit=bit))
 
 
 def invalid_parameter(field: int, bit: int | None = None) -> CheckCondition:
-    """INVALID FIELD IN PARAMETER LIST, pointing into the data that the guest sent."""
+    """Returns INVALID FIELD IN PARAMETER LIST, pointing into the data that the guest sent."""
     return CheckCondition(
         Sense(Key.ILLEGAL_REQUEST, 0x26, 0x00, field=field, bit=bit, in_cdb=False)
     )
 
 
 def out_of_range(lba: int) -> CheckCondition:
-    """LOGICAL BLOCK ADDRESS OUT OF RANGE; the information is the address asked for."""
+    """Returns LOGICAL BLOCK ADDRESS OUT OF RANGE; the information is the address asked for."""
     return CheckCondition(Sense(Key.ILLEGAL_REQUEST, 0x21, 0x00, information=lba))
 
 
 def miscompare(offset: int) -> CheckCondition:
-    """MISCOMPARE DURING VERIFY OPERATION at byte ``offset`` of the data sent."""
+    """Returns MISCOMPARE DURING VERIFY OPERATION at byte ``offset`` of the data sent."""
     return CheckCondition(Sense(Key.MISCOMPARE, 0x1D, 0x00, information=offset))
 
 
 def from_os_error(error: OSError, *, writing: bool) -> Sense:
-    """The sense data for an error of the host's file."""
+    """Returns the sense data for an error of the host's file."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return SPACE_ALLOCATION_FAILED
     if error.errno in (errno.EROFS, errno.EPERM, errno.EACCES):

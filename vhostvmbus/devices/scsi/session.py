@@ -98,7 +98,7 @@ class Session:
 
     @classmethod
     def resumed(cls, *, max_transfer_bytes: int, max_sub_channels: int = 0) -> Session:
-        """The session of a guest that was initialized by an earlier back end.
+        """Returns the session of a guest that was initialized by an earlier back end.
 
         Which version it chose is not known; the length of each packet tells its layout.
         """
@@ -114,7 +114,7 @@ class Session:
 
     @property
     def request_sizes(self) -> tuple[int, ...]:
-        """Lengths of payload, in bytes, that a SCSI request has in this session's state."""
+        """The lengths of payload, in bytes, that a SCSI request has in this session's state."""
         if self.state is not State.READY:
             return ()
         if self._packet_size == storvsp.PACKET_SIZE:
@@ -122,7 +122,7 @@ class Session:
         return _BOTH
 
     def receive(self, payload: bytes) -> Action:
-        """What to do with one packet of the guest."""
+        """Returns what to do with one packet of the guest."""
         # The one common case first: everything below is start-up or error.
         if payload[:4] == storvsp.EXECUTE_SRB and self.state is State.READY:
             try:

@@ -38,7 +38,7 @@ MAX_CDB_LENGTH: Final = 16
 
 
 class Operation(IntEnum):
-    """``enum vstor_packet_operation``."""
+    """What a packet is about, ``enum vstor_packet_operation``."""
 
     COMPLETE_IO = 1
     REMOVE_DEVICE = 2
@@ -102,7 +102,7 @@ class SrbFlags(IntFlag):
 
 
 class DataDirection(IntEnum):
-    """``vmscsi_request.data_in``."""
+    """The direction of a transfer, ``vmscsi_request.data_in``."""
 
     WRITE = 0
     READ = 1
@@ -177,7 +177,7 @@ class Srb:
         transferred: int = 0,
         sense: bytes = b"",
     ) -> bytes:
-        """The completing packet.
+        """Returns the completing packet.
 
         ``status`` is an NTSTATUS, ``transferred`` counts data bytes really moved.  ``sense`` is
         cut to what the guest can take; if that leaves something, the autosense flag is set.
@@ -204,7 +204,7 @@ class Srb:
 
 
 def decode_header(payload: bytes) -> tuple[int, int, int]:
-    """``(operation, flags, status)`` of a packet.  Raises :class:`MalformedPacket`."""
+    """Returns ``(operation, flags, status)`` of a packet. Raises :class:`MalformedPacket`."""
     if len(payload) < HEADER_SIZE:
         raise MalformedPacket("length", len(payload), 0, NtStatus.INVALID_PARAMETER)
     operation, flags, status = _HEADER.unpack_from(payload)
@@ -212,7 +212,7 @@ def decode_header(payload: bytes) -> tuple[int, int, int]:
 
 
 def decode_srb(payload: bytes, packet_size: int) -> Srb:
-    """The SCSI request of an EXECUTE_SRB or RESET packet at least ``packet_size`` bytes long.
+    """Returns the SCSI request of an EXECUTE_SRB or RESET packet of ``packet_size`` bytes or more.
 
     The CDB and the LUN are not judged here: that has an answer in SCSI's terms.
     """
@@ -238,7 +238,7 @@ def decode_srb(payload: bytes, packet_size: int) -> Srb:
 
 
 def decode_u16(payload: bytes, field: str) -> int:
-    """The 16-bit member at the start of the union (protocol version, subchannel count)."""
+    """Returns the 16-bit member at the start of the union (protocol version, subchannel count)."""
     if len(payload) < HEADER_SIZE + 2:
         raise MalformedPacket(field, len(payload), HEADER_SIZE, NtStatus.INVALID_PARAMETER)
     value: int = _U16.unpack_from(payload, HEADER_SIZE)[0]
@@ -246,7 +246,7 @@ def decode_u16(payload: bytes, field: str) -> int:
 
 
 def answer_control(payload: bytes, status: int, body: bytes | None = None) -> bytes:
-    """Completes a control operation: the guest's packet with status, and ``body`` as union.
+    """Returns the completion of a control operation: the guest's packet with status and ``body``.
 
     The answer is as long as a packet of the guest's layout (48 or 64 bytes): a driver drops a
     completion shorter than its own packet.  Works for a request of any length, even zero.
@@ -259,13 +259,13 @@ def answer_control(payload: bytes, status: int, body: bytes | None = None) -> by
 
 
 def properties(max_sub_channels: int, max_transfer_bytes: int) -> bytes:
-    """``struct vmstorage_channel_properties``, 24 bytes."""
+    """Returns a ``struct vmstorage_channel_properties``, 24 bytes."""
     flags = MULTI_CHANNEL if max_sub_channels else 0
     return _PROPERTIES.pack(0, max_sub_channels, 0, flags, max_transfer_bytes, 0)
 
 
 def notification(operation: Operation) -> bytes:
-    """A packet of the host's own accord: ENUMERATE_BUS, REMOVE_DEVICE.
+    """Returns a packet of the host's own accord: ENUMERATE_BUS, REMOVE_DEVICE.
 
     Sent with transaction id 0, in the long layout whatever the version: Linux reads only the
     operation, and wants at least those four bytes.

@@ -34,11 +34,11 @@ class DataBuffer(Protocol):
         ...
 
     def preadv(self, fd: int, file_offset: int, offset: int = 0, length: int | None = None) -> int:
-        """File to buffer; returns the bytes moved, fewer than asked for at end of file."""
+        """Reads from a file into the buffer; returns the bytes moved, fewer at its end."""
         ...
 
     def pwritev(self, fd: int, file_offset: int, offset: int = 0, length: int | None = None) -> int:
-        """Buffer to file; returns the bytes moved."""
+        """Writes the buffer to a file; returns the bytes moved."""
         ...
 
 
@@ -49,11 +49,11 @@ class NoData:
         return 0
 
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
-        """Nothing."""
+        """Returns no bytes."""
         return b""
 
     def write(self, data: bytes, offset: int = 0) -> None:
-        """Refuses anything but nothing."""
+        """Refuses bytes, if there are any."""
         if data:
             raise ValueError("the request has no data buffer")
 
@@ -94,7 +94,7 @@ class Backing(Protocol):
         ...
 
     def would_wait(self, offset: int, length: int) -> bool:
-        """Whether a read has to fetch something first.  A guess, made at once, never an error."""
+        """Returns whether a read has to fetch something first: a guess, never an error."""
         ...
 
     def read_into(self, data: DataBuffer, offset: int, length: int) -> None:
@@ -122,11 +122,11 @@ class Backing(Protocol):
         ...
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
-        """The range reads as zeroes from now on; ``unmap`` asks to give the space back too."""
+        """Makes the range read as zeroes; ``unmap`` asks to give the space back too."""
         ...
 
     def mapped_extent(self, offset: int) -> tuple[bool, int]:
-        """Whether the byte at ``offset`` has space allocated, and for how many bytes on."""
+        """Returns whether the byte at ``offset`` has space allocated, and for how many bytes on."""
         ...
 
 
@@ -163,7 +163,7 @@ class Identity:
 
 
 def _nobody() -> None:
-    """Nobody wants to know."""
+    """Tells nobody."""
 
 
 @dataclass(slots=True)
@@ -186,7 +186,7 @@ class LogicalUnit:
 
     @property
     def blocks(self) -> int:
-        """Capacity in logical blocks."""
+        """The capacity in logical blocks."""
         return self.backing.size // BLOCK_SIZE
 
     def raise_attention(self, sense: Sense) -> None:
@@ -196,7 +196,7 @@ class LogicalUnit:
             self.changed()
 
     def take_attention(self) -> Sense:
-        """The oldest pending unit attention, now reported; NO SENSE if there is none."""
+        """Reports the oldest pending unit attention; returns NO SENSE if there is none."""
         try:
             attention = self.attentions.popleft()
         except IndexError:
@@ -205,7 +205,7 @@ class LogicalUnit:
         return attention
 
     def set_write_cache(self, on: bool) -> None:
-        """WCE; writes that begin after the return keep to it."""
+        """Sets WCE; writes that begin after the return keep to it."""
         self.write_cache = on
         self.changed()
 
@@ -215,7 +215,7 @@ class LogicalUnit:
         self.changed()
 
     def reset(self, attention: Sense | None, *, tell: bool = True) -> None:
-        """A logical unit reset (SAM-5 section 6.3.3): mode pages and power return to default.
+        """Resets the unit (SAM-5 section 6.3.3): mode pages and power return to default.
 
         Without ``tell`` the caller sees to what :attr:`changed` is for, once for several units.
         """
@@ -239,15 +239,15 @@ class Request:
     """Bytes of ``data`` that the request may use."""
 
     def u16(self, offset: int) -> int:
-        """Big-endian field of the CDB."""
+        """Returns a big-endian field of the CDB."""
         return int.from_bytes(self.cdb[offset : offset + 2], "big")
 
     def u32(self, offset: int) -> int:
-        """Big-endian field of the CDB."""
+        """Returns a big-endian field of the CDB."""
         return int.from_bytes(self.cdb[offset : offset + 4], "big")
 
     def u64(self, offset: int) -> int:
-        """Big-endian field of the CDB."""
+        """Returns a big-endian field of the CDB."""
         return int.from_bytes(self.cdb[offset : offset + 8], "big")
 
     def reply(self, payload: bytes, allocation_length: int) -> int:

@@ -52,7 +52,7 @@ class Outcome:
 
     @classmethod
     def failed(cls, sense: Sense) -> Outcome:
-        """CHECK CONDITION with ``sense``."""
+        """Returns CHECK CONDITION with ``sense``."""
         return cls(Status.CHECK_CONDITION, sense=sense)
 
 
@@ -60,7 +60,7 @@ NO_UNIT = Outcome(Status.GOOD, no_unit=True)
 
 
 def find(cdb: bytes) -> Command | None:
-    """The table's row for a CDB of 16 bytes."""
+    """Returns the table's row for a CDB of 16 bytes, if there is one."""
     command = table.BY_OPCODE.get(cdb[0])
     if command is None:
         actions = table.BY_ACTION.get(cdb[0])
@@ -70,7 +70,7 @@ def find(cdb: bytes) -> Command | None:
 
 
 def is_slow(unit: LogicalUnit, cdb: bytes) -> bool:
-    """Whether a command may sleep for long: flushes, space allocation, large verifications.
+    """Returns whether a command may sleep for long: flushes, allocation, large verifications.
 
     A WRITE is slow when it has to be durable (FUA, or no write cache), a READ when the host has
     to fetch the data first.
@@ -134,7 +134,7 @@ def execute(
 
 
 def _without_unit(request: Request, command: Command | None, luns: list[int]) -> Outcome:
-    """What an address without a logical unit answers (SPC-4 section 4.5.1)."""
+    """Answers for an address without a logical unit (SPC-4 section 4.5.1)."""
     opcode = command.opcode if command is not None else None
     if opcode == Opcode.INQUIRY:
         return Outcome(Status.GOOD, inquiry_nothing(request))

@@ -26,7 +26,7 @@ def _ascii(text: str, size: int) -> bytes:
 
 
 def standard_data(unit: LogicalUnit | None) -> bytes:
-    """Standard INQUIRY data, 74 bytes; with ``None``, what a LUN without a device answers."""
+    """Returns standard INQUIRY data, 74 bytes; with ``None``, those of a LUN without a device."""
     versions = (*_VERSION_DESCRIPTORS, 0, 0, 0, 0, 0)
     vendor, product, revision = "", "", ""
     if unit is not None:
@@ -57,7 +57,7 @@ def _serial_number(unit: LogicalUnit) -> bytes:
 
 
 def _designators(unit: LogicalUnit) -> bytes:
-    """Device identification (SPC-4 section 7.8.6): NAA first, it is what hosts name disks by."""
+    """Returns device identification (SPC-4 section 7.8.6), NAA first: hosts name disks by it."""
     who = unit.identity
     naa = struct.pack(">BBxB", 0x01, 0x03, len(who.naa)) + who.naa
     vendor = _ascii(who.vendor, 8) + _serial_number(unit)
@@ -65,7 +65,7 @@ def _designators(unit: LogicalUnit) -> bytes:
 
 
 def _block_limits(unit: LogicalUnit) -> bytes:
-    """SBC-3 section 6.6.4."""
+    """Returns the page of SBC-3 section 6.6.4."""
     discard = unit.backing.can_discard
     physical = 1 << BLOCKS_PER_PHYSICAL_EXPONENT
     return struct.pack(
@@ -85,12 +85,12 @@ def _block_limits(unit: LogicalUnit) -> bytes:
 
 
 def _characteristics(unit: LogicalUnit) -> bytes:
-    """SBC-3 section 6.6.3: no rotating medium."""
+    """Returns the page of SBC-3 section 6.6.3: no rotating medium."""
     return struct.pack(">HBB56x", 0x0001, 0x00, 0x00)
 
 
 def _provisioning(unit: LogicalUnit) -> bytes:
-    """SBC-3 section 6.6.5: thin, UNMAP and both WRITE SAME commands, no anchors."""
+    """Returns the page of SBC-3 section 6.6.5: thin, UNMAP and both WRITE SAME, no anchors."""
     if not unit.backing.can_discard:
         return bytes(4)
     zeroes = 0x04 if unit.backing.discard_zeroes else 0
@@ -108,7 +108,7 @@ _PAGES: Final[dict[int, Callable[[LogicalUnit], bytes]]] = {
 
 
 def inquiry(unit: LogicalUnit, request: Request) -> int:
-    """INQUIRY (SPC-4 section 6.6)."""
+    """Does INQUIRY (SPC-4 section 6.6)."""
     page, allocation = request.cdb[2], request.u16(3)
     if not request.cdb[1] & 0x01:
         if page:
@@ -122,7 +122,7 @@ def inquiry(unit: LogicalUnit, request: Request) -> int:
 
 
 def inquiry_nothing(request: Request) -> int:
-    """INQUIRY to a LUN where nothing is: the standard data that say so (SPC-4 section 6.6.2)."""
+    """Does INQUIRY to a LUN where nothing is, with data that say so (SPC-4 section 6.6.2)."""
     if request.cdb[1] & 0x01 or request.cdb[2]:
         raise invalid_field(1, 0)
     return request.reply(standard_data(None), request.u16(3))

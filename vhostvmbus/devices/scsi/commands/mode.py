@@ -30,12 +30,12 @@ _DPOFUA: Final = 0x10
 
 
 def _caching(write_cache: bool) -> bytes:
-    """SBC-3 section 6.5.5, 20 bytes."""
+    """Returns the caching page (SBC-3 section 6.5.5), 20 bytes."""
     return bytes((CACHING, 0x12, _WCE if write_cache else 0)).ljust(20, b"\0")
 
 
 def _page(code: int, unit: LogicalUnit) -> bytes:
-    """The page with current values."""
+    """Returns the page with current values."""
     if code == CACHING:
         return _caching(unit.write_cache)
     if code == CONTROL:
@@ -46,7 +46,7 @@ def _page(code: int, unit: LogicalUnit) -> bytes:
 
 
 def _changeable(code: int, unit: LogicalUnit) -> bytes:
-    """The page as a mask of what MODE SELECT may change."""
+    """Returns the page as a mask of what MODE SELECT may change."""
     if code == CACHING:
         return _caching(True)
     page = _page(code, unit)
@@ -77,17 +77,17 @@ def _device_specific(unit: LogicalUnit) -> int:
 
 
 def _short_descriptor(unit: LogicalUnit) -> bytes:
-    """SBC-3 section 6.5.2.2, 8 bytes."""
+    """Returns a block descriptor of SBC-3 section 6.5.2.2, 8 bytes."""
     return struct.pack(">II", min(unit.blocks, 0xFFFFFFFF), BLOCK_SIZE)
 
 
 def _long_descriptor(unit: LogicalUnit) -> bytes:
-    """SBC-3 section 6.5.2.3, 16 bytes."""
+    """Returns a block descriptor of SBC-3 section 6.5.2.3, 16 bytes."""
     return struct.pack(">Q4xI", unit.blocks, BLOCK_SIZE)
 
 
 def mode_sense_6(unit: LogicalUnit, request: Request) -> int:
-    """MODE SENSE(6) (SPC-4 section 6.11)."""
+    """Does MODE SENSE(6) (SPC-4 section 6.11)."""
     cdb = request.cdb
     pages = _pages(unit, cdb[2] >> 6, cdb[2] & 0x3F, cdb[3])
     descriptor = b"" if cdb[1] & 0x08 else _short_descriptor(unit)
@@ -97,7 +97,7 @@ def mode_sense_6(unit: LogicalUnit, request: Request) -> int:
 
 
 def mode_sense_10(unit: LogicalUnit, request: Request) -> int:
-    """MODE SENSE(10) (SPC-4 section 6.12)."""
+    """Does MODE SENSE(10) (SPC-4 section 6.12)."""
     cdb = request.cdb
     pages = _pages(unit, cdb[2] >> 6, cdb[2] & 0x3F, cdb[3])
     long = bool(cdb[1] & 0x10)
@@ -119,7 +119,7 @@ def _check_select(request: Request) -> None:
 
 
 def _descriptor_is_ours(unit: LogicalUnit, descriptor: bytes) -> bool:
-    """Whether a block descriptor asks for the format that the disk has."""
+    """Returns whether a block descriptor asks for the format that the disk has."""
     if len(descriptor) == 8:
         blocks, size = struct.unpack(">II", descriptor)
         size &= 0xFFFFFF
@@ -170,14 +170,14 @@ def _select(unit: LogicalUnit, parameters: bytes, header: int, descriptors: int)
 
 
 def mode_select_6(unit: LogicalUnit, request: Request) -> int:
-    """MODE SELECT(6) (SPC-4 section 6.9)."""
+    """Does MODE SELECT(6) (SPC-4 section 6.9)."""
     _check_select(request)
     length = request.cdb[4]
     return _take_list(unit, request, length, 4)
 
 
 def mode_select_10(unit: LogicalUnit, request: Request) -> int:
-    """MODE SELECT(10) (SPC-4 section 6.10)."""
+    """Does MODE SELECT(10) (SPC-4 section 6.10)."""
     _check_select(request)
     return _take_list(unit, request, request.u16(7), 8)
 

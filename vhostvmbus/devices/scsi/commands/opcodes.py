@@ -14,7 +14,7 @@ _NO_TIMEOUTS = struct.pack(">H10x", 0x0A)
 
 
 def _all(timeouts: bool) -> bytes:
-    """All_commands parameter data (SPC-4 section 6.36.2)."""
+    """Returns all_commands parameter data (SPC-4 section 6.36.2)."""
     entries = b""
     for command in COMMANDS:
         flags = (0x01 if command.service_action is not None else 0) | (0x02 if timeouts else 0)
@@ -27,7 +27,7 @@ def _all(timeouts: bool) -> bytes:
 
 
 def _one(command: Command | None, timeouts: bool) -> bytes:
-    """One_command parameter data (SPC-4 section 6.36.3)."""
+    """Returns one_command parameter data (SPC-4 section 6.36.3)."""
     if command is None:
         return struct.pack(">BBH", 0, 0x01, 0)
     usage = command.usage
@@ -40,7 +40,7 @@ def _one(command: Command | None, timeouts: bool) -> bytes:
 
 
 def report_supported_opcodes(request: Request) -> int:
-    """Options 0 (all), 1 (an opcode), 2 (opcode and service action), 3 (either)."""
+    """Reports all codes (option 0), one (1), one with a service action (2), either (3)."""
     cdb = request.cdb
     timeouts, option = bool(cdb[2] & 0x80), cdb[2] & 0x07
     opcode, action = cdb[3], request.u16(4)

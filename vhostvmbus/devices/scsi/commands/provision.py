@@ -26,7 +26,7 @@ _DESCRIPTOR = struct.Struct(">QI4x")
 
 
 def unmap(unit: LogicalUnit, request: Request) -> int:
-    """UNMAP (SBC-3 section 5.31).  All descriptors are checked before the first takes effect."""
+    """Does UNMAP (SBC-3 section 5.31): checks all descriptors before the first takes effect."""
     backing = unit.backing
     if backing.read_only:
         raise CheckCondition(WRITE_PROTECTED)
@@ -59,7 +59,7 @@ def unmap(unit: LogicalUnit, request: Request) -> int:
 
 
 def write_same(unit: LogicalUnit, request: Request) -> int:
-    """WRITE SAME(10), (16) (SBC-3 sections 5.41, 5.42).
+    """Does WRITE SAME(10), (16) (SBC-3 sections 5.41, 5.42).
 
     UNMAP with a block of zeroes gives the space back.  With any other block it writes: what is
     read afterwards has to be that block.  NDOB (16 only) stands for a block of zeroes.

@@ -15,19 +15,19 @@ from vhostvmbus.devices.scsi.unit import (
 
 
 def test_unit_ready(unit: LogicalUnit, request: Request) -> int:
-    """TEST UNIT READY (SPC-4 section 6.47); the dispatcher has checked that it is."""
+    """Does TEST UNIT READY (SPC-4 section 6.47); the dispatcher has checked that the unit is."""
     return 0
 
 
 def request_sense(unit: LogicalUnit, request: Request) -> int:
-    """REQUEST SENSE (SPC-4 section 6.39): a pending unit attention, else NO SENSE."""
+    """Does REQUEST SENSE (SPC-4 section 6.39): a pending unit attention, else NO SENSE."""
     sense = unit.take_attention()
     payload = sense.descriptor() if request.cdb[1] & 0x01 else sense.fixed()
     return request.reply(payload, request.cdb[4])
 
 
 def read_capacity_10(unit: LogicalUnit, request: Request) -> int:
-    """READ CAPACITY(10) (SBC-3 section 5.15)."""
+    """Does READ CAPACITY(10) (SBC-3 section 5.15)."""
     if not request.cdb[8] & 0x01 and request.u32(2):
         raise invalid_field(2)
     last = min(unit.blocks - 1, 0xFFFFFFFF)
@@ -35,7 +35,7 @@ def read_capacity_10(unit: LogicalUnit, request: Request) -> int:
 
 
 def read_capacity_16(unit: LogicalUnit, request: Request) -> int:
-    """READ CAPACITY(16) (SBC-3 section 5.16), 32 bytes."""
+    """Does READ CAPACITY(16) (SBC-3 section 5.16), 32 bytes."""
     provisioning = 0
     if unit.backing.can_discard:
         provisioning = 0x80 | (0x40 if unit.backing.discard_zeroes else 0)
@@ -51,7 +51,7 @@ def read_capacity_16(unit: LogicalUnit, request: Request) -> int:
 
 
 def get_lba_status(unit: LogicalUnit, request: Request) -> int:
-    """GET LBA STATUS (SBC-3 section 5.4): one descriptor, for the extent at the address."""
+    """Does GET LBA STATUS (SBC-3 section 5.4): one descriptor, for the extent at the address."""
     lba = request.u64(2)
     if lba >= unit.blocks:
         raise out_of_range(lba)
@@ -62,7 +62,7 @@ def get_lba_status(unit: LogicalUnit, request: Request) -> int:
 
 
 def start_stop_unit(unit: LogicalUnit, request: Request) -> int:
-    """START STOP UNIT (SBC-3 section 5.25).  Power conditions active, idle, standby do nothing."""
+    """Does START STOP UNIT (SBC-3 section 5.25). Active, idle and standby change nothing."""
     condition = request.cdb[4] >> 4
     if condition:
         if condition > 3:
@@ -83,18 +83,18 @@ def start_stop_unit(unit: LogicalUnit, request: Request) -> int:
 
 
 def prevent_allow(unit: LogicalUnit, request: Request) -> int:
-    """PREVENT ALLOW MEDIUM REMOVAL (SPC-4 section 6.18): the medium never leaves."""
+    """Does PREVENT ALLOW MEDIUM REMOVAL (SPC-4 section 6.18): the medium never leaves."""
     return 0
 
 
 def report_luns_data(luns: list[int]) -> bytes:
-    """REPORT LUNS parameter data (SPC-4 section 6.35), single-level peripheral addresses."""
+    """Returns REPORT LUNS data (SPC-4 section 6.35), single-level peripheral addresses."""
     entries = b"".join(struct.pack(">BB6x", 0, lun) for lun in luns)
     return struct.pack(">I4x", len(entries)) + entries
 
 
 def report_luns(luns: list[int], request: Request) -> int:
-    """REPORT LUNS (SPC-4 section 6.35); there are no well-known logical units."""
+    """Does REPORT LUNS (SPC-4 section 6.35); there are no well-known logical units."""
     select = request.cdb[2]
     if select > 2:
         raise invalid_field(2)

@@ -49,7 +49,7 @@ class Command:
 
     @property
     def length(self) -> int:
-        """Bytes of the CDB."""
+        """How many bytes the CDB has."""
         return len(self.usage)
 
 

@@ -26,7 +26,7 @@ _CHUNK = 1 << 20
 
 
 def extent(cdb: bytes) -> tuple[int, int, int]:
-    """``(lba, blocks, offset of the length field)`` of a 6-, 10-, 12- or 16-byte CDB."""
+    """Returns ``(lba, blocks, offset of the length field)`` of a CDB of 6, 10, 12 or 16 bytes."""
     match cdb[0] >> 5:
         case 0:
             return int.from_bytes(cdb[1:4], "big") & 0x1FFFFF, cdb[4] or 256, 4
@@ -42,7 +42,7 @@ def extent(cdb: bytes) -> tuple[int, int, int]:
 
 
 def check_extent(unit: LogicalUnit, lba: int, blocks: int) -> None:
-    """LBA OUT OF RANGE unless the range lies on the disk."""
+    """Raises LBA OUT OF RANGE unless the range lies on the disk."""
     total = unit.blocks
     if lba >= total:
         raise out_of_range(lba)
@@ -51,7 +51,7 @@ def check_extent(unit: LogicalUnit, lba: int, blocks: int) -> None:
 
 
 def _range(unit: LogicalUnit, request: Request, *, data: bool) -> tuple[int, int]:
-    """Byte offset and length of the command's range, checked; ``data``: the buffer holds it."""
+    """Returns byte offset and length of the command's range; with ``data``, the buffer holds it."""
     lba, blocks, field = extent(request.cdb)
     check_extent(unit, lba, blocks)
     if blocks > unit.max_transfer_blocks:
@@ -63,7 +63,7 @@ def _range(unit: LogicalUnit, request: Request, *, data: bool) -> tuple[int, int
 
 
 def _refuse_protection(request: Request) -> None:
-    """RDPROTECT, WRPROTECT, VRPROTECT: the disk has no protection information."""
+    """Refuses RDPROTECT, WRPROTECT, VRPROTECT: the disk has no protection information."""
     if request.cdb[0] >> 5 and request.cdb[1] & 0xE0:
         raise invalid_field(1, 7)
 
@@ -79,7 +79,7 @@ def _refuse_read_only(unit: LogicalUnit) -> None:
 
 
 def read_would_wait(unit: LogicalUnit, cdb: bytes) -> bool:
-    """Whether a READ that is in range needs data that the host has to fetch."""
+    """Returns whether a READ that is in range needs data that the host has to fetch."""
     lba, blocks, _ = extent(cdb)
     if not blocks or blocks > unit.max_transfer_blocks or lba + blocks > unit.blocks:
         return False
@@ -87,7 +87,7 @@ def read_would_wait(unit: LogicalUnit, cdb: bytes) -> bool:
 
 
 def read(unit: LogicalUnit, request: Request) -> int:
-    """READ(6), (10), (12), (16) (SBC-3 sections 5.10 to 5.13)."""
+    """Does READ(6), (10), (12), (16) (SBC-3 sections 5.10 to 5.13)."""
     _refuse_protection(request)
     offset, length = _range(unit, request, data=True)
     if length:
@@ -96,7 +96,7 @@ def read(unit: LogicalUnit, request: Request) -> int:
 
 
 def write(unit: LogicalUnit, request: Request) -> int:
-    """WRITE(6), (10), (12), (16) (SBC-3 sections 5.32 to 5.35)."""
+    """Does WRITE(6), (10), (12), (16) (SBC-3 sections 5.32 to 5.35)."""
     _refuse_read_only(unit)
     _refuse_protection(request)
     offset, length = _range(unit, request, data=True)
@@ -115,7 +115,7 @@ def _byte_check(request: Request) -> int:
 
 
 def _compare(unit: LogicalUnit, offset: int, wanted: bytes) -> None:
-    """MISCOMPARE at the first byte of the medium that differs from ``wanted``."""
+    """Raises MISCOMPARE at the first byte of the medium that differs from ``wanted``."""
     for at in range(0, len(wanted), _CHUNK):
         expected = wanted[at : at + _CHUNK]
         found = unit.backing.read(offset + at, len(expected))
@@ -130,7 +130,7 @@ def _read_through(unit: LogicalUnit, offset: int, length: int) -> None:
 
 
 def verify(unit: LogicalUnit, request: Request) -> int:
-    """VERIFY(10), (12), (16) (SBC-3 sections 5.27 to 5.29).
+    """Does VERIFY(10), (12), (16) (SBC-3 sections 5.27 to 5.29).
 
     BYTCHK 0 reads the range, 1 compares it with the data, 3 each block with the one block sent.
     """
@@ -153,7 +153,7 @@ def verify(unit: LogicalUnit, request: Request) -> int:
 
 
 def write_and_verify(unit: LogicalUnit, request: Request) -> int:
-    """WRITE AND VERIFY(10), (12), (16) (SBC-3 sections 5.37 to 5.39): writes, and means it.
+    """Does WRITE AND VERIFY(10), (12), (16) (SBC-3 sections 5.37 to 5.39): writes, and means it.
 
     The data are durable before they are read back; BYTCHK 1 compares them too.
     """
@@ -176,7 +176,7 @@ def write_and_verify(unit: LogicalUnit, request: Request) -> int:
 
 
 def synchronize_cache(unit: LogicalUnit, request: Request) -> int:
-    """SYNCHRONIZE CACHE(10), (16) (SBC-3 sections 5.26, 5.27): flushes the whole disk.
+    """Does SYNCHRONIZE CACHE(10), (16) (SBC-3 sections 5.26, 5.27): flushes the whole disk.
 
     Zero blocks means to the end.  IMMED is ignored: the command completes when it is done.
     """
