@@ -16,9 +16,9 @@ from vhostvmbus.wire.vmbus import PAGE_SIZE
 
 
 class GuestCodeMap:
-    """One bit for each page of `regions`, in a memfd.
+    """A code map: one bit for each page of ``regions``, in a memfd.
 
-    `cannot_tell` declares every region with ``first_bit`` of all ones.
+    ``cannot_tell`` declares every region with ``first_bit`` of all ones.
     """
 
     def __init__(self, regions: Sequence[RamRegion], *, cannot_tell: bool = False) -> None:
@@ -34,7 +34,7 @@ class GuestCodeMap:
         self._map = mmap.mmap(self.fd, self.size)
 
     def message(self) -> m.SetCodeMap:
-        """``VMBUS_SET_CODE_MAP`` for this map; :attr:`fd` goes with it."""
+        """Returns ``VMBUS_SET_CODE_MAP`` for this map; :attr:`fd` goes with it."""
         return m.SetCodeMap(
             self.size,
             tuple(
@@ -48,7 +48,7 @@ class GuestCodeMap:
         )
 
     def mark(self, pfn: int, translated: bool = True) -> None:
-        """Set, or clear, the bit of a page."""
+        """Sets, or clears, the bit of a page."""
         at, mask = self._locate(pfn)
         if translated:
             self._map[at] |= mask
@@ -56,12 +56,12 @@ class GuestCodeMap:
             self._map[at] &= ~mask
 
     def is_marked(self, pfn: int) -> bool:
-        """Whether the bit of a page is set."""
+        """Returns whether the bit of a page is set."""
         at, mask = self._locate(pfn)
         return bool(self._map[at] & mask)
 
     def take_over(self, older: GuestCodeMap) -> None:
-        """Set the bits of every page that `older` has set and this map has as well."""
+        """Sets the bits of every page that ``older`` has set and this map has as well."""
         for region, _ in self._first_bits:
             if any(region == known for known, _ in older._first_bits):
                 page = region.guest_phys_addr // PAGE_SIZE
@@ -70,7 +70,7 @@ class GuestCodeMap:
                         self.mark(pfn)
 
     def close(self) -> None:
-        """Give the map back."""
+        """Unmaps the map and closes its file."""
         self._map.close()
         os.close(self.fd)
 

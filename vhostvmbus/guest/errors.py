@@ -17,7 +17,7 @@ class GuestSideError(VmbusError):
 
 
 class SendRefused(GuestSideError):
-    """The arguments of a send are refused before anything reaches the ring."""
+    """The arguments of a send were refused before anything reached the ring."""
 
     def __init__(self, text: str, status: NtStatus = NtStatus.INVALID_PARAMETER) -> None:
         super().__init__(text)
@@ -25,11 +25,11 @@ class SendRefused(GuestSideError):
 
 
 class RequestFailed(SendRefused):
-    """A synchronous request that has no answer; ``status`` says why."""
+    """A synchronous request has no answer; ``status`` says why."""
 
 
 class Cancelled(GuestSideError):
-    """The caller does not want to wait any more.  The packet is still in flight."""
+    """The caller does not want to wait any more. The packet is still in flight."""
 
     status = NtStatus.CANCELLED
 
@@ -53,19 +53,19 @@ class RingFullTimeout(GuestSideError):
 
 
 class HostBrokeRing(GuestSideError):
-    """What the host put into the ring cannot be followed; the channel stops."""
+    """The ring cannot be followed beyond what the host put into it; the channel stops."""
 
     status = NtStatus.INVALID_DEVICE_STATE
 
 
 class NoSuchDevice(GuestSideError):
-    """What is offered at the socket is not the device that was asked for."""
+    """The device at the socket is not the one that was asked for."""
 
     status = NtStatus.NO_SUCH_DEVICE
 
 
 class NotOffered(GuestSideError):
-    """The host does not offer this channel, or has taken the offer back."""
+    """The host does not offer this channel, or has rescinded it."""
 
     status = NtStatus.NO_SUCH_DEVICE
 

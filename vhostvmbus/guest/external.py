@@ -20,7 +20,7 @@ _U64 = 1 << 64
 
 
 def require_completion(wait_for_completion: bool) -> None:
-    """Both functions demand WAIT_FOR_COMPLETION: the pages are the host's until it completes."""
+    """Refuses a send without WAIT_FOR_COMPLETION: the pages are the host's until it completes."""
     if not wait_for_completion:
         raise SendRefused("external data cannot be sent without WAIT_FOR_COMPLETION")
 
@@ -32,10 +32,9 @@ def range_of_pfns(
     byte_offset: int = 0,
     byte_count: int | None = None,
 ) -> GpaRange:
-    """One range: `pfn_length` pages from `pfns[pfn_offset]`, the last one being
-    ``pfns[pfn_offset + pfn_length - 1]``.
+    """Returns one range: ``pfn_length`` pages from ``pfns[pfn_offset]`` on.
 
-    It starts `byte_offset` bytes into the first page and has `byte_count` bytes; by default it
+    It starts ``byte_offset`` bytes into the first page and has ``byte_count`` bytes; by default it
     ends with the last page, so that PFNs alone describe whole pages.
     """
     end = len(pfns) if pfn_length is None else pfn_offset + pfn_length
@@ -50,10 +49,10 @@ def range_of_pfns(
 def ranges_of_chain(
     chain: Sequence[GpaRange], offset: int = 0, length: int = 0, force_length: bool = False
 ) -> list[GpaRange]:
-    """`length` bytes that start `offset` bytes into the buffers of `chain`, taken as one stretch.
+    """Returns ``length`` bytes from ``offset`` on in the buffers of ``chain``, as one stretch.
 
-    `length` 0 means all that follows.  With `force_length` (FORCE_MDL_LENGTH) only the first
-    buffer counts, and `length` may exceed what it says it has, up to the end of its last page.
+    ``length`` 0 means all that follows.  With ``force_length`` (FORCE_MDL_LENGTH) only the first
+    buffer counts, and ``length`` may exceed what it says it has, up to the end of its last page.
     """
     check_ranges(chain)
     if offset < 0 or length < 0:
@@ -85,7 +84,7 @@ def _part(item: GpaRange, offset: int, length: int) -> GpaRange:
 
 
 def check_ranges(ranges: Sequence[GpaRange]) -> None:
-    """Refuse ranges whose bytes and pages do not go together, or that a packet cannot say.
+    """Refuses ranges whose bytes and pages do not go together, or that a packet cannot say.
 
     Whether a PFN is memory is the host's to find out.
     """

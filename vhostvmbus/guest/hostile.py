@@ -40,11 +40,11 @@ class RawRing:
         self.data = pages[RING_HEADER_SIZE:]
 
     def field(self, offset: int) -> int:
-        """A header field, by its offset."""
+        """Returns a header field, by its offset."""
         return int(_U32.unpack_from(self.header, offset)[0])
 
     def set_field(self, offset: int, value: int) -> None:
-        """Write a header field."""
+        """Writes a header field."""
         _U32.pack_into(self.header, offset, value & 0xFFFFFFFF)
 
     @property
@@ -93,16 +93,16 @@ class RawRing:
         self.set_field(RING_FEATURE_BITS, value)
 
     def write(self, offset: int, data: bytes) -> None:
-        """Bytes into the data area, wrapping at its end."""
+        """Writes bytes into the data area, wrapping at its end."""
         for at, byte in enumerate(data, offset):
             self.data[at % len(self.data)] = byte
 
     def read(self, offset: int, size: int) -> bytes:
-        """Bytes out of the data area, wrapping at its end."""
+        """Returns bytes of the data area, wrapping at its end."""
         return bytes(self.data[at % len(self.data)] for at in range(offset, offset + size))
 
     def put(self, data: bytes) -> int:
-        """Write `data` at the write index and advance it; the offset it was written at."""
+        """Writes ``data`` at the write index and advances it; returns the offset of the data."""
         start = self.write_index
         self.write(start, data)
         self.write_index = (start + len(data)) % len(self.data)
@@ -118,19 +118,19 @@ class HostileChannel:
     """
 
     def __init__(self, ring: Ring, kick_fd: int) -> None:
-        #: guest → host, and host → guest
         self.out_ring = RawRing(ring.pages(sending=True))
+        """Guest → host, and host → guest."""
         self.in_ring = RawRing(ring.pages(sending=False))
         self._kick_fd = kick_fd
 
     def kick(self) -> None:
-        """Signal the host."""
+        """Signals the host."""
         signal(self._kick_fd)
 
     def put_packet(
         self, descriptor: Descriptor, body: bytes, *, trailer: bytes | None = None
     ) -> int:
-        """A descriptor and whatever follows it, without a check; then a signal."""
+        """Puts a descriptor and whatever follows it, without a check; then signals."""
         start = self.out_ring.write_index
         raw = pack_descriptor(descriptor) + body
         tail = struct.pack("<II", 0, start) if trailer is None else trailer
@@ -149,7 +149,7 @@ class HostileChannel:
         offset8: int | None = None,
         len8: int | None = None,
     ) -> int:
-        """A GPA-direct packet whose counts may lie."""
+        """Puts a GPA-direct packet whose counts may lie."""
         header = struct.pack("<II", 0, len(ranges) if range_count is None else range_count)
         header += build_ranges(ranges)
         body = header + payload.ljust(align8(len(payload)), b"\0")

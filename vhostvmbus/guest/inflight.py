@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a front end keeps of its back ends' in-flight region: the file, and what was said of it.
 
-`docs/vhost-user-vmbus.md`, "Packets in flight".  Invariant: a back end is given
+``docs/vhost-user-vmbus.md``, "Packets in flight".  Invariant: a back end is given
 only what the one directly before it left; nothing is kept past one that does not record.
 """
 
@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 
 
 class KeptInflight:
-    """The region, if there is one."""
+    """The in-flight region that a front end keeps between back ends, if there is one."""
 
     def __init__(self) -> None:
-        #: the file; -1: none
         self.fd = -1
-        #: what the back end that made it said of it
+        """The file; -1: none."""
         self.reply: m.InflightReply | None = None
+        """What the back end that made it said of it."""
 
     def share(self, front_end: FrontEnd, channels: int) -> None:
         """Gives a new back end the region of the one before, or has it make one."""
@@ -48,7 +48,7 @@ class KeptInflight:
             self.reply, self.fd = answer, fds[0]
 
     def forget(self) -> None:
-        """Keeps nothing."""
+        """Closes the region, so that the next back end makes one."""
         self.reply = None
         if self.fd >= 0:
             os.close(self.fd)

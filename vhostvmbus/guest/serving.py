@@ -17,7 +17,7 @@ from vhostvmbus.vhost_user.server import Server
 
 
 def connect_socket(path: str | os.PathLike[str]) -> socket.socket:
-    """A UNIX stream socket connected to `path`."""
+    """Returns a UNIX stream socket connected to ``path``."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.connect(os.fspath(path))
@@ -31,7 +31,7 @@ def connect_socket(path: str | os.PathLike[str]) -> socket.socket:
 def serving(
     device: Device | DeviceHost, *, invalidate_timeout: float = INVALIDATE_TIMEOUT
 ) -> Iterator[tuple[Server, Path, DeviceHost]]:
-    """Serve `device` in a thread at a socket in a folder of its own, for as long as the block runs.
+    """Serves ``device`` in a thread, at a socket of its own, for as long as the block runs.
 
     An error of the server's thread is raised here in the end.
     """

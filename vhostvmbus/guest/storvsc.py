@@ -32,7 +32,7 @@ _REQUEST = struct.Struct("<IIIHBBBBBBBBBBI16s4s")
 
 
 class BadAnswer(GuestSideError):
-    """The host completed a packet with something that a driver could not use."""
+    """The host completed a packet with bytes that a driver could not use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Completion:
 
     @property
     def good(self) -> bool:
-        """Success in every respect."""
+        """Whether the request succeeded in every respect."""
         return (self.status, self.srb_status, self.scsi_status) == (0, 1, 0)
 
     @property
@@ -70,7 +70,7 @@ class PendingRequest:
     ranges: list[GpaRange] = field(default_factory=list)
 
     def wait(self, timeout: float = TIMEOUT) -> Completion:
-        """Its completion; the pages are given back."""
+        """Returns the request's completion; the pages are given back."""
         try:
             answer = self.transaction.wait(timeout)
             data = self.driver.gather(self.ranges)
@@ -87,7 +87,7 @@ class PendingRequest:
 
 
 class Storvsc:
-    """The driver of one controller.  `channel` is open; :meth:`initialize` comes first."""
+    """The driver of one controller.  ``channel`` is open; :meth:`initialize` comes first."""
 
     def __init__(self, guest: SoftwareGuest, channel: GuestChannel) -> None:
         self.guest = guest
@@ -100,7 +100,9 @@ class Storvsc:
     # ---- initialization ----
 
     def control(self, operation: int, body: bytes = b"") -> bytes:
-        """An in-band control packet; the completing packet.  Raises :class:`BadAnswer`."""
+        """Sends an in-band control packet; returns the completing packet. Raises
+        :class:`BadAnswer`.
+        """
         packet = struct.pack("<III", operation, 1, 0) + body
         answer = self.channel.send(packet.ljust(self.packet_size, b"\0"))
         if len(answer) < self.packet_size or answer[:4] != b"\x01\0\0\0":
@@ -108,7 +110,7 @@ class Storvsc:
         return answer
 
     def initialize(self, versions: Sequence[int] = LINUX_VERSIONS) -> int:
-        """The handshake, offering `versions` in their order; the accepted one."""
+        """Does the handshake, offering ``versions`` in their order; returns the accepted one."""
         self.packet_size = SHORT if max(versions) < 0x0501 else LONG
         self._must(BEGIN)
         for version in versions:
@@ -126,9 +128,9 @@ class Storvsc:
         return self.version
 
     def create_sub_channels(self, count: int, **options: object) -> list[Storvsc]:
-        """So many subchannels, opened, as drivers of their own: whichever a request goes to.
+        """Opens so many subchannels, as drivers of their own: whichever a request goes to.
 
-        Raises :class:`BadAnswer` if the host does not offer them; `options` as for ``enable``.
+        Raises :class:`BadAnswer` if the host does not offer them; ``options`` as for ``enable``.
         """
         before = set(self.guest.offered)
         self._must(CREATE_SUB_CHANNELS, struct.pack("<H", count))
@@ -154,7 +156,7 @@ class Storvsc:
     def packet(
         self, cdb: bytes, *, lun: int = 0, target: int = 0, size: int = 0, direction: int = 2
     ) -> bytes:
-        """An EXECUTE_SRB packet.  `direction`: 0 write, 1 read, 2 neither."""
+        """Returns an EXECUTE_SRB packet. ``direction``: 0 write, 1 read, 2 neither."""
         flags = {0: 0x88, 1: 0x48, 2: 0x08}[direction]
         length, room = (52, 20) if self.packet_size == LONG else (36, 18)
         packet = _REQUEST.pack(
@@ -177,10 +179,10 @@ class Storvsc:
         pieces: Sequence[int] | None = None,
         timeout: float = TIMEOUT,
     ) -> PendingRequest:
-        """Sends a command; `data` goes to the device, or up to `room` bytes come from it.
+        """Sends a command; ``data`` goes to the device, or up to ``room`` bytes come from it.
 
-        The buffer lies in scattered pages, `byte_offset` into the first.  `pieces` are the
-        byte counts of several GPA ranges (each begins `byte_offset` into its first page).
+        The buffer lies in scattered pages, ``byte_offset`` into the first.  ``pieces`` are the
+        byte counts of several GPA ranges (each begins ``byte_offset`` into its first page).
         """
         size = room if data is None else len(data)
         direction = 2 if not size else 1 if data is None else 0
@@ -203,35 +205,35 @@ class Storvsc:
         return request
 
     def command(self, cdb: bytes | str, **options: object) -> Completion:
-        """:meth:`submit` and wait; the CDB may be written as hex."""
+        """Sends a command as :meth:`submit` does and waits; the CDB may be written as hex."""
         raw = bytes.fromhex(cdb) if isinstance(cdb, str) else cdb
         return self.submit(raw, **options).wait()  # type: ignore[arg-type]
 
     def read(self, lba: int, blocks: int, *, lun: int = 0, byte_offset: int = 0) -> PendingRequest:
-        """READ(16), not waited for."""
+        """Sends READ(16) and does not wait for it."""
         cdb = struct.pack(">BBQIxx", 0x88, 0, lba, blocks)
         return self.submit(cdb, lun=lun, room=blocks * 512, byte_offset=byte_offset)
 
     def write(
         self, lba: int, data: bytes, *, lun: int = 0, byte_offset: int = 0, fua: bool = False
     ) -> PendingRequest:
-        """WRITE(16), not waited for."""
+        """Sends WRITE(16) and does not wait for it."""
         cdb = struct.pack(">BBQIxx", 0x8A, 8 if fua else 0, lba, len(data) // 512)
         return self.submit(cdb, lun=lun, data=data, byte_offset=byte_offset)
 
     def flush(self, *, lun: int = 0) -> Completion:
-        """SYNCHRONIZE CACHE(10) of the whole unit."""
+        """Does SYNCHRONIZE CACHE(10) of the whole unit."""
         return self.command("35" + "00" * 9, lun=lun)
 
     def unmap(self, lba: int, blocks: int, *, lun: int = 0) -> Completion:
-        """UNMAP of one extent."""
+        """Does UNMAP of one extent."""
         parameters = struct.pack(">HH4xQI4x", 22, 16, lba, blocks)
         return self.command("42" + "00" * 6 + "0018" + "00", lun=lun, data=parameters)
 
     # ---- answers ----
 
     def gather(self, ranges: Sequence[GpaRange]) -> bytes:
-        """The bytes that ranges describe."""
+        """Returns the bytes that ranges describe."""
         ram = self.guest.ram
         return b"".join(ram.read(item.pfns, item.byte_offset, item.byte_count) for item in ranges)
 
@@ -241,7 +243,7 @@ class Storvsc:
             self.guest.ram.write(item.pfns, part, item.byte_offset)
 
     def decode(self, answer: bytes, data: bytes = b"") -> Completion:
-        """A completing packet.  Raises :class:`BadAnswer`."""
+        """Returns what a completing packet says. Raises :class:`BadAnswer`."""
         if len(answer) < self.packet_size:
             raise BadAnswer(f"a completion of {len(answer)} bytes")
         operation, _, status, _, srb_status, scsi_status = struct.unpack_from("<IIIHBB", answer)

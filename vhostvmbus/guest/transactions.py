@@ -19,12 +19,12 @@ class Transaction:
 
     transaction_id: int
     completion: bytes | None = None
-    #: how many transactions of the channel were completed before this one; -1: it is not yet
     place: int = -1
-    #: when its completion was taken from the ring (``time.perf_counter``)
+    """How many transactions of the channel were completed before this one; -1: it is not yet."""
     completed_at: float = 0.0
-    #: why no completion will come any more
+    """When its completion was taken from the ring (``time.perf_counter``)."""
     failure: Exception | None = None
+    """Why no completion will come any more."""
     _wait: Callable[[Transaction, float], bytes] | None = field(default=None, repr=False)
 
     @property
@@ -33,9 +33,9 @@ class Transaction:
         return self.completion is not None or self.failure is not None
 
     def wait(self, timeout: float = 10.0) -> bytes:
-        """The completion's payload.
+        """Returns the completion's payload.
 
-        Raises :class:`~.errors.CompletionTimeout` after `timeout` seconds; the packet is then
+        Raises :class:`~.errors.CompletionTimeout` after ``timeout`` seconds; the packet is then
         still in flight, and may be waited for again.
         """
         if self._wait is None:
@@ -67,7 +67,7 @@ class HostPacket:
         return self.raw.completion_requested
 
     def complete(self, payload: bytes = b"") -> None:
-        """Answer the host; once."""
+        """Answers the host; once."""
         if self.completed:
             raise RuntimeError("this packet has been completed")
         self.completed = True

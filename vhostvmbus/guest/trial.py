@@ -21,8 +21,8 @@ from vhostvmbus.guest.ram import GuestRam
 from vhostvmbus.guest.transactions import HostPacket
 from vhostvmbus.wire.vmbus import PAGE_SIZE
 
-#: Seconds in which the host's first packets are looked for before anything is sent.
 _GREETING = 0.05
+"""Seconds in which the host's first packets are looked for before anything is sent."""
 _MARGIN = b"\xa5" * PAGE_SIZE
 
 
@@ -42,10 +42,10 @@ class Exchange:
     completion: bytes = b""
     place: int = -1
     seconds: float = 0.0
-    #: why there is no completion
     failure: GuestSideError | None = None
-    #: whether a page beside the packet's own was touched
+    """Why there is no completion."""
     strayed: bool = False
+    """Whether a page beside the packet's own was touched."""
 
 
 @dataclass(slots=True)
@@ -65,9 +65,9 @@ def try_channel(
     pages: int = 0,
     timeout: float = 10.0,
 ) -> Trial:
-    """Send `count` packets with `pages` pages each (0: in-band) and wait for their completions.
+    """Sends ``count`` packets with ``pages`` pages each (0: in-band) and waits for the completions.
 
-    What the host sends is completed with its own payload.  `timeout` is for each wait, in
+    What the host sends is completed with its own payload.  ``timeout`` is for each wait, in
     seconds; a packet that is not completed in time has its ``failure``.
     """
     trial = Trial([])
