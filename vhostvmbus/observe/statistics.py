@@ -25,24 +25,24 @@ from vhostvmbus.vhost_user.sockets import bind_listener
 
 log = logging.getLogger(__name__)
 
-#: Seconds that a reader has to take the document.
 SEND_TIMEOUT = 1.0
-#: Bytes that a document has at most, for the reader.
+"""Seconds that a reader has to take the document."""
 MAX_DOCUMENT = 16 << 20
+"""Bytes that a document has at most, for the reader."""
 
 Snapshot = Callable[[], dict[str, Any]]
 
 
 def statistics_path(path: str | os.PathLike[str]) -> Path:
-    """Where the statistics of the device at the socket `path` are."""
+    """Returns where the statistics of the device at the socket ``path`` are."""
     return Path(f"{os.fspath(path)}.stats")
 
 
 @contextlib.contextmanager
 def serving_statistics(path: str | os.PathLike[str], snapshot: Snapshot) -> Iterator[Path]:
-    """Serve what `snapshot` returns (called in another thread) for as long as the block runs.
+    """Serves what ``snapshot`` returns (called in another thread) for as long as the block runs.
 
-    `path` is the device's socket.  Raises as :func:`~.sockets.bind_listener`.
+    ``path`` is the device's socket.  Raises as :func:`~.sockets.bind_listener`.
     """
     where = statistics_path(path)
     wake, stop = socket.socketpair()
@@ -80,7 +80,7 @@ def _answer(reader: socket.socket, snapshot: Snapshot) -> None:
 
 
 def read_statistics(path: str | os.PathLike[str], timeout: float = 10.0) -> dict[str, Any]:
-    """The statistics of the device that is served at the socket `path`.
+    """Returns the statistics of the device that is served at the socket ``path``.
 
     Raises ``OSError`` if nobody serves them, ``ValueError`` for an answer that is no such document.
     """
