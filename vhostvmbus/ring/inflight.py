@@ -25,7 +25,8 @@ SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
 def slot_bytes(limits: PacketLimits) -> int:
-    """Bytes that the longest packet within ``limits`` takes behind its descriptor, about.
+    """Returns the bytes that the longest packet within ``limits`` takes behind its descriptor,
+    about.
 
     Headers may be longer than their ranges need (Linux's storvsc has room for 32 PFNs always).
     """
@@ -35,10 +36,10 @@ def slot_bytes(limits: PacketLimits) -> int:
 
 
 class InflightRegion:
-    """``channels`` parts of ``part_bytes`` each in ``fd``, from ``offset`` on.
+    """An in-flight region: ``channels`` parts of ``part_bytes`` each in ``fd``, from ``offset`` on.
 
-    Each has room for ``slots`` packets. Pages that were never used take no memory. The object owns
-    ``fd``.
+    Each part has room for ``slots`` packets. Pages that were never used take no memory. The object
+    owns ``fd``.
     """
 
     def __init__(self, fd: int, offset: int, part_bytes: int, channels: int, slots: int) -> None:
@@ -50,12 +51,12 @@ class InflightRegion:
 
     @property
     def size(self) -> int:
-        """All parts, in bytes."""
+        """The size of all parts together, in bytes."""
         return self.part_bytes * self.channels
 
     @classmethod
     def create(cls, channels: int, slots: int, limits: PacketLimits) -> "InflightRegion":
-        """An empty one in a file of its own. Raises :exc:`OSError`."""
+        """Makes an empty region in a file of its own. Raises :exc:`OSError`."""
         slots = min(slots, MAX_SLOTS)
         part = int(lib.vvb_inflight_size(slots, slot_bytes(limits)))
         fd = os.memfd_create("vmbus-inflight", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -69,9 +70,10 @@ class InflightRegion:
 
     @classmethod
     def adopt(cls, fd: int, size: int, offset: int, channels: int, slots: int) -> "InflightRegion":
-        """One that another back end made: ``size`` bytes in all. The caller keeps ``fd``.
+        """Takes a region that another back end made, ``size`` bytes in all. The caller keeps
+        ``fd``.
 
-        Raises :exc:`InflightInvalid` unless that can be one.
+        Raises :exc:`InflightInvalid` unless these bytes can be one.
         """
         if not channels or not slots or size % channels or offset % PAGE_SIZE:
             raise InflightInvalid(
@@ -117,7 +119,7 @@ class InflightRegion:
             raise InflightInvalid(f"the region cannot be emptied: {os.strerror(-result)}")
 
     def close(self) -> None:
-        """Gives the file up; rings that record in it go on."""
+        """Closes the file; rings that record in it go on."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

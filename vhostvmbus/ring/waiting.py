@@ -29,7 +29,7 @@ def signal(fd: int) -> None:
 
 
 def is_eventfd(fd: int) -> bool:
-    """Whether ``fd`` is an eventfd: nothing else may stand where a front end owes us one."""
+    """Returns whether ``fd`` is an eventfd: nothing else may stand where one is owed."""
     try:
         return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]"
     except OSError:
