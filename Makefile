@@ -24,7 +24,7 @@ export RUN_VM_NET = $(value NET)
 export RUN_VM_DEVICE = $(value DEVICE)
 bin := $(VENV)/bin
 # Results of make are made again only by asking; nothing here is a file.
-.PHONY: help setup run-vm test test-fast soak bench qemu images lint format clean distclean
+.PHONY: help setup run-vm test test-fast soak bench qemu images lint format stub clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -39,6 +39,7 @@ help:
 	@echo 'make soak         the long runs of the same tests'
 	@echo 'make bench        benchmarks, as ratios'
 	@echo 'make lint         ruff, mypy, and a look at the shell scripts'
+	@echo 'make stub         write the types of the C module anew, after a change of a header'
 	@echo 'make qemu         only build QEMU with the device'
 	@echo 'make images       only build what guests are made of'
 	@echo 'make clean        remove what was made in this tree'
@@ -74,9 +75,13 @@ images: setup
 lint: setup
 	@$(bin)/ruff format --check -q . qemu/build guest-images/build
 	@$(bin)/ruff check -q . qemu/build guest-images/build
+	@$(bin)/python -m vhostvmbus.engine.stub --check
 	@$(bin)/mypy --strict vhostvmbus tools/buildlib
 	@for script in tools/setup tools/run-vm .ci/run guest-images/root/make-image \
 		guest-images/initramfs/*[!s]; do sh -n $$script || exit 1; done
+
+stub: setup
+	@$(bin)/python -m vhostvmbus.engine.stub
 
 format: setup
 	@$(bin)/ruff format . qemu/build guest-images/build

@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The engine's whole interface: plain declarations, read both by the C compiler (through engine.h)
- * and by cffi (build.py), so that there is one text of it. No preprocessor lines, therefore.
+ * and by cffi (build.py), so that there is one text of it. No preprocessor lines, therefore. What
+ * mypy knows of it is made of it, too (stub.py): "make stub" after a change.
+ *
+ * Prefixes: vvb_ is this engine's (and vvb_net_ and the like a device's in the same module), vuv_ that
+ * of QEMU's vhost-user-vmbus, vu_ that of the guests' kernel module vmbus_user.
  *
  * Every function may be called without the GIL. "Guest memory" always means a shared mapping that
  * somebody else writes at any time.

@@ -7,10 +7,14 @@ alone: today the map of translated code, docs/vhost-user-vmbus.md, *Translated c
 """
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from vhostvmbus.engine import ffi, lib
 from vhostvmbus.memory.codemap import CodeMap
 from vhostvmbus.wire.vmbus import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from vhostvmbus._engine import Pointer, vvb_memory
 
 Spans = Sequence[tuple[int, int]]
 """Stretches of guest memory: ``(guest_phys_addr, length)`` in bytes."""
@@ -23,7 +27,7 @@ class WrittenMemory:
     pages, and returns when it has acknowledged that; it raises if it cannot.
     """
 
-    def __init__(self, memory: "ffi.CData") -> None:
+    def __init__(self, memory: "Pointer[vvb_memory]") -> None:
         self._memory = memory
         self._code_map: CodeMap | None = None
         self.discard: Callable[[list[tuple[int, int]]], None] | None = None
