@@ -27,6 +27,7 @@ from vhostvmbus.channel.stats import ChannelStats
 from vhostvmbus.memory import ExternalData
 from vhostvmbus.packet import Packet
 from vhostvmbus.ring import AnyPlan, Done, Outgoing, Ring, RingState
+from vhostvmbus.ring.ring import RingHandle
 from vhostvmbus.wire.errors import (
     AlreadyCompleted,
     ChannelClosed,
@@ -248,7 +249,7 @@ class Channel:
         """Ends a mapping (VmbChannelUnmapGpadl)."""
         self._gpadls.unmap(handle)
 
-    def lend_ring(self, before_detach: Callable[[], None]) -> tuple[Any, int]:
+    def lend_ring(self, before_detach: Callable[[], None]) -> tuple[RingHandle, int]:
         """``(struct vvb_ring *, call eventfd)``, for a device that sends from C.
 
         ``before_detach`` is called, on any thread, when the channel closes, after its worker has

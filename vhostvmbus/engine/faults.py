@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The C engine (``vhostvmbus._engine``), and its fault codes as named errors of ``wire.errors``."""
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from vhostvmbus._engine import ffi, lib
 from vhostvmbus.wire import errors
+
+if TYPE_CHECKING:
+    from vhostvmbus._engine import vvb_fault
 
 __all__ = ["FIELDS", "GUEST_ERRORS", "ffi", "guest_error", "lib"]
 
@@ -47,6 +50,6 @@ def guest_error(code: int, field: int, value: int, offset: int) -> Exception:
     return GUEST_ERRORS[code](FIELDS[field], value, offset)
 
 
-def error_of(fault: Any) -> Exception:
+def error_of(fault: "vvb_fault") -> Exception:
     """The exception for a filled ``struct vvb_fault``."""
     return guest_error(fault.error, fault.field, fault.value, fault.offset)

@@ -8,12 +8,15 @@ translations of those that are set, before it publishes the packet's completion:
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vhostvmbus.engine import ffi, lib
 from vhostvmbus.wire.errors import FrontEndError
 from vhostvmbus.wire.gpa import MAX_REGIONS
 from vhostvmbus.wire.vmbus import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from vhostvmbus._engine import Pointer, vvb_codemap
 
 EVERY_PAGE = (1 << 64) - 1
 """As ``first_bit``: the front end cannot tell, every page of the region counts as translated."""
@@ -45,9 +48,9 @@ class CodeMap:
         handle = lib.vvb_codemap_new(fd, map_bytes, table, len(regions), error)
         if handle == ffi.NULL:
             raise FrontEndError(f"code map: {os.strerror(error[0])}")
-        self._handle: Any = ffi.gc(handle, lib.vvb_codemap_free)
+        self._handle = ffi.gc(handle, lib.vvb_codemap_free)
 
     @property
-    def handle(self) -> Any:
+    def handle(self) -> "Pointer[vvb_codemap]":
         """The engine's ``struct vvb_codemap *``, valid as long as this object."""
         return self._handle

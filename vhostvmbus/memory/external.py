@@ -10,11 +10,14 @@ import os
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from vhostvmbus.engine import ffi, lib
 from vhostvmbus.wire.errors import ExternalDataClosed, ExternalDataReadOnly, GuestMemoryLost
 from vhostvmbus.wire.gpa import GpaRange
+
+if TYPE_CHECKING:
+    from vhostvmbus._engine import Array, Pointer, vvb_region, vvb_seg
 
 _new_bytes = ffi.new_allocator(should_clear_after_alloc=False)
 
@@ -24,7 +27,9 @@ SEG_SIZE: int = ffi.sizeof("struct vvb_seg")
 class MappedMemory(Protocol):
     """What external data needs of the guest memory that it is in."""
 
-    def view_of(self, region: Any, guest_phys_addr: int, length: int) -> memoryview:
+    def view_of(
+        self, region: "Pointer[vvb_region]", guest_phys_addr: int, length: int
+    ) -> memoryview:
         """Returns a view of memory in a region of the engine's that is in use."""
 
 
@@ -139,7 +144,7 @@ class ExternalData:
         """``(gpa, length)`` of every stretch that is contiguous in guest-physical addresses."""
         return [(seg.gpa, seg.len) for seg in self._segs()[0 : self._count]]
 
-    def _segs(self) -> Any:
+    def _segs(self) -> "Array[vvb_seg]":
         """The segments, to look into; the engine takes the bytes as they are."""
         return ffi.from_buffer("struct vvb_seg[]", self._raw)
 
@@ -298,7 +303,7 @@ class ExternalData:
 
     def _file_io(
         self,
-        function: Callable[..., int],
+        function: Callable[[bytes, int, int, int, int, int], int],
         fd: int,
         file_offset: int,
         offset: int,

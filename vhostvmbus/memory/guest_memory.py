@@ -10,7 +10,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vhostvmbus.engine import ffi, lib
 from vhostvmbus.engine.faults import error_of
@@ -27,6 +27,9 @@ from vhostvmbus.wire.gpa import MAX_REGIONS, GpaRange, build_ranges
 from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.vmbus import PAGE_SIZE
 
+if TYPE_CHECKING:
+    from vhostvmbus._engine import Pointer, vvb_memory, vvb_region
+
 UNLIMITED_BYTES = 1 << 40
 
 
@@ -35,7 +38,7 @@ class Region:
 
     __slots__ = ("_handle", "guest_phys_addr", "size", "view")
 
-    def __init__(self, guest_phys_addr: int, size: int, handle: Any) -> None:
+    def __init__(self, guest_phys_addr: int, size: int, handle: "Pointer[vvb_region]") -> None:
         self.guest_phys_addr = guest_phys_addr
         self.size = size
         self._handle = handle
@@ -45,7 +48,7 @@ class Region:
         self.view = memoryview(ffi.buffer(owner, size))
 
     @property
-    def handle(self) -> Any:
+    def handle(self) -> "Pointer[vvb_region]":
         """The engine's ``struct vvb_region *``."""
         return self._handle
 
@@ -68,10 +71,10 @@ class Region:
         return f"<Region {self.guest_phys_addr:#x}-{self.end:#x}>"
 
 
-def _keep(handle: Any) -> Callable[[Any], None]:
+def _keep(handle: "Pointer[vvb_region]") -> Callable[[object], None]:
     """A destructor for a view's owner that does nothing but hold the region until then."""
 
-    def drop(_: Any) -> None:
+    def drop(_: object) -> None:
         _ = handle
 
     return drop
@@ -90,7 +93,7 @@ class GuestMemory:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._handle: Any = ffi.gc(lib.vvb_memory_new(), lib.vvb_memory_free)
+        self._handle = ffi.gc(lib.vvb_memory_new(), lib.vvb_memory_free)
         if self._handle == ffi.NULL:
             raise MemoryError("guest memory map")
         self.written = WrittenMemory(self._handle)
@@ -100,7 +103,7 @@ class GuestMemory:
         self._retiring: list[Region] = []
 
     @property
-    def handle(self) -> Any:
+    def handle(self) -> "Pointer[vvb_memory]":
         """The engine's ``struct vvb_memory *``."""
         return self._handle
 
@@ -236,7 +239,9 @@ class GuestMemory:
 
     # -- look-up -------------------------------------------------------------------------------
 
-    def view_of(self, region: Any, guest_phys_addr: int, length: int) -> memoryview:
+    def view_of(
+        self, region: "Pointer[vvb_region]", guest_phys_addr: int, length: int
+    ) -> memoryview:
         """A view of memory in an engine's region that is in use (for :class:`ExternalData`)."""
         found = self._by_handle[int(ffi.cast("uintptr_t", region))]
         start = guest_phys_addr - found.guest_phys_addr

@@ -10,10 +10,21 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vhostvmbus.engine import ffi, lib
 from vhostvmbus.wire.vmbus import PacketType
+
+if TYPE_CHECKING:
+    from vhostvmbus._engine import (
+        Pointer,
+        c_uint8_t,
+        vvb_batch,
+        vvb_number,
+        vvb_outgoing,
+        vvb_plan,
+        vvb_rule,
+    )
 
 PLAN_BYTES: int = lib.VVB_PLAN_BYTES
 """The longest payload that a rule can be about."""
@@ -74,7 +85,7 @@ class AnyPlan(Protocol):
     """What a ring takes as a plan: these rules, or a device's own in C."""
 
     @property
-    def handle(self) -> Any:
+    def handle(self) -> "Pointer[vvb_plan]":
         """The engine's ``struct vvb_plan *``."""
 
 
@@ -96,31 +107,39 @@ class Plan:
             if error[0] == 22:  # EINVAL
                 raise ValueError("a rule of the plan makes no sense")
             raise MemoryError(os.strerror(error[0]))
-        self._handle: Any = ffi.gc(handle, lib.vvb_plan_free)
+        self._handle = ffi.gc(handle, lib.vvb_plan_free)
 
     @property
-    def handle(self) -> Any:
+    def handle(self) -> "Pointer[vvb_plan]":
         """The engine's ``struct vvb_plan *``."""
         return self._handle
 
 
-def _fill(entry: Any, rule: Rule) -> None:
+def _fill(entry: "vvb_rule", rule: Rule) -> None:
     try:
         entry.file_size, entry.max_length = rule.file_size, rule.max_length
         entry.fd, entry.payload_length = rule.fd, rule.payload_length
         entry.operation, entry.nowait = rule.operation, rule.nowait
-        for name in ("position", "length", "room", "done"):
-            number = getattr(rule, name)
-            if number is not None:
-                field = getattr(entry, name)
-                field.offset, field.width, field.big_endian, field.shift = number
+        _fill_number(entry.position, rule.position)
+        _fill_number(entry.length, rule.length)
+        _fill_number(entry.room, rule.room)
+        _fill_number(entry.done, rule.done)
     except OverflowError as error:
         raise ValueError(f"a number of the plan is out of range: {error}") from None
-    for name in ("mask", "value", "keep", "set"):
-        content = getattr(rule, name)
+    for name, content, field in (
+        ("mask", rule.mask, entry.mask),
+        ("value", rule.value, entry.value),
+        ("keep", rule.keep, entry.keep),
+        ("set", rule.set, entry.set),
+    ):
         if len(content) > PLAN_BYTES:
             raise ValueError(f"{name} has {len(content)} bytes, at most {PLAN_BYTES} are looked at")
-        ffi.memmove(getattr(entry, name), content, len(content))
+        ffi.memmove(field, content, len(content))
+
+
+def _fill_number(field: "vvb_number", number: Number | None) -> None:
+    if number is not None:
+        field.offset, field.width, field.big_endian, field.shift = number
 
 
 class Outgoing(NamedTuple):
@@ -143,7 +162,7 @@ class Done:
 
     __slots__ = ("_batch", "completions", "external_bytes", "packets", "payload_bytes")
 
-    def __init__(self, batch: Any) -> None:
+    def __init__(self, batch: "vvb_batch") -> None:
         self._batch = batch
         self.packets: int = batch.done_count
         """Packets done."""
@@ -153,7 +172,7 @@ class Done:
         self.external_bytes: int = batch.done_external
 
     @property
-    def records(self) -> tuple[Any, int, Any, int]:
+    def records(self) -> "tuple[Pointer[vvb_outgoing], int, Pointer[c_uint8_t], int]":
         """The completions as the engine's send takes them."""
         batch = self._batch
         return batch.outgoing, batch.answer_count, batch.answers, batch.answers_len

@@ -7,16 +7,19 @@ every moment, is in ``inflight.c``.
 
 import errno
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vhostvmbus.engine import ffi, lib
 from vhostvmbus.wire.errors import InflightInvalid
+
+if TYPE_CHECKING:
+    from vhostvmbus._engine import Pointer, vvb_ring
 
 
 class Recording:
     """The part of a ring that is about its record."""
 
-    _ring: Any
+    _ring: "Pointer[vvb_ring]"
 
     def _check_open(self) -> None:
         """Raises :exc:`ChannelClosed` once the ring is detached."""

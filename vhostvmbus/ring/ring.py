@@ -11,7 +11,7 @@ import struct
 from collections.abc import Sequence
 from enum import IntEnum
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from vhostvmbus.engine import ffi, lib
 from vhostvmbus.engine.faults import error_of, guest_error
@@ -30,6 +30,9 @@ from vhostvmbus.wire.errors import (
 from vhostvmbus.wire.gpa import GpaRange, build_ranges, parse_ranges
 from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED, GPA_DIRECT_HEADER_SIZE, PacketType
 
+if TYPE_CHECKING:
+    from vhostvmbus._engine import Pointer, c_uint8_t, vvb_outgoing, vvb_ring
+
 _PACKET = struct.Struct("=QQQQIIIIIIIIIHHII")
 _OUTGOING = struct.Struct("=QIIHHI")
 if _PACKET.size != ffi.sizeof("struct vvb_packet") or (
@@ -38,6 +41,8 @@ if _PACKET.size != ffi.sizeof("struct vvb_packet") or (
     raise ImportError("the ring engine does not match its Python side: build it again")
 _GPA_HEADER = struct.Struct("<II")
 DEFAULT_BATCH = 64
+RingHandle: TypeAlias = "Pointer[vvb_ring]"
+"""A ring as the engine's C, and a device's, know it."""
 
 
 class Role(IntEnum):
@@ -230,8 +235,8 @@ class Ring(Recording):
                 cause = error_of(self._fault)
                 raise RingInvalid(f"the ring cannot be used: {cause}") from cause
             raise RingInvalid(f"{len(pfns)} pages split at {ring_offset}: {os.strerror(error[0])}")
-        self._ring: Any = ffi.gc(handle, lib.vvb_ring_free)
-        self._batch: Any = ffi.gc(lib.vvb_batch_new(self._ring, batch), lib.vvb_batch_free)
+        self._ring = ffi.gc(handle, lib.vvb_ring_free)
+        self._batch = ffi.gc(lib.vvb_batch_new(self._ring, batch), lib.vvb_batch_free)
         if self._batch == ffi.NULL:
             raise MemoryError("ring batch")
         self._limits = ffi.new("struct vvb_limits *")
@@ -462,7 +467,13 @@ class Ring(Recording):
         self._check_open()
         return self._send_records(*done.records)
 
-    def _send_records(self, records: Any, count: int, data: Any, size: int) -> Sent:
+    def _send_records(
+        self,
+        records: "Pointer[vvb_outgoing] | bytes",
+        count: int,
+        data: "Pointer[c_uint8_t] | bytes",
+        size: int,
+    ) -> Sent:
         sent = ffi.new("struct vvb_sent *")
         result = lib.vvb_ring_send_many(self._ring, records, count, data, size, sent)
         error: Exception | None = None
@@ -498,7 +509,7 @@ class Ring(Recording):
         lib.vvb_ring_hold(self._ring, held)
 
     @property
-    def handle(self) -> Any:
+    def handle(self) -> RingHandle:
         """The engine's ``struct vvb_ring *``, valid until :meth:`close`."""
         return self._ring
 

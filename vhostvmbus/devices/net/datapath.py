@@ -17,15 +17,18 @@ from collections.abc import Sequence
 from enum import IntEnum
 from functools import partial
 from itertools import count
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vhostvmbus.channel import Channel
 from vhostvmbus.devices.net.buffers import ReceiveBuffer, SendBuffer
 from vhostvmbus.devices.net.nvsp import MESSAGE_SIZE
 from vhostvmbus.devices.net.oids import Adapter
-from vhostvmbus.devices.net.statistics import Counters
+from vhostvmbus.devices.net.statistics import Counters, Direction
 from vhostvmbus.engine import ffi, lib
 from vhostvmbus.memory.external import SEG_SIZE
+
+if TYPE_CHECKING:
+    from vhostvmbus._engine import Pointer, vvb_net, vvb_net_counts, vvb_plan
 
 MAX_QUEUES: Final[int] = lib.VVB_NET_CHANNELS
 
@@ -79,15 +82,15 @@ class News(NamedTuple):
 class ChannelPlan:
     """The plan of one channel: see ``vvb_net_plan()``."""
 
-    def __init__(self, path: DataPath, net: Any, channel: int) -> None:
+    def __init__(self, path: DataPath, net: Pointer[vvb_net], channel: int) -> None:
         handle = lib.vvb_net_plan(net, channel)
         if handle == ffi.NULL:
             raise MemoryError("the network card's plan")
         self._path = path  # which the plan points into
-        self._handle: Any = ffi.gc(handle, lib.vvb_plan_free)
+        self._handle = ffi.gc(handle, lib.vvb_plan_free)
 
     @property
-    def handle(self) -> Any:
+    def handle(self) -> Pointer[vvb_plan]:
         """The engine's ``struct vvb_plan *``."""
         return self._handle
 
@@ -99,7 +102,7 @@ class DataPath:
         net = lib.vvb_net_new()
         if net == ffi.NULL:
             raise MemoryError("the network card's data path")
-        self._net: Any = ffi.gc(net, lib.vvb_net_free)
+        self._net = ffi.gc(net, lib.vvb_net_free)
         self._ports = 0
         self._leases = count(1)
         self._taken = [ffi.new("struct vvb_net_taken *") for _ in range(MAX_QUEUES)]
@@ -243,7 +246,7 @@ class DataPath:
         lib.vvb_net_wake_when_free(self._net, wake_fd)
 
 
-def _fill(direction: Any, counts: Any) -> None:
+def _fill(direction: Direction, counts: vvb_net_counts) -> None:
     for name in direction.__slots__:
         setattr(direction, name, getattr(counts, name))
 
