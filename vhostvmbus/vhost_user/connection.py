@@ -15,6 +15,7 @@ import os
 import select
 import socket
 from collections.abc import Sequence
+from typing import assert_never
 
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.backchannel import ANSWER_TIMEOUT, BackChannel
@@ -166,8 +167,14 @@ class Connection:
         return self._flush([region.fd])
 
     def _carry_out(self, call: Call) -> NtStatus:
-        back_end = self._back_end
-        match call.message:
+        back_end, message = self._back_end, call.message
+        if not isinstance(message, m.BackEndWork):
+            raise OutOfOrder(
+                "the session lets a request through that nobody carries out",
+                field="request",
+                value=message.REQUEST,
+            )
+        match message:
             case m.SetBackendReqFd():
                 self._set_back_channel(call.fds[0])
             case m.AddMemReg(region):
@@ -182,7 +189,7 @@ class Connection:
             case m.GpadlTeardown(channel, gpadl_id):
                 back_end.gpadl_teardown(channel, gpadl_id)
             case m.Open():
-                return self._open(call.message, call.fds)
+                return self._open(message, call.fds)
             case m.Close(channel):
                 back_end.close_channel(channel)
             case m.Modify(channel, target_vp):
@@ -196,11 +203,7 @@ class Connection:
             case m.SetCodeMap(map_bytes, regions):
                 self._set_code_map(call.fds[0], map_bytes, regions)
             case _:
-                raise OutOfOrder(
-                    "the session lets a request through that nobody carries out",
-                    field="request",
-                    value=call.message.REQUEST,
-                )
+                assert_never(message)
         return NtStatus.SUCCESS
 
     def _set_back_channel(self, fd: int) -> None:

@@ -63,6 +63,23 @@ BACK_END_REPLIES: dict[int, type[Message]] = {
 #: Request number → reply, on the back-end channel.
 FRONT_END_REPLIES: dict[int, type[Message]] = dict.fromkeys(BACK_END_REQUESTS, Value)
 
+BackEndWork = (
+    SetBackendReqFd
+    | AddMemReg
+    | RemMemReg
+    | SetMemTable
+    | SetInflightFd
+    | GpadlCreate
+    | GpadlTeardown
+    | Open
+    | Close
+    | Modify
+    | Reset
+    | SetCodeMap
+    | Unplug
+)
+"""Requests that the session leaves to the back end and that are answered with a status."""
+
 __all__ = [
     "ALL_TRANSLATED",
     "BACK_END_REPLIES",
@@ -77,6 +94,7 @@ __all__ = [
     "REQUIRED_FEATURES",
     "USER_DATA_SIZE",
     "AddMemReg",
+    "BackEndWork",
     "BackendRequest",
     "ChannelMessage",
     "Close",

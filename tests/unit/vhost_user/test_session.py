@@ -84,8 +84,10 @@ def test_order(done: int, request_number: Request) -> None:
     message, fds = ANY_REQUEST[request_number]
     expected = NEGOTIATION[done][0].REQUEST if done < len(NEGOTIATION) else None
     if request_number == expected or (expected is None and request_number in READY_REQUESTS):
-        back_end.event(message, fds)
+        event = back_end.event(message, fds)
         assert back_end.session.state is not State.CLOSED
+        # what the session lets through is carried out: see Connection
+        assert event is None or isinstance(event.message, m.BackEndWork | m.GetInflightFd)
         return
     with pytest.raises(OutOfOrder) as caught:
         back_end.event(message, fds)
