@@ -76,6 +76,10 @@ def test_the_same_pages_written_and_read_back(pages: int) -> None:
         )
 
 
+MANY_PAGES_SECONDS = 100.0
+"""For 32 MiB of a pattern that the device makes in Python, on a machine that is busy."""
+
+
 @pytest.mark.parametrize("ring_pages", [2, 3, 17, 65])
 def test_the_largest_packet_of_a_ring(ring_pages: int) -> None:
     """Descriptor 16, count 8, range 8, PFNs, payload 8, trailer 8; 8 tell full from empty."""
@@ -90,7 +94,9 @@ def test_the_largest_packet_of_a_ring(ring_pages: int) -> None:
         size = most * PAGE
         if size <= Fill.max_external_data:
             for _ in range(3):  # wherever it wraps
-                channel.send_with_external_pfns(struct.pack("<Q", ring_pages), pfns)
+                channel.send_with_external_pfns(
+                    struct.pack("<Q", ring_pages), pfns, timeout=MANY_PAGES_SECONDS
+                )
             expected = pattern(ring_pages, size)
             last = expected[-len(own) * PAGE :] if most % len(own) == 0 else None
             if last is not None:
