@@ -88,10 +88,13 @@ class Guest:
     def __init__(self, link: Link) -> None:
         self.link = link
         self.changes = 0
+        self.carriers: list[bool] = []
+        """Whether there was a carrier, at each change that the link told of."""
         self._room = memoryview(bytearray(ROOM))
         link.start(self._changed)
 
     def _changed(self) -> None:
+        self.carriers.append(self.link.carrier())
         self.changes += 1
 
     def send(self, *pieces: Buffer, offload: Offload | None = None) -> bool:

@@ -67,9 +67,9 @@ def test_an_interface_that_vanishes_comes_back() -> None:
         before = interface(link.name)
         with IPRoute() as route:
             route.link("del", index=route.link_lookup(ifname=link.name)[0])
-        wait_for(lambda: guest.changes >= 2, "lost and made again")
+        # The watch may have said before that there is another MTU.
+        wait_for(lambda: guest.carriers[-2:] == [False, True], "lost and made again")
         assert link.fileno(0) == number
-        assert link.carrier()
         assert link.stats()["vanished"] == 1
         found = interface(link.name)
         assert found is not None
