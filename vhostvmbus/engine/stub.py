@@ -41,7 +41,7 @@ INTEGERS: Final = ("int", "unsigned int", *TYPEDEFS)
 
 
 class Unsupported(Exception):
-    """Says which declaration the stub has no type for."""
+    """A declaration that the stub has no type for."""
 
 
 class CType(NamedTuple):
@@ -142,7 +142,7 @@ def _type_of(declared: c_ast.Node) -> CType:
 
 
 class Writer:
-    """Turns an interface into the text of the stub."""
+    """The stub of an interface, part by part."""
 
     def __init__(self, interface: Interface) -> None:
         self._interface = interface
