@@ -42,7 +42,7 @@ DONE = 0x80000000
 
 
 class BadNetPacket(GuestSideError):
-    """The host sent what a driver could not use."""
+    """The host sent a packet that a driver could not use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,9 @@ class Sending:
     ranges: list[GpaRange] = field(default_factory=list)
 
     def wait(self, timeout: float = TIMEOUT) -> int:
-        """The status in its completion, 1 for success; section and pages are free again."""
+        """Returns the status in the packet's completion, 1 for success; section and pages are free
+        again.
+        """
         try:
             answer = self.transaction.wait(timeout)
         finally:
@@ -86,19 +88,19 @@ class Sending:
 
 
 def element(kind: int, value: int) -> bytes:
-    """An element of per-packet information."""
+    """Returns an element of per-packet information."""
     return struct.pack("<IIII", 16, kind, 12, value)
 
 
 def packet_message(frame: bytes, info: bytes = b"", padding: int = 0) -> bytes:
-    """An RNDIS packet message, as Linux lays it out: information right behind the header."""
+    """Returns an RNDIS packet message as Linux lays it out: information right behind the header."""
     head = 44 + len(info)
     fields = (1, head + len(frame) + padding, head - 8, len(frame), 0, 0, 0, 36, len(info), 0, 0)
     return struct.pack("<11I", *fields) + info + frame + bytes(padding)
 
 
 class Netvsc:
-    """The driver of one card.  `channel` is the open primary one."""
+    """The driver of one card.  ``channel`` is the open primary one."""
 
     def __init__(self, guest: SoftwareGuest, channel: GuestChannel) -> None:
         self.guest = guest
@@ -126,12 +128,12 @@ class Netvsc:
     # ---- NVSP ----
 
     def nvsp(self, kind: int, body: bytes = b"", *, wait: bool = True) -> bytes:
-        """An NVSP message of 40 bytes; its completion, if waited for."""
+        """Sends an NVSP message of 40 bytes; returns its completion, if waited for."""
         message = (struct.pack("<I", kind) + body).ljust(NVSP_SIZE, b"\0")
         return self.channel.send(message, wait=wait)
 
     def negotiate(self, version: int) -> bool:
-        """INIT with one version; whether the host takes it."""
+        """Sends INIT with one version; returns whether the host takes it."""
         answer = self.nvsp(1, struct.pack("<II", version, version))
         kind, chosen, _, status = struct.unpack_from("<IIII", answer)
         if kind != 2 or len(answer) < NVSP_SIZE:
@@ -144,14 +146,16 @@ class Netvsc:
         return True
 
     def configure(self, mtu: int = 1500, capabilities: int = VLAN_CAPABLE) -> None:
-        """SEND_NDIS_CONFIG (from version 2) and SEND_NDIS_VERSION, neither answered."""
+        """Sends SEND_NDIS_CONFIG (from version 2) and SEND_NDIS_VERSION, neither answered."""
         if self.version > 2:
             self.nvsp(125, struct.pack("<IIQ", mtu + 14, 0, capabilities), wait=False)
         minor = 0x1E if self.version >= 0x50000 else 1
         self.nvsp(100, struct.pack("<II", 6, minor), wait=False)
 
     def lend_receive_buffer(self, size: int = 1 << 20) -> bytes:
-        """SEND_RECEIVE_BUFFER of `size` bytes; the completion, also kept as attributes."""
+        """Sends SEND_RECEIVE_BUFFER of ``size`` bytes; returns the completion, also kept as
+        attributes.
+        """
         self.receive_gpadl = self.guest.create_gpadl(-(-size // PAGE_SIZE))
         answer = self.nvsp(101, struct.pack("<IH", self.receive_gpadl.gpadl_id, RECEIVE_ID))
         kind, status, runs, offset, section, count, end = struct.unpack_from("<7I", answer)
@@ -165,7 +169,7 @@ class Netvsc:
         return answer
 
     def lend_send_buffer(self, size: int = 1 << 18) -> bytes:
-        """SEND_SEND_BUFFER of `size` bytes; the completion."""
+        """Sends SEND_SEND_BUFFER of ``size`` bytes; returns the completion."""
         self.send_gpadl = self.guest.create_gpadl(-(-size // PAGE_SIZE))
         answer = self.nvsp(104, struct.pack("<IH", self.send_gpadl.gpadl_id, SEND_ID))
         kind, status, section = struct.unpack_from("<III", answer)
@@ -209,7 +213,7 @@ class Netvsc:
         send_bytes: int = 1 << 18,
         packet_filter: int = DIRECTED | ALL_MULTICAST | BROADCAST,
     ) -> None:
-        """Everything that a driver does before the first frame."""
+        """Does everything that a driver does before the first frame."""
         if not any(self.negotiate(version) for version in versions):
             raise BadNetPacket("the host takes no version")
         self.configure(mtu, capabilities)
@@ -224,7 +228,7 @@ class Netvsc:
             self.set(0x0001010E, struct.pack("<I", packet_filter))
 
     def subchannels(self, count: int) -> int:
-        """Asks for subchannels; how many will be offered."""
+        """Asks for subchannels; returns how many will be offered."""
         answer = self.nvsp(133, struct.pack("<II", 1, count))
         kind, status, granted = struct.unpack_from("<III", answer)
         if kind != 133:
@@ -234,11 +238,11 @@ class Netvsc:
     # ---- RNDIS requests ----
 
     def send_control(self, message: bytes) -> int:
-        """An RNDIS message on the control channel, in pages; the completion's status."""
+        """Sends an RNDIS message on the control channel, in pages; returns the status."""
         return self._send(message, None, channel_type=1).wait()
 
     def request(self, kind: int, body: bytes, timeout: float = TIMEOUT) -> tuple[int, bytes]:
-        """A request and its answer: ``(status, what follows the status)``."""
+        """Sends a request and waits for its answer: ``(status, what follows the status)``."""
         number = next(self._request_ids)
         message = struct.pack("<III", kind, 12 + len(body), number) + body
         if self.send_control(message) != 1:
@@ -246,21 +250,21 @@ class Netvsc:
         return self.answer(number, timeout)
 
     def answer(self, number: int, timeout: float = TIMEOUT) -> tuple[int, bytes]:
-        """Waits for the answer to request `number`."""
+        """Waits for the answer to request ``number``."""
         deadline = time.monotonic() + timeout
         while number not in self._answers:
             self.pump(max(0.0, deadline - time.monotonic()))
         return self._answers.pop(number)
 
     def query(self, oid: int, information: bytes = b"") -> bytes:
-        """The value of an OID.  Raises :class:`BadNetPacket` with the status if refused."""
+        """Returns the value of an OID. Raises :class:`BadNetPacket` with the status if refused."""
         status, value = self.try_query(oid, information)
         if status:
             raise BadNetPacket(f"query of {oid:#x}: {status:#x}")
         return value
 
     def try_query(self, oid: int, information: bytes = b"") -> tuple[int, bytes]:
-        """``(status, value)`` of an OID."""
+        """Returns ``(status, value)`` of an OID."""
         body = struct.pack("<IIII", oid, len(information), 20, 0) + information
         status, rest = self.request(QUERY, body)
         size, offset = struct.unpack_from("<II", rest)
@@ -269,7 +273,7 @@ class Netvsc:
         return status, rest[offset - 8 : offset - 8 + size]
 
     def set(self, oid: int, information: bytes) -> int:
-        """Sets an OID; the status."""
+        """Sets an OID; returns the status."""
         body = struct.pack("<IIII", oid, len(information), 20, 0) + information
         return self.request(SET, body)[0]
 
@@ -278,14 +282,14 @@ class Netvsc:
     def send(
         self, frame: bytes, info: bytes = b"", *, pages: bool = False, channel: int = 0
     ) -> Sending:
-        """Sends a frame: in a send section, or with `pages` (or when it is too long) in pages."""
+        """Sends a frame: in a send section, or with ``pages`` (or when it is too long) in pages."""
         message = packet_message(frame, info)
         if pages or len(message) > self.send_section:
             return self._send(message, None, channel=channel)
         return self._send(b"", message, channel=channel)
 
     def send_many(self, messages: Sequence[bytes], rest: bytes = b"", channel: int = 0) -> Sending:
-        """RNDIS messages in one section; `rest` stays in pages (the end of the last one)."""
+        """Sends RNDIS messages in one section; ``rest``, the end of the last one, in pages."""
         return self._send(rest, b"".join(messages), channel=channel)
 
     def _send(
@@ -308,7 +312,9 @@ class Netvsc:
         return Sending(self, transaction, None if section is None else number, ranges)
 
     def _scatter(self, data: bytes) -> list[GpaRange]:
-        """Pages with `data`: the first bytes in one range, the rest in another, as skbs are."""
+        """Returns pages with ``data``: the first bytes in one range, the rest in another, as skbs
+        are.
+        """
         ranges = []
         for part, offset in ((data[:60], 4096 - 30), (data[60:], 100)):
             if part:
@@ -320,7 +326,7 @@ class Netvsc:
     # ---- frames in ----
 
     def receive(self, timeout: float = TIMEOUT) -> Frame:
-        """The next frame.  Raises :class:`ReceiveTimeout`."""
+        """Returns the next frame. Raises :class:`ReceiveTimeout`."""
         deadline = time.monotonic() + timeout
         while not self.frames:
             self.pump(max(0.0, deadline - time.monotonic()))
@@ -376,7 +382,7 @@ class Netvsc:
         packet.complete(struct.pack("<II", COMPLETE_RNDIS, 1))
 
     def _message(self, size: int, offset: int) -> bytes:
-        """The bytes of a range, as far as the RNDIS message in it goes."""
+        """Returns the bytes of a range, as far as the RNDIS message in it goes."""
         assert self.receive_gpadl is not None
         pfns = self.receive_gpadl.owned_pfns
         if offset + size > len(pfns) * PAGE_SIZE or not 8 <= size <= self.receive_section:

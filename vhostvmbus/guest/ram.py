@@ -21,11 +21,11 @@ from vhostvmbus.wire.vmbus import PAGE_SIZE
 
 MIB = 1 << 20
 
-#: ``(guest_phys_addr, size)``: low memory, and more beyond 4 GiB.
 DEFAULT_REGIONS = ((0, 32 * MIB), (0x1_0000_0000, 32 * MIB))
+"""``(guest_phys_addr, size)``: low memory, and more beyond 4 GiB."""
 
-#: Every second region's memory starts here in its file.
 _FILE_OFFSET = 16 * PAGE_SIZE
+"""Every second region's memory starts here in its file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class RamRegion:
 
     @property
     def user_addr(self) -> int:
-        """A made-up address: nothing here is addressed by it, but it has to be unique."""
+        """The user address, made up: nothing is addressed by it, but it has to be unique."""
         return 0x7000_0000_0000 + self.guest_phys_addr
 
     def message(self) -> m.MemoryRegion:
@@ -68,7 +68,7 @@ class GuestRam:
             raise
 
     def add(self, guest_phys_addr: int, size: int) -> RamRegion:
-        """Plug in more memory (bytes).  The back end has to be told by the caller."""
+        """Plugs in more memory (bytes). The back end has to be told by the caller."""
         offset = _FILE_OFFSET if len(self.regions) % 2 else 0
         fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
         try:
@@ -87,7 +87,7 @@ class GuestRam:
         return region
 
     def remove(self, region: RamRegion) -> None:
-        """Unplug a region.  The back end has to be told by the caller, before."""
+        """Unplugs a region. The back end has to be told by the caller, before."""
         with self._lock:
             self.regions.remove(region)
             first = region.guest_phys_addr // PAGE_SIZE
@@ -97,7 +97,7 @@ class GuestRam:
         os.close(region.fd)
 
     def close(self) -> None:
-        """Give everything back."""
+        """Unmaps and closes all regions."""
         self.memory.close()
         with self._lock:
             for region in self.regions:
@@ -108,7 +108,7 @@ class GuestRam:
     # ---- pages ----
 
     def alloc_pages(self, count: int, *, scattered: bool = True) -> list[int]:
-        """PFNs of `count` free pages: all over the place, or consecutive.
+        """Returns the PFNs of ``count`` free pages: all over the place, or consecutive.
 
         Raises :class:`OutOfPages`.
         """
@@ -119,7 +119,7 @@ class GuestRam:
         return pfns
 
     def free_pages(self, pfns: Sequence[int]) -> None:
-        """Hand pages back."""
+        """Hands pages back."""
         with self._lock:
             self._free.update(dict.fromkeys(pfns))
 
@@ -146,19 +146,19 @@ class GuestRam:
     # ---- bytes ----
 
     def page(self, pfn: int) -> memoryview:
-        """A writable view of one page."""
+        """Returns a writable view of one page."""
         return self.memory.translate(pfn * PAGE_SIZE, PAGE_SIZE)[0].view
 
     def read(
         self, pfns: Sequence[int], byte_offset: int = 0, byte_count: int | None = None
     ) -> bytes:
-        """`byte_count` bytes (default: all) that start `byte_offset` bytes into the pages."""
+        """Returns ``byte_count`` bytes (default: all), ``byte_offset`` bytes into the pages."""
         whole = b"".join(self.page(pfn) for pfn in pfns)
         end = len(whole) if byte_count is None else byte_offset + byte_count
         return whole[byte_offset:end]
 
     def write(self, pfns: Sequence[int], data: bytes, byte_offset: int = 0) -> None:
-        """Write `data`, starting `byte_offset` bytes into the pages."""
+        """Writes ``data``, starting ``byte_offset`` bytes into the pages."""
         done = 0
         for view in islice(self._views(pfns), byte_offset // PAGE_SIZE, None):
             start = (byte_offset + done) % PAGE_SIZE
