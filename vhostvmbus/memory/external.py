@@ -68,7 +68,7 @@ class ExternalData:
         ranges: Callable[[], list[GpaRange]] | None = None,
         written: int = 0,
     ) -> None:
-        """``written``: so many bytes at the start count as written already."""
+        """Counts ``written`` bytes at the start as written already."""
         self._memory = memory
         self._raw = raw_segs
         self._count = len(raw_segs) // SEG_SIZE
@@ -199,7 +199,7 @@ class ExternalData:
         return GuestMemoryLost("memory", self._segs()[0].gpa if self._count else 0)
 
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
-        """A private copy of ``length`` bytes at ``offset``."""
+        """Returns a private copy of ``length`` bytes at ``offset``."""
         length = self._bounds(offset, length)
         self._enter()
         try:
@@ -255,7 +255,7 @@ class ExternalData:
         writable: bool = False,
         noted: bool = True,
     ) -> list[memoryview]:
-        """Zero-copy views of the guest's pages, in order. The guest may change them at any time.
+        """Returns zero-copy views of the guest's pages, in order; the guest may change them.
 
         A writable view counts as written whole; with ``noted`` false it does not, and whoever
         writes says so where the guest is told (``written`` of :meth:`Channel.send`). Views end
@@ -336,11 +336,11 @@ class ExternalData:
 
     @property
     def written(self) -> list[tuple[int, int]]:
-        """What was written so far, as ``(gpa, length)``; a writable view counts whole."""
+        """The memory written so far, as ``(gpa, length)``; a writable view counts whole."""
         return self._spans(self._written)
 
     def take_written(self) -> list[tuple[int, int]]:
-        """Like :attr:`written`, and starts over: for mappings that outlive many packets.
+        """Returns :attr:`written` and starts over: for mappings that outlive many packets.
 
         Views that are writable and still in use are not forgotten.
         """
@@ -403,7 +403,7 @@ class ExternalData:
 
 
 class ReadOnlyExternalData(ExternalData):
-    """:class:`ExternalData` that is only looked at, so that nothing has to be tracked.
+    """External data that is only looked at, so that nothing has to be tracked.
 
     The methods that write raise :exc:`ExternalDataReadOnly`.
     """
@@ -411,17 +411,17 @@ class ReadOnlyExternalData(ExternalData):
     __slots__ = ()
 
     def write(self, data: bytes | bytearray | memoryview, offset: int = 0) -> NoReturn:
-        """Refuses: raises :exc:`ExternalDataReadOnly`."""
+        """Raises :exc:`ExternalDataReadOnly`."""
         raise ExternalDataReadOnly("this external data is mapped read-only")
 
     def fill(self, byte: int = 0, offset: int = 0, length: int | None = None) -> NoReturn:
-        """Refuses: raises :exc:`ExternalDataReadOnly`."""
+        """Raises :exc:`ExternalDataReadOnly`."""
         raise ExternalDataReadOnly("this external data is mapped read-only")
 
     def preadv(
         self, fd: int, file_offset: int, offset: int = 0, length: int | None = None
     ) -> NoReturn:
-        """Refuses: a file would be read into the guest's pages."""
+        """Raises :exc:`ExternalDataReadOnly`: a file would be read into the guest's pages."""
         raise ExternalDataReadOnly("this external data is mapped read-only")
 
     def views(
