@@ -178,12 +178,12 @@ class Done:
         return batch.outgoing, batch.answer_count, batch.answers, batch.answers_len
 
     def written(self) -> list[tuple[int, int]]:
-        """Guest memory that was written, as ``(gpa, length)``."""
+        """Returns the guest memory that was written, as ``(gpa, length)``."""
         spans = self._batch.spans
         return [(spans[i].gpa, spans[i].len) for i in range(self._batch.span_count)]
 
     def outgoing(self, first: int) -> list[Outgoing]:
-        """The completions from number ``first`` on, as packets: for when they have to wait."""
+        """Returns the completions from number ``first`` on, as packets, for when they must wait."""
         batch = self._batch
         answers = bytes(ffi.buffer(batch.answers, batch.answers_len))
         packets, at = [], 0
