@@ -27,6 +27,7 @@
  */
 #include <string.h>
 
+#include "batch.h"
 #include "inflight.h"
 
 #ifdef VVB_STEPS
@@ -184,7 +185,7 @@ void vvb_record_replay(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t 
                        const struct vvb_plan *plan)
 {
     struct vvb_record *record = ring->record;
-    bool others = false;
+    bool handed_up = false;
 
     while (batch->count < max && record->again_next < record->again_count) {
         const struct again *again = &record->again[record->again_next];
@@ -209,17 +210,12 @@ void vvb_record_replay(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t 
             packet->fault_value = length;
             packet->fault_offset = again->ring_offset;
         }
-        if (plan) {
-            if (!vvb_plan_match(plan, batch, batch->count - 1)) {
-                others = true;
-            } else if (others) {
-                vvb_batch_put_back(batch);
-                break;
-            }
+        if (plan && !vvb_batch_keeps_order(batch, plan, &handed_up)) {
+            break; /* it is the first of the next batch */
         }
         record->again_next++;
         batch->replayed++;
-        if (batch->todo_count == PLAN_BURST || batch->todo_bytes >= PLAN_BURST_BYTES) {
+        if (vvb_batch_is_burst(batch)) {
             break;
         }
     }

@@ -30,10 +30,6 @@
 #define GPA_DIRECT_HEADER 24u
 #define MAX_PACKET (0xffffu * 8)
 
-/* A batch ends after so many packets that a plan does: the peer is to see the first of them soon. */
-#define PLAN_BURST 16u
-#define PLAN_BURST_BYTES (512u << 10)
-
 enum {
     PKT_DATA_INBAND = 6,
     PKT_DATA_USING_XFER_PAGES = 7,
@@ -110,17 +106,6 @@ static inline uint32_t distance(uint32_t from, uint32_t to, uint32_t size)
 int64_t vvb_rx_available(struct vvb_ring *ring, struct vvb_fault *fault);
 /* Free bytes to send into, or -error. ringsend.c */
 int64_t vvb_tx_free(struct vvb_ring *ring, struct vvb_fault *fault);
-
-/*
- * ringreceive.c: a packet's copy into the batch, and everything that is looked at. body is what
- * follows the descriptor, descriptor and offset in the ring were checked.
- */
-struct vvb_packet *vvb_batch_add(struct vvb_ring *ring, const struct vvb_snapshot *snapshot,
-                                 struct vvb_batch *batch, const struct descriptor *descriptor,
-                                 const uint8_t *body, uint32_t ring_offset,
-                                 const struct vvb_limits *limits);
-/* Takes the last packet out of the batch. */
-void vvb_batch_put_back(struct vvb_batch *batch);
 
 /* inflight.c, if there is a record; inflightopen.c frees it. On the thread that receives: */
 bool vvb_record_room(struct vvb_ring *ring);
