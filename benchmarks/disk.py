@@ -118,7 +118,7 @@ def channel_reads(
         need_signal = False
         for index in idle:
             slot = slots[index]
-            need_signal |= ring.send(
+            sent = ring.send(
                 kind,
                 slot.payload(next(source)),
                 transaction_id=index + 1,
@@ -126,6 +126,8 @@ def channel_reads(
                 header=slot.header,
                 publish=False,
             )
+            sent.check()
+            need_signal |= sent.signal
         in_flight += len(idle)
         if ring.publish() or need_signal:
             channel.kick()

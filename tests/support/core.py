@@ -10,8 +10,7 @@ from uuid import UUID
 from vhostvmbus.channel import Channel
 from vhostvmbus.device import Device, DeviceHost
 from vhostvmbus.memory import GuestMemory
-from vhostvmbus.ring import RawPacket, Ring, Role, signal, wait
-from vhostvmbus.wire.errors import RingFull
+from vhostvmbus.ring import RawPacket, Ring, Role, Sent, signal, wait
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.vmbus import PAGE_SIZE, Descriptor, align8, pack_descriptor
@@ -178,28 +177,25 @@ class GuestEnd:
 
     def send(self, payload: bytes = b"", transaction_id: int = 1, flags: int = 1) -> None:
         """Sends inband; waits for space if it has to."""
-        self._sent(lambda: self.ring.send(6, payload, transaction_id=transaction_id, flags=flags))
+        self._put(lambda: self.ring.send(6, payload, transaction_id=transaction_id, flags=flags))
 
     def send_direct(
         self, payload: bytes, ranges: Sequence[GpaRange], transaction_id: int = 1
     ) -> None:
         """Sends with external data."""
-        self._sent(
-            lambda: self.ring.send_gpa_direct(payload, ranges, transaction_id=transaction_id)
-        )
+        self._put(lambda: self.ring.send_gpa_direct(payload, ranges, transaction_id=transaction_id))
 
-    def _sent(self, send: Callable[[], bool]) -> None:
+    def _put(self, send: Callable[[], Sent]) -> None:
         deadline = time.monotonic() + 20
         while True:
-            try:
-                if send():
-                    self.wake()
+            sent = send()
+            if sent.signal:
+                self.wake()
+            if not sent.full:
+                sent.check()
                 return
-            except RingFull as full:
-                if full.args[0]:
-                    self.wake()
-                assert time.monotonic() < deadline, "the host makes no space"
-                self.poll(0.05)
+            assert time.monotonic() < deadline, "the host makes no space"
+            self.poll(0.05)
 
     def send_bytes(self, data: bytes) -> None:
         """Puts bytes into the out ring as they are, and kicks."""

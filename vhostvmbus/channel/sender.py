@@ -51,7 +51,7 @@ class Sender:
         """Sends or queues packets, with one write-index store. False if detached.
 
         ``bounded`` refuses, with :exc:`SendQueueFull`, to queue beyond :data:`MAX_QUEUED`. Raises
-        what :meth:`Ring.send` raises for a broken ring, :exc:`PacketTooBig` included.
+        the error of a :class:`Sent`.
         """
         with self._lock:
             if self._detached:
@@ -65,12 +65,10 @@ class Sender:
                 self._wait_in_line(packets)
                 return True
             sent = self._ring.send_many(packets)
-            try:
-                if sent.error is not None or sent.entered < len(packets):
-                    self._not_all(sent, packets[sent.entered :])
-            finally:
-                if sent.signal:
-                    self._signal()
+            self._signal_for(sent)
+            if sent.full:
+                self._stats.ring_full += 1
+                self._wait_in_line(packets[sent.entered :])
         return True
 
     def send_done(self, done: Done) -> None:
@@ -83,13 +81,11 @@ class Sender:
             if self._queue:
                 self._wait_in_line(done.outgoing(0))
                 return
-            sent = self._ring.send_done(done)
-            try:
-                if sent.error is not None or sent.entered < done.completions:
-                    self._not_all(sent, done.outgoing(sent.entered))
-            finally:
-                if sent.signal:
-                    self._signal()
+            sent = self._ring.send_many(done)
+            self._signal_for(sent)
+            if sent.full:
+                self._stats.ring_full += 1
+                self._wait_in_line(done.outgoing(sent.entered))
 
     def send_now(self, packet: Outgoing) -> bool:
         """Sends a packet at once or not at all: :exc:`RingFull`. False if detached."""
@@ -97,14 +93,10 @@ class Sender:
             if self._detached:
                 return False
             if self._queue:
-                raise RingFull(False)
+                raise RingFull("packets wait for space in the ring")
             sent = self._ring.send_many([packet])
-            if sent.signal:
-                self._signal()
-            if sent.error is not None:
-                raise sent.error
-            if not sent.entered:
-                raise RingFull(sent.signal)
+            self._signal_for(sent)
+            sent.check()
             self._count(packet)
         return True
 
@@ -116,11 +108,12 @@ class Sender:
             self._stats.packets_sent += 1
             self._stats.bytes_sent += len(packet.payload)
 
-    def _not_all(self, sent: Sent, rest: Sequence[Outgoing]) -> None:
+    def _signal_for(self, sent: Sent) -> None:
+        """Signals for what went into the ring; raises what is wrong with the next packet."""
+        if sent.signal:
+            self._signal()
         if sent.error is not None:
             raise sent.error
-        self._stats.ring_full += 1
-        self._wait_in_line(rest)
 
     def _wait_in_line(self, packets: Sequence[Outgoing]) -> None:
         first = not self._queue
@@ -144,11 +137,8 @@ class Sender:
                 sent = self._ring.send_many(packets)
                 for _ in range(sent.entered):
                     self._queue.popleft()
-                if sent.signal:
-                    self._signal()
-                if sent.error is not None:
-                    raise sent.error
-                if sent.entered < len(packets):
+                self._signal_for(sent)
+                if sent.full:
                     return
             if not self._detached:
                 self._ring.hold(False)

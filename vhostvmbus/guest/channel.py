@@ -39,7 +39,7 @@ from vhostvmbus.guest.external import (
 )
 from vhostvmbus.guest.transactions import HostPacket, Transaction
 from vhostvmbus.ring import RawPacket, Ring, signal, wait
-from vhostvmbus.wire.errors import ChannelClosed, RingFull
+from vhostvmbus.wire.errors import ChannelClosed
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED, PacketType
@@ -270,26 +270,21 @@ class GuestChannel:
             while True:
                 with self._changed:
                     self._check_usable()
-                try:
-                    if ranges is None:
-                        need_signal = self.ring.send(
-                            kind, payload, transaction_id=transaction_id, flags=flags
-                        )
-                    else:
-                        need_signal = self.ring.send_gpa_direct(
-                            payload, ranges, transaction_id=transaction_id, flags=flags
-                        )
-                except RingFull:
-                    if time.monotonic() >= deadline:
-                        raise RingFullTimeout(
-                            f"the host made no room for {len(payload)} bytes"
-                        ) from None
-                    # Our in ring may be what the host waits for: keep reading it.
-                    self._pump_once(min(deadline, time.monotonic() + _FULL_POLL))
-                    continue
-                if need_signal:
+                if ranges is None:
+                    sent = self.ring.send(kind, payload, transaction_id=transaction_id, flags=flags)
+                else:
+                    sent = self.ring.send_gpa_direct(
+                        payload, ranges, transaction_id=transaction_id, flags=flags
+                    )
+                if sent.signal:
                     self.kick()
-                return
+                if not sent.full:
+                    sent.check()
+                    return
+                if time.monotonic() >= deadline:
+                    raise RingFullTimeout(f"the host made no room for {len(payload)} bytes")
+                # Our in ring may be what the host waits for: keep reading it.
+                self._pump_once(min(deadline, time.monotonic() + _FULL_POLL))
 
     def kick(self) -> None:
         """Signal the host, whether it wants it or not."""

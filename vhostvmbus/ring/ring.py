@@ -31,7 +31,7 @@ from vhostvmbus.wire.gpa import GpaRange, build_ranges, parse_ranges
 from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED, GPA_DIRECT_HEADER_SIZE, PacketType
 
 if TYPE_CHECKING:
-    from vhostvmbus._engine import Pointer, c_uint8_t, vvb_outgoing, vvb_ring
+    from vhostvmbus._engine import Pointer, c_uint8_t, vvb_fault, vvb_outgoing, vvb_ring
 
 _PACKET = struct.Struct("=QQQQIIIIIIIIIHHII")
 _OUTGOING = struct.Struct("=QIIHHI")
@@ -166,16 +166,25 @@ class Served(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """What became of packets sent together.
+    """What became of packets that were to be sent together.
 
-    ``entered`` of them are in the ring and published, ``signal`` says whether the peer has to
-    be signalled for that, and ``error`` what is wrong with the next one; ``None``: no space, or
-    none left.
+    ``entered`` of them are in the ring and published. ``signal`` says whether the peer has to be
+    signalled for what it was shown on the way, whatever else this says. ``full`` says that the next
+    one does not fit now, and that ``pending_send_sz`` asks the peer for space; ``error`` what is
+    wrong with the next one, or with the ring.
     """
 
     entered: int
     signal: bool
+    full: bool = False
     error: Exception | None = None
+
+    def check(self) -> None:
+        """Raises what kept a packet out: ``error``, or :exc:`RingFull`."""
+        if self.error is not None:
+            raise self.error
+        if self.full:
+            raise RingFull("the packet does not fit into the ring now")
 
 
 class RingState(NamedTuple):
@@ -413,13 +422,13 @@ class Ring(Recording):
         flags: int = 0,
         header: bytes = b"",
         publish: bool = True,
-    ) -> bool:
-        """Puts one packet into the ring. True if the peer has to be signalled.
+    ) -> Sent:
+        """Puts one packet into the ring.
 
         ``header`` stands between descriptor and payload; both are padded to 8 bytes. Without
-        ``publish`` the peer sees the packet only after :meth:`publish`. Raises :exc:`RingFull`
-        (``pending_send_sz`` is set then; ``args[0]`` says whether packets published on the way
-        need a signal), :exc:`PacketTooBig`, :exc:`RingIndexInvalid`, :exc:`RingMemoryLost`.
+        ``publish`` the peer sees the packet only after :meth:`publish`. Nothing is raised for what
+        the peer did, nor for a packet that does not fit: see :class:`Sent`. Its ``error`` is a
+        :exc:`PacketTooBig`, :exc:`RingIndexInvalid` or :exc:`RingMemoryLost`.
         """
         self._check_open()
         signal = ffi.new("int *")
@@ -438,52 +447,33 @@ class Ring(Recording):
             signal,
             fault,
         )
-        if result == lib.VVB_OK:
-            return bool(signal[0])
-        if result == lib.VVB_E_FULL:
-            raise RingFull(bool(signal[0]))
-        if result == lib.VVB_E_TOO_BIG:
-            raise PacketTooBig(f"a packet of {len(payload)} bytes can never fit into the ring")
-        raise error_of(fault)
+        return _sent(result, int(result == lib.VVB_OK), bool(signal[0]), fault)
 
-    def send_many(self, packets: Sequence[Outgoing]) -> Sent:
+    def send_many(self, packets: Sequence[Outgoing] | Done) -> Sent:
         """Puts packets into the ring, as many as fit, with one write-index store.
 
-        If they do not all fit, ``pending_send_sz`` is set for the first that did not. Nothing is
-        raised for them: see :class:`Sent`.
+        They may be the completions that a plan left. If they do not all fit, ``pending_send_sz``
+        is set for the first that did not. Otherwise like :meth:`send`.
         """
         self._check_open()
-        records = b"".join(
-            [
-                _OUTGOING.pack(transaction_id, len(header), len(payload), type_, flags, slot)
-                for type_, payload, transaction_id, flags, header, slot in packets
-            ]
-        )
-        data = b"".join([part for packet in packets for part in (packet.header, packet.payload)])
-        return self._send_records(records, len(packets), data, len(data))
-
-    def send_done(self, done: Done) -> Sent:
-        """Like :meth:`send_many`, for the completions that a plan left."""
-        self._check_open()
-        return self._send_records(*done.records)
-
-    def _send_records(
-        self,
-        records: "Pointer[vvb_outgoing] | bytes",
-        count: int,
-        data: "Pointer[c_uint8_t] | bytes",
-        size: int,
-    ) -> Sent:
+        records: "Pointer[vvb_outgoing] | bytes"
+        data: "Pointer[c_uint8_t] | bytes"
+        if isinstance(packets, Done):
+            records, count, data, size = packets.records
+        else:
+            records = b"".join(
+                [
+                    _OUTGOING.pack(transaction_id, len(header), len(payload), type_, flags, slot)
+                    for type_, payload, transaction_id, flags, header, slot in packets
+                ]
+            )
+            data = b"".join(
+                [part for packet in packets for part in (packet.header, packet.payload)]
+            )
+            count, size = len(packets), len(data)
         sent = ffi.new("struct vvb_sent *")
         result = lib.vvb_ring_send_many(self._ring, records, count, data, size, sent)
-        error: Exception | None = None
-        if result == lib.VVB_E_TOO_BIG:
-            error = PacketTooBig(
-                f"a packet of {sent.fault.value} bytes can never fit into the ring"
-            )
-        elif result not in (lib.VVB_OK, lib.VVB_E_FULL):
-            error = error_of(sent.fault)
-        return Sent(sent.count, bool(sent.signal), error)
+        return _sent(result, sent.count, bool(sent.signal), sent.fault)
 
     def send_gpa_direct(
         self,
@@ -492,7 +482,7 @@ class Ring(Recording):
         *,
         transaction_id: int = 0,
         flags: int = COMPLETION_REQUESTED,
-    ) -> bool:
+    ) -> Sent:
         """Sends a packet with external data (guest role); otherwise like :meth:`send`."""
         header = _GPA_HEADER.pack(0, len(ranges)) + build_ranges(ranges)
         return self.send(
@@ -562,6 +552,20 @@ class Ring(Recording):
             self._closed = True
             ffi.release(self._batch)
             ffi.release(self._ring)
+
+
+def _sent(result: int, entered: int, signal: bool, fault: "vvb_fault") -> Sent:
+    """Returns the engine's ``result`` of a send, ``fault`` with it, as a value."""
+    if result == lib.VVB_OK:
+        return Sent(entered, signal)
+    if result == lib.VVB_E_FULL:
+        return Sent(entered, signal, full=True)
+    error: Exception = (
+        error_of(fault)
+        if result != lib.VVB_E_TOO_BIG
+        else PacketTooBig(f"a packet of {fault.value} bytes can never fit into the ring")
+    )
+    return Sent(entered, signal, error=error)
 
 
 def _ranges_of(raw: bytes, payload_offset: int) -> list[GpaRange]:

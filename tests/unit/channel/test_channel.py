@@ -230,7 +230,7 @@ def test_the_host_sends_and_the_guest_completes() -> None:
         plain, question = guest.expect(2)
         assert (plain.transaction_id, plain.completion_requested) == (0, False)
         assert (question.transaction_id, question.completion_requested) == (transaction, True)
-        guest.ring.send(PacketType.COMP, b"answer!!", transaction_id=transaction)
+        guest.ring.send(PacketType.COMP, b"answer!!", transaction_id=transaction).check()
         guest.wake()
         eventually(lambda: done)
         assert done == [b"answer!!"]
@@ -242,7 +242,7 @@ def test_a_request_waits_for_its_completion() -> None:
         thread = threading.Thread(target=lambda: results.append(guest.channel.request(b"q", 10)))
         thread.start()
         (packet,) = guest.expect()
-        guest.ring.send(PacketType.COMP, b"a" * 8, transaction_id=packet.transaction_id)
+        guest.ring.send(PacketType.COMP, b"a" * 8, transaction_id=packet.transaction_id).check()
         guest.wake()
         thread.join(5)
         assert results == [b"a" * 8]
@@ -304,7 +304,7 @@ def test_host_packets_wait_in_order_when_the_ring_is_full() -> None:
 
 def test_a_completion_for_nothing_is_counted() -> None:
     with GuestEnd(TestDevice()) as guest:
-        guest.ring.send(PacketType.COMP, b"", transaction_id=1234)
+        guest.ring.send(PacketType.COMP, b"", transaction_id=1234).check()
         guest.wake()
         eventually(lambda: guest.channel.stats.errors["CompletionUnexpected"] == 1)
         guest.send(b"goes on")

@@ -383,7 +383,7 @@ def test_a_request_may_be_cancelled() -> None:
         assert isinstance(error, errors.RequestCancelled)
         assert error.status is NtStatus.CANCELLED
         # its completion is one for nothing that is in flight
-        guest.ring.send(PacketType.COMP, b"", transaction_id=packet.transaction_id)
+        guest.ring.send(PacketType.COMP, b"", transaction_id=packet.transaction_id).check()
         guest.wake()
         eventually(lambda: guest.channel.stats.errors["CompletionUnexpected"] == 1)
 

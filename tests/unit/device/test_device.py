@@ -127,7 +127,7 @@ def test_post_started_may_wait_for_packets() -> None:
 
     with GuestEnd(Asking()) as guest:
         (packet,) = guest.expect()
-        guest.ring.send(11, b"me......", transaction_id=packet.transaction_id)
+        guest.ring.send(11, b"me......", transaction_id=packet.transaction_id).check()
         guest.wake()
         eventually(lambda: answers == [b"me......"])
 
@@ -217,7 +217,7 @@ def test_what_was_taken_is_answered_when_the_connection_ends() -> None:
         device.gather_completions = gather
         with GuestEnd(device) as guest:
             for i in range(10):
-                guest.ring.send(6, transaction_id=i, flags=1, publish=False)
+                guest.ring.send(6, transaction_id=i, flags=1, publish=False).check()
             guest.ring.publish()  # one batch for the host
             guest.wake()
             assert inside.wait(5)

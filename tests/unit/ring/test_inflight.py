@@ -58,7 +58,7 @@ class Rig:
 
     def send(self, *transactions: int, payload: bytes = b"payload!", flags: int = 1) -> None:
         for transaction in transactions:
-            self.guest.send(INBAND, payload, transaction_id=transaction, flags=flags)
+            self.guest.send(INBAND, payload, transaction_id=transaction, flags=flags).check()
 
     def poke(self, offset: int, data: bytes) -> None:
         """Writes into the part."""
@@ -130,8 +130,8 @@ def test_it_may_happen_again_and_again(rig: Rig) -> None:
 def test_what_nobody_waits_for_is_not_recorded(rig: Rig) -> None:
     host = rig.host(resume=False)
     rig.send(1, flags=0)
-    rig.guest.send(COMP, b"", transaction_id=2, flags=1)
-    rig.guest.send(PacketType.CANCEL_REQUEST, b"", transaction_id=3, flags=1)
+    rig.guest.send(COMP, b"", transaction_id=2, flags=1).check()
+    rig.guest.send(PacketType.CANCEL_REQUEST, b"", transaction_id=3, flags=1).check()
     assert [p.slot for p in host.receive().packets] == [0, 0, 0]
     assert rig.host().to_replay == 0
 
@@ -139,8 +139,8 @@ def test_what_nobody_waits_for_is_not_recorded(rig: Rig) -> None:
 def test_what_was_refused_is_refused_again(rig: Rig) -> None:
     """By the same rules: pages that are no memory, a type that there is not."""
     host = rig.host(resume=False)
-    rig.guest.send_gpa_direct(b"direct!!", [GpaRange.of_pages([1])], transaction_id=1)
-    rig.guest.send(15, b"", transaction_id=2, flags=1)
+    rig.guest.send_gpa_direct(b"direct!!", [GpaRange.of_pages([1])], transaction_id=1).check()
+    rig.guest.send(15, b"", transaction_id=2, flags=1).check()
     names = [type(p.error).__name__ for p in host.receive().packets]
     assert names == ["PfnOutsideMemory", "PacketTypeUnexpected"]
     again = rig.host().receive().packets
@@ -151,7 +151,9 @@ def test_what_was_refused_is_refused_again(rig: Rig) -> None:
 def test_external_data_is_translated_anew(rig: Rig) -> None:
     host = rig.host(resume=False)
     page = BASE_PFN + 64
-    rig.guest.send_gpa_direct(b"direct!!", [GpaRange.of_pages([page, page + 5])], transaction_id=1)
+    rig.guest.send_gpa_direct(
+        b"direct!!", [GpaRange.of_pages([page, page + 5])], transaction_id=1
+    ).check()
     host.receive().packets[0].external_data.close()  # type: ignore[union-attr]
     rig.ram.poke(page * PAGE_SIZE, b"here")
     (packet,) = rig.host().receive().packets
@@ -198,9 +200,9 @@ def test_a_plan_does_what_fits_it_once_more(rig: Rig) -> None:
     page = BASE_PFN + 70
     ranges = [GpaRange.of_pages([page])]
     host = rig.host(resume=False)
-    rig.guest.send_gpa_direct(struct.pack("<HHHH", 1, 16, 32, 0), ranges, transaction_id=1)
-    rig.guest.send_gpa_direct(struct.pack("<HHHH", 2, 16, 32, 0), ranges, transaction_id=2)
-    rig.guest.send_gpa_direct(struct.pack("<HHHH", 1, 16, 32, 0), ranges, transaction_id=3)
+    rig.guest.send_gpa_direct(struct.pack("<HHHH", 1, 16, 32, 0), ranges, transaction_id=1).check()
+    rig.guest.send_gpa_direct(struct.pack("<HHHH", 2, 16, 32, 0), ranges, transaction_id=2).check()
+    rig.guest.send_gpa_direct(struct.pack("<HHHH", 1, 16, 32, 0), ranges, transaction_id=3).check()
     batch = host.receive(plan=plan)
     assert batch.done is not None  # and its completion never sent
     assert [p.transaction_id for p in batch.packets] == [2]
@@ -212,7 +214,7 @@ def test_a_plan_does_what_fits_it_once_more(rig: Rig) -> None:
     assert batch.done is not None
     assert (batch.done.completions, batch.replayed) == (1, 2)
     assert rig.ram.peek(page * PAGE_SIZE, 32) == bytes(range(16, 48))
-    assert again.send_done(batch.done).entered == 1
+    assert again.send_many(batch.done).entered == 1
     complete(again, *batch.packets)
     batch.packets[0].external_data.close()  # type: ignore[union-attr]
     assert again.receive(plan=plan).done is not None  # the third, out of the ring

@@ -80,7 +80,7 @@ class Rig:
         pfns = list(range(pfn, pfn + -(-size // PAGE_SIZE)))
         self.guest.send_gpa_direct(
             payload, [GpaRange(size, 0, pfns)], transaction_id=self.tid, flags=flags
-        )
+        ).check()
 
     def page(self, pfn: int = DATA_PFN, size: int = 4096) -> bytes:
         return self.ram.peek(pfn * PAGE_SIZE, size)
@@ -114,7 +114,7 @@ def test_a_read_that_fits_is_done(rig: Rig) -> None:
     assert done.written() == [(DATA_PFN * PAGE_SIZE, 9 * 512)]
     assert rig.page(size=8192) == CONTENT[3 * 512 : 12 * 512] + b"\xaa" * (8192 - 9 * 512)
     assert rig.guest.receive().packets == [], "nothing is published before it is sent"
-    assert rig.host.send_done(done) == Sent(1, True, None)
+    assert rig.host.send_many(done) == Sent(1, True)
     (completion,) = rig.guest.receive().packets
     assert (completion.type, completion.flags) == (PacketType.COMP, 0)
     assert (completion.transaction_id, completion.payload) == (1, answer(9 * 512))
@@ -175,9 +175,9 @@ def test_what_does_not_fit_goes_up_untouched(rig: Rig, name: str, write: bool) -
 
 
 def test_other_kinds_of_packets_go_up(rig: Rig) -> None:
-    rig.guest.send(PacketType.DATA_INBAND, request(), transaction_id=1, flags=1)
+    rig.guest.send(PacketType.DATA_INBAND, request(), transaction_id=1, flags=1).check()
     rig.send(request(), flags=0)
-    rig.guest.send_gpa_direct(request(), [GpaRange(4096, 0, [1])], transaction_id=3)
+    rig.guest.send_gpa_direct(request(), [GpaRange(4096, 0, [1])], transaction_id=3).check()
     batch = rig.host.receive(plan=rig.plan)
     assert batch.done is None
     assert [packet.type for packet in batch.packets] == [6, 9, 9]
@@ -275,14 +275,14 @@ def test_completions_that_do_not_fit_into_the_ring(rig: Rig) -> None:
         sent = host.send_many([])
         if host.state.tx_free < 200:
             break
-        host.send(PacketType.DATA_INBAND, bytes(64))
-    assert sent == Sent(0, False, None)
+        host.send(PacketType.DATA_INBAND, bytes(64)).check()
+    assert sent == Sent(0, False)
     for i in range(10):
         rig.send(request(i))
     done = host.receive(plan=rig.plan).done
     assert done is not None
-    sent = host.send_done(done)
-    assert sent.error is None
+    sent = host.send_many(done)
+    assert sent.full
     assert sent.entered < done.completions == 10
     rest = done.outgoing(sent.entered)
     assert [packet.transaction_id for packet in rest] == list(range(sent.entered + 1, 11))
@@ -449,7 +449,7 @@ def test_plans_do_not_disturb_each_others_rings(rig: Rig) -> None:
     """A plan belongs to nobody: two rings may use one."""
     guest, host = ring_pair(rig.memory, 2, 2, BASE_PFN + 32)
     rig.send(request(1))
-    guest.send_gpa_direct(request(2), [GpaRange(512, 0, [DATA_PFN + 1])], transaction_id=9)
+    guest.send_gpa_direct(request(2), [GpaRange(512, 0, [DATA_PFN + 1])], transaction_id=9).check()
     first, second = rig.host.receive(plan=rig.plan).done, host.receive(plan=rig.plan).done
     assert first is not None
     assert second is not None

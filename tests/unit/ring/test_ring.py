@@ -64,9 +64,9 @@ def test_each_side_announces_pending_send_size_where_it_produces(memory: GuestMe
 def test_a_ring_goes_on_from_the_indices_in_its_headers(memory: GuestMemory) -> None:
     guest, host = ring_pair(memory)
     for transaction in range(5):
-        guest.send(INBAND, b"x" * 40, transaction_id=transaction)
+        guest.send(INBAND, b"x" * 40, transaction_id=transaction).check()
     assert [p.transaction_id for p in host.receive(2).packets] == [0, 1]
-    host.send(COMP, transaction_id=0)
+    host.send(COMP, transaction_id=0).check()
     host.close()
     again = Ring(memory, scattered(4), 2)
     assert [p.transaction_id for p in again.receive().packets] == [2, 3, 4]
@@ -104,12 +104,12 @@ def test_a_closed_ring_says_so(memory: GuestMemory) -> None:
 
 def test_a_packet_crosses_each_way(memory: GuestMemory) -> None:
     guest, host = ring_pair(memory)
-    guest.send(INBAND, b"question", transaction_id=1 << 63, flags=1)
+    guest.send(INBAND, b"question", transaction_id=1 << 63, flags=1).check()
     (packet,) = host.receive().packets
     assert (packet.type, packet.flags, packet.transaction_id) == (INBAND, 1, 1 << 63)
     assert (packet.payload, packet.completion_requested) == (b"question", True)
     assert packet.external_data is None
-    host.send(COMP, bytearray(b"answer"), transaction_id=1 << 63)
+    host.send(COMP, bytearray(b"answer"), transaction_id=1 << 63).check()
     (packet,) = guest.receive().packets
     assert (packet.type, packet.payload) == (COMP, b"answer\0\0")
 
@@ -117,7 +117,7 @@ def test_a_packet_crosses_each_way(memory: GuestMemory) -> None:
 def test_payloads_are_copied_when_they_are_sent(memory: GuestMemory) -> None:
     guest, host = ring_pair(memory)
     buffer = bytearray(b"original")
-    guest.send(INBAND, buffer)
+    guest.send(INBAND, buffer).check()
     buffer[:] = b"changed!"
     assert host.receive().packets[0].payload == b"original"
 
@@ -133,7 +133,7 @@ def test_every_wrap_offset(memory: GuestMemory) -> None:
         host.close()
         guest = Ring(memory, scattered(4), 2, Role.GUEST)
         host = Ring(memory, scattered(4), 2)
-        guest.send_gpa_direct(payload, [GpaRange(5000, 8, [BASE_PFN + 9, BASE_PFN + 20])])
+        guest.send_gpa_direct(payload, [GpaRange(5000, 8, [BASE_PFN + 9, BASE_PFN + 20])]).check()
         (packet,) = host.receive().packets
         assert packet.payload == payload
         assert packet.ring_offset == start
@@ -142,7 +142,7 @@ def test_every_wrap_offset(memory: GuestMemory) -> None:
             (BASE + 9 * 4096 + 8, 4088),
             (BASE + 20 * 4096, 912),
         ]
-        host.send(COMP, payload, transaction_id=start)
+        host.send(COMP, payload, transaction_id=start).check()
         (packet,) = guest.receive().packets
         assert (packet.payload, packet.transaction_id) == (payload, start)
         guest.close()
@@ -151,8 +151,8 @@ def test_every_wrap_offset(memory: GuestMemory) -> None:
 
 def test_trailers_say_where_the_packet_started(memory: GuestMemory) -> None:
     guest, host = ring_pair(memory)
-    guest.send(INBAND, b"x" * 8)
-    guest.send(INBAND, b"y" * 8)
+    guest.send(INBAND, b"x" * 8).check()
+    guest.send(INBAND, b"y" * 8).check()
     data = bytes(guest.pages(True)[PAGE_SIZE:])
     assert data[24:32] == bytes(8)
     assert data[56:64] == (32 << 32).to_bytes(8, "little")
@@ -162,7 +162,7 @@ def test_trailers_say_where_the_packet_started(memory: GuestMemory) -> None:
 def test_gpa_direct_ranges_arrive(memory: GuestMemory) -> None:
     guest, host = ring_pair(memory)
     ranges = [GpaRange(100, 4000, [BASE_PFN + 1, BASE_PFN + 2]), GpaRange.of_pages([BASE_PFN + 7])]
-    guest.send_gpa_direct(b"command!", ranges, transaction_id=5)
+    guest.send_gpa_direct(b"command!", ranges, transaction_id=5).check()
     (packet,) = host.receive().packets
     assert packet.payload == b"command!"
     assert packet.external_data is not None
@@ -179,7 +179,7 @@ def test_room_behind_the_ranges_is_allowed(memory: GuestMemory) -> None:
     guest, host = ring_pair(memory)
     header = bytes(4) + (1).to_bytes(4, "little")
     header += (512).to_bytes(4, "little") + bytes(4) + BASE_PFN.to_bytes(8, "little")
-    guest.send(PacketType.DATA_USING_GPA_DIRECT, b"srb", header=header + bytes(31 * 8))
+    guest.send(PacketType.DATA_USING_GPA_DIRECT, b"srb", header=header + bytes(31 * 8)).check()
     (packet,) = host.receive().packets
     assert packet.error is None
     assert packet.payload == b"srb".ljust(8, b"\0")
@@ -190,7 +190,7 @@ def test_room_behind_the_ranges_is_allowed(memory: GuestMemory) -> None:
 def test_the_batch_is_bounded(memory: GuestMemory) -> None:
     guest, host = ring_pair(memory)
     for i in range(20):
-        guest.send(INBAND, transaction_id=i)
+        guest.send(INBAND, transaction_id=i).check()
     assert len(host.receive(7).packets) == 7
     assert len(host.receive(0).packets) == 0
     assert [p.transaction_id for p in host.receive(64).packets] == list(range(7, 20))
@@ -199,14 +199,15 @@ def test_the_batch_is_bounded(memory: GuestMemory) -> None:
 
 def test_packets_that_can_never_fit(memory: GuestMemory) -> None:
     guest, host = ring_pair(memory)
-    guest.send(INBAND, bytes(4096 - 16 - 8 - 8))
+    guest.send(INBAND, bytes(4096 - 16 - 8 - 8)).check()
     assert len(host.receive().packets[0].payload) == 4064
-    with pytest.raises(errors.PacketTooBig):
-        guest.send(INBAND, bytes(4096 - 16 - 8 - 7))
+    sent = guest.send(INBAND, bytes(4096 - 16 - 8 - 7))
+    assert sent[:3] == (0, False, False)
+    assert isinstance(sent.error, errors.PacketTooBig)
     big = Ring(memory, scattered(400), 200, Role.GUEST, initialize=True)
-    big.send(INBAND, bytes(0xFFFF * 8 - 16))
+    big.send(INBAND, bytes(0xFFFF * 8 - 16)).check()
     with pytest.raises(errors.PacketTooBig):
-        big.send(INBAND, bytes(0xFFFF * 8 - 15))
+        big.send(INBAND, bytes(0xFFFF * 8 - 15)).check().check()
 
 
 @given(
@@ -231,9 +232,9 @@ def test_the_ring_is_a_queue(steps: list[tuple[str, int]]) -> None:
         if step == "send":
             payload = bytes([number & 0xFF]) * amount
             size = 16 + align8(amount) + 8
-            try:
-                guest.send(INBAND, payload, transaction_id=number)
-            except errors.RingFull:
+            sent = guest.send(INBAND, payload, transaction_id=number)
+            assert sent.error is None
+            if sent.full:
                 assert used + size >= PAGE_SIZE
                 assert guest.state.tx_pending == size
             else:

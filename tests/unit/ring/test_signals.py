@@ -8,8 +8,7 @@ import pytest
 
 from tests.support.core import Ram, ring_pair, set_word, word
 from vhostvmbus.memory import GuestMemory
-from vhostvmbus.ring import is_eventfd, signal, wait
-from vhostvmbus.wire import errors
+from vhostvmbus.ring import Sent, is_eventfd, signal, wait
 from vhostvmbus.wire.vmbus import (
     RING_FEATURE_BITS,
     RING_INTERRUPT_MASK,
@@ -25,12 +24,12 @@ INBAND, COMP = PacketType.DATA_INBAND, PacketType.COMP
 
 def test_only_the_step_from_empty_is_signalled(memory: GuestMemory) -> None:
     guest, host = ring_pair(memory)
-    assert guest.send(INBAND)
-    assert not guest.send(INBAND)
+    assert guest.send(INBAND).signal
+    assert not guest.send(INBAND).signal
     host.receive(1)
-    assert not guest.send(INBAND)
+    assert not guest.send(INBAND).signal
     host.receive()
-    assert guest.send(INBAND)
+    assert guest.send(INBAND).signal
     assert guest.state.signals_sent == 2
     assert guest.state.signals_suppressed == 2
 
@@ -39,7 +38,7 @@ def test_a_masked_reader_is_not_signalled_and_looks_again(memory: GuestMemory) -
     guest, host = ring_pair(memory)
     host.mask()
     assert word(guest, True, RING_INTERRUPT_MASK) == 1
-    assert not guest.send(INBAND)
+    assert not guest.send(INBAND).signal
     assert host.unmask()
     assert word(guest, True, RING_INTERRUPT_MASK) == 0
     host.receive()
@@ -48,8 +47,8 @@ def test_a_masked_reader_is_not_signalled_and_looks_again(memory: GuestMemory) -
 
 def test_unpublished_packets_are_seen_and_signalled_together(memory: GuestMemory) -> None:
     guest, host = ring_pair(memory)
-    assert not host.send(COMP, transaction_id=1, publish=False)
-    assert not host.send(COMP, transaction_id=2, publish=False)
+    assert not host.send(COMP, transaction_id=1, publish=False).signal
+    assert not host.send(COMP, transaction_id=2, publish=False).signal
     assert guest.receive().packets == []
     assert host.publish()
     assert not host.publish()
@@ -58,10 +57,8 @@ def test_unpublished_packets_are_seen_and_signalled_together(memory: GuestMemory
 
 def test_a_full_ring_shows_what_was_not_published(memory: GuestMemory) -> None:
     guest, host = ring_pair(memory)
-    host.send(COMP, bytes(3000), publish=False)
-    with pytest.raises(errors.RingFull) as caught:
-        host.send(COMP, bytes(3000), publish=False)
-    assert caught.value.args == (True,)
+    host.send(COMP, bytes(3000), publish=False).check()
+    assert host.send(COMP, bytes(3000), publish=False) == Sent(0, True, full=True)
     assert len(guest.receive().packets) == 1
 
 
@@ -69,13 +66,12 @@ def test_space_is_signalled_once_when_it_suffices(memory: GuestMemory) -> None:
     guest, host = ring_pair(memory)
     for _ in range(4):
         guest.send(INBAND, bytes(1000 - 24))  # 4000 of 4096 bytes
-    with pytest.raises(errors.RingFull):
-        guest.send(INBAND, bytes(2000 - 24))
+    assert guest.send(INBAND, bytes(2000 - 24)) == Sent(0, False, full=True)
     assert word(guest, True, RING_PENDING_SEND_SZ) == 2000
     assert not host.receive(1).signal  # 1096 are free: not enough
     assert host.receive(1).signal  # 2096: enough now
     assert not host.receive(1).signal  # it was enough before
-    guest.send(INBAND, bytes(2000 - 24))
+    guest.send(INBAND, bytes(2000 - 24)).check()
     assert word(guest, True, RING_PENDING_SEND_SZ) == 0
     assert not host.receive().signal
     assert host.state.space_signals == 1
@@ -83,24 +79,21 @@ def test_space_is_signalled_once_when_it_suffices(memory: GuestMemory) -> None:
 
 def test_exactly_the_space_asked_for_is_not_enough(memory: GuestMemory) -> None:
     guest, host = ring_pair(memory)
-    guest.send(INBAND, bytes(2048 - 24))
-    guest.send(INBAND, bytes(1024 - 24))
-    with pytest.raises(errors.RingFull):
-        guest.send(INBAND, bytes(3072 - 24))
+    guest.send(INBAND, bytes(2048 - 24)).check()
+    guest.send(INBAND, bytes(1024 - 24)).check()
+    assert guest.send(INBAND, bytes(3072 - 24)) == Sent(0, False, full=True)
     assert not host.receive(1).signal  # 3072 free, and a ring is never filled wholly
-    with pytest.raises(errors.RingFull):
-        guest.send(INBAND, bytes(3072 - 24))
+    assert guest.send(INBAND, bytes(3072 - 24)) == Sent(0, False, full=True)
     assert host.receive(1).signal
-    guest.send(INBAND, bytes(3072 - 24))
+    guest.send(INBAND, bytes(3072 - 24)).check()
 
 
 def test_a_peer_without_the_feature_is_not_signalled_for_space(memory: GuestMemory) -> None:
     guest, host = ring_pair(memory)
     set_word(guest, True, RING_FEATURE_BITS, 0)
     assert not host.state.peer_signals_space
-    guest.send(INBAND, bytes(4000))
-    with pytest.raises(errors.RingFull):
-        guest.send(INBAND, bytes(4000))
+    guest.send(INBAND, bytes(4000)).check()
+    assert guest.send(INBAND, bytes(4000)) == Sent(0, False, full=True)
     assert not host.receive().signal
 
 
@@ -136,17 +129,14 @@ def test_two_threads_lose_nothing() -> None:
     signals = 0
     for number in range(count):
         while True:
-            try:
-                need = guest.send(INBAND, bytes(number % 200), transaction_id=number)
-            except errors.RingFull as full:
-                if full.args[0]:
-                    signal(kick)
-                assert wait([call], 10), f"the guest slept before packet {number}"
-                continue
-            if need:
+            sent = guest.send(INBAND, bytes(number % 200), transaction_id=number)
+            if sent.signal:
                 signals += 1
                 signal(kick)
-            break
+            if not sent.full:
+                sent.check()
+                break
+            assert wait([call], 10), f"the guest slept before packet {number}"
     thread.join(20)
     assert not thread.is_alive()
     assert problems == []
