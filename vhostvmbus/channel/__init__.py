@@ -8,7 +8,6 @@ from vhostvmbus.channel.channel import Channel
 from vhostvmbus.channel.gpadl import Gpadl, GpadlTable
 from vhostvmbus.channel.handler import ChannelHandler, ChannelInfo
 from vhostvmbus.channel.life import ChannelState
-from vhostvmbus.channel.quiet import wait_until_quiet
 from vhostvmbus.channel.stats import ChannelStats
 
 __all__ = [
@@ -19,5 +18,4 @@ __all__ = [
     "ChannelStats",
     "Gpadl",
     "GpadlTable",
-    "wait_until_quiet",
 ]

@@ -19,7 +19,7 @@ from typing import Any
 from vhostvmbus.channel.gpadl import Gpadl, GpadlTable
 from vhostvmbus.channel.handler import ChannelHandler, ChannelInfo
 from vhostvmbus.channel.host_packets import HostPackets
-from vhostvmbus.channel.life import ChannelState, Life
+from vhostvmbus.channel.life import ChannelLife, ChannelState
 from vhostvmbus.channel.quota import Quota
 from vhostvmbus.channel.receiver import Receiver
 from vhostvmbus.channel.sender import Sender
@@ -74,7 +74,7 @@ class Channel:
         self._gathered_spans: list[tuple[int, int]] = []
         self._ring = ring
         self._before_detach: Callable[[], None] | None = None
-        self._life = life = Life(
+        self._life = life = ChannelLife(
             self.name,
             ring,
             kick_fd,
@@ -107,12 +107,8 @@ class Channel:
     def stats(self) -> ChannelStats:
         """Counters, up to this moment."""
         if threading.current_thread() is not self._worker:
-            self._receiver.settle()
+            self._receiver.wait_for_engine()
         return self._stats
-
-    def settle(self) -> None:
-        """Returns when the engine has ended what it is at: it looks at everything anew then."""
-        self._receiver.settle()
 
     # -- what a device sees --------------------------------------------------------------------
 
@@ -154,7 +150,7 @@ class Channel:
     @transaction_quota.setter
     def transaction_quota(self, quota: int) -> None:
         self._quota.set(quota)
-        self._receiver.settle()
+        self._receiver.wait_for_engine()
         self._life.wake()
 
     def set_plan(self, plan: AnyPlan | None) -> None:

@@ -4,22 +4,35 @@
 Invariants: a transaction id is in flight once; a completion callback is called once, with what the
 guest answered or with ``None`` at the end, unless the packet was refused or nobody waits any more;
 whoever takes the callback out of the table, in one step, is who calls it.
+
+KMCL lets the server endpoint make a synchronous request only without waiting, because it could wait
+in a callback that the guest's answer has to pass. Here :meth:`Channel.request` may wait on every
+thread but those that deliver packets.
 """
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from itertools import count
 
-from vhostvmbus.channel.life import Life
-from vhostvmbus.channel.request import Awaited
+from vhostvmbus.channel.life import ChannelLife
 from vhostvmbus.channel.sender import Sender
 from vhostvmbus.channel.stats import ChannelStats
 from vhostvmbus.ring import Outgoing, RawPacket
-from vhostvmbus.wire.errors import ChannelClosed, CompletionUnexpected, GuestError, UsageError
+from vhostvmbus.wire.errors import (
+    ChannelClosed,
+    CompletionUnexpected,
+    GuestError,
+    RequestCancelled,
+    UsageError,
+)
 from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED, PacketType
 
 log = logging.getLogger("vhostvmbus.channel.channel")  # one name for all that a channel logs
+
+CANCEL_POLL_SECONDS = 0.02
+"""How often a request looks at whether it was cancelled."""
 
 
 class HostPackets:
@@ -27,7 +40,7 @@ class HostPackets:
 
     def __init__(
         self,
-        life: Life,
+        life: ChannelLife,
         sender: Sender,
         stats: ChannelStats,
         before_publish: Callable[[list[tuple[int, int]]], None],
@@ -89,7 +102,7 @@ class HostPackets:
         self, payload: bytes, timeout: float | None, cancel: threading.Event | None
     ) -> bytes:
         """See :meth:`Channel.request`; the caller may wait."""
-        awaited = Awaited()
+        awaited = _Awaited()
         transaction_id = self.send(payload, on_completion=awaited.completed)
         try:
             return awaited.wait(timeout, cancel)
@@ -117,3 +130,36 @@ class HostPackets:
             callback = self._awaited.pop(transaction_id, None)
             if callback is not None:
                 callback(None)
+
+
+class _Awaited:
+    """The completion of one packet, from another thread."""
+
+    def __init__(self) -> None:
+        self._done = threading.Event()
+        self._answer: bytes | None = None
+
+    def completed(self, payload: bytes | None) -> None:
+        """The completion callback; ``None`` if the channel was closed."""
+        self._answer = payload
+        self._done.set()
+
+    def wait(self, timeout: float | None, cancel: threading.Event | None) -> bytes:
+        """The completion's payload.
+
+        Raises :exc:`TimeoutError` after ``timeout`` seconds, :exc:`RequestCancelled` once
+        ``cancel`` is set, :exc:`ChannelClosed` if the channel closed.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if cancel is not None:
+                left = CANCEL_POLL_SECONDS if left is None else min(left, CANCEL_POLL_SECONDS)
+            if self._done.wait(left):
+                if self._answer is None:
+                    raise ChannelClosed("the channel was closed")
+                return self._answer
+            if cancel is not None and cancel.is_set():
+                raise RequestCancelled("the request was cancelled")
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"no completion in {timeout} s")

@@ -5,8 +5,9 @@ Everything else about a channel looks here whether it may go on, and stops it he
 
 * a channel fails once, and only while it runs; what was the matter is counted, logged, and told to
   the handler, while neither lock of this file is held;
-* ring and eventfds exist until the state is CLOSED; one lock is for that, and :attr:`Life.idle` is
-  for those who wait for the channel to come to rest. Neither is taken inside the other.
+* ring and eventfds exist until the state is CLOSED; one lock is for that, and
+  :attr:`ChannelLife.idle` is for those who wait until the channel is idle. Neither is taken inside
+  the other.
 """
 
 import logging
@@ -31,7 +32,7 @@ class ChannelState(Enum):
     CLOSED = "closed"
 
 
-class Life:
+class ChannelLife:
     """The state of one channel; ``failed`` is told why it stopped, without a lock held."""
 
     def __init__(

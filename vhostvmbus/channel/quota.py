@@ -2,14 +2,14 @@
 """How many packets may be outstanding; a pause is a quota of 0 that somebody waits for.
 
 Invariants: :attr:`Quota.now` is 0 while the channel is paused, else :attr:`Quota.wanted`; all
-fields change under :attr:`Life.idle`, and the worker reads them without it; a pause has come about
-when the worker rests (it saw the pause with nothing in its hands) and nothing is outstanding.
+fields change under :attr:`ChannelLife.idle`, and the worker reads them without it; a pause has come
+about when the worker rests (it saw the pause with nothing in its hands) and nothing is outstanding.
 """
 
 import time
 from collections.abc import Sized
 
-from vhostvmbus.channel.life import ChannelState, Life
+from vhostvmbus.channel.life import ChannelLife, ChannelState
 from vhostvmbus.channel.stats import ChannelStats
 from vhostvmbus.wire.errors import ChannelClosed
 
@@ -17,7 +17,9 @@ from vhostvmbus.wire.errors import ChannelClosed
 class Quota:
     """The quota of one channel; ``outstanding`` are the packets that are not completed."""
 
-    def __init__(self, quota: int, outstanding: Sized, life: Life, stats: ChannelStats) -> None:
+    def __init__(
+        self, quota: int, outstanding: Sized, life: ChannelLife, stats: ChannelStats
+    ) -> None:
         self.now = self.wanted = quota
         self.paused = False
         self._resting = False  # paused, and the worker has seen it

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from vhostvmbus.channel.deferred import DeferredPackets
 from vhostvmbus.channel.handler import ChannelHandler
 from vhostvmbus.channel.host_packets import HostPackets
-from vhostvmbus.channel.life import ChannelState, Life
+from vhostvmbus.channel.life import ChannelLife, ChannelState
 from vhostvmbus.channel.quota import Quota
 from vhostvmbus.channel.sender import Sender
 from vhostvmbus.channel.stats import ChannelStats
@@ -53,7 +53,7 @@ class Receiver:
         channel: "Channel",
         handler: ChannelHandler,
         ring: Ring,
-        life: Life,
+        life: ChannelLife,
         quota: Quota,
         sender: Sender,
         host_packets: HostPackets,
@@ -91,8 +91,8 @@ class Receiver:
         with self._engine_left():
             self._plan = plan
 
-    def settle(self) -> None:
-        """Returns when a receive that runs, by the quota before, has ended, and is counted."""
+    def wait_for_engine(self) -> None:
+        """Returns when the receive that runs, by the quota before, has ended and is counted."""
         with self._engine_left():
             pass
 

@@ -6,10 +6,11 @@ docs/writing-a-device.md says how, and has a line for each name. :class:`DeviceH
 channels and the guest's memory; sockets are the business of ``vhost_user.server``.
 """
 
-from vhostvmbus.channel import Channel, ChannelState, ChannelStats, wait_until_quiet
+from vhostvmbus.channel import Channel, ChannelState, ChannelStats
 from vhostvmbus.device.device import Device
 from vhostvmbus.device.host import DeviceHost
 from vhostvmbus.device.offer import Offer
+from vhostvmbus.device.quiet import wait_until_quiet
 from vhostvmbus.memory import CodeMap, ExternalData
 from vhostvmbus.packet import Packet
 from vhostvmbus.ring import AnyPlan, Number, Operation, Plan, RingState, Rule

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.net_card import MAC, SocketLink, ethernet
 from tests.support.waiting import eventually
-from vhostvmbus.channel import quiet
+from vhostvmbus.device import quiet
 from vhostvmbus.devices.net import NetworkCard, leaving
 from vhostvmbus.guest import SoftwareGuest, serving
 from vhostvmbus.guest.errors import GuestSideError, ReceiveTimeout

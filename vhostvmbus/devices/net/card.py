@@ -23,9 +23,9 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from vhostvmbus.channel import Channel, wait_until_quiet
+from vhostvmbus.channel import Channel
 from vhostvmbus.channel.stats import RateLimitedLog
-from vhostvmbus.device import Device
+from vhostvmbus.device import Device, wait_until_quiet
 from vhostvmbus.devices.net import leaving, nvsp, rndis, sender, status, takeover
 from vhostvmbus.devices.net.buffers import ReceiveBuffer, SendBuffer
 from vhostvmbus.devices.net.datapath import DataPath

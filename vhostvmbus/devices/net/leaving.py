@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from vhostvmbus.channel import Channel, wait_until_quiet
+from vhostvmbus.channel import Channel
+from vhostvmbus.device import wait_until_quiet
 from vhostvmbus.devices.net.outbox import Outbox
 from vhostvmbus.devices.net.protocol import Protocol, Rndis
 from vhostvmbus.devices.net.receiver import Receiver

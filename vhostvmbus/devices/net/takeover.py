@@ -18,7 +18,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final, Self
 
-from vhostvmbus.channel import Channel, wait_until_quiet
+from vhostvmbus.channel import Channel
+from vhostvmbus.device import wait_until_quiet
 from vhostvmbus.devices.net.buffers import ReceiveBuffer
 from vhostvmbus.wire.errors import ChannelClosed, FrontEndError, GuestError, UsageError
 

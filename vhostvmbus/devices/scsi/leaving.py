@@ -15,7 +15,8 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from vhostvmbus.channel import Channel, wait_until_quiet
+from vhostvmbus.channel import Channel
+from vhostvmbus.device import wait_until_quiet
 from vhostvmbus.devices.scsi.cdb import Opcode
 
 log = logging.getLogger(__name__)

@@ -7,26 +7,25 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from vhostvmbus.channel.channel import Channel
-from vhostvmbus.channel.life import ChannelState
+from vhostvmbus.channel import Channel, ChannelState
 
 CALM_SECONDS: Final = 0.3
-"""So long the rings stay empty before the driver counts as quiet."""
+"""A driver counts as quiet once its rings have been empty for so long."""
 PATIENCE_SECONDS: Final = 6.0
 """After that the device is taken all the same: a front end waits no longer than 10 seconds."""
 _POLL_SECONDS: Final = 0.02
 
 
 def _activity(channels: Sequence[Channel]) -> tuple[int, int]:
-    """Packets that came so far, and what is not settled yet: bytes in rings, packets in hand."""
-    came = unsettled = 0
+    """Returns how many packets came so far, and what is pending: bytes in rings, and packets."""
+    came = pending = 0
     for channel in channels:
         ring = channel.ring_state
         came += channel.stats.packets_received
-        unsettled += channel.outstanding
+        pending += channel.outstanding
         if ring is not None:
-            unsettled += ring.rx_available + ring.tx_size - ring.tx_free
-    return came, unsettled
+            pending += ring.rx_available + ring.tx_size - ring.tx_free
+    return came, pending
 
 
 def wait_until_quiet(
@@ -36,10 +35,11 @@ def wait_until_quiet(
     *,
     calm: float | None = None,
 ) -> bool:
-    """Until the guest sends nothing any more and has taken every completion; whether it has.
+    """Waits until the guest sends nothing any more and has taken every completion.
 
     Waits ``least`` seconds at any rate, and ``patience`` at most; not at all for a channel that
     is closed meanwhile. ``calm`` is for how many seconds nothing has to come, by default 0.3.
+    Returns whether that came about.
     """
     calm = CALM_SECONDS if calm is None else calm
     begin = calm_since = time.monotonic()
@@ -48,8 +48,8 @@ def wait_until_quiet(
         alive = [channel for channel in channels() if channel.state is ChannelState.RUNNING]
         if not alive:
             return False
-        came, unsettled = _activity(alive)
-        if came != before or unsettled:
+        came, pending = _activity(alive)
+        if came != before or pending:
             before, calm_since = came, now
         elif now - calm_since >= calm and now - begin >= least:
             return True
