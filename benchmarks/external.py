@@ -14,10 +14,9 @@ import functools
 from benchmarks.reference import copies
 from benchmarks.ring import Echo, Reader, in_another_process, throughput
 from benchmarks.table import Table
-from vhostvmbus.channel import Channel
+from vhostvmbus.channel import Channel, Packet
 from vhostvmbus.device import Device
 from vhostvmbus.guest import SoftwareGuest
-from vhostvmbus.packet import Packet
 
 PFNS = (1, 16, 256)
 DEPTHS = (1, 16)

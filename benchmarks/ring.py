@@ -23,10 +23,9 @@ from uuid import UUID
 
 from benchmarks.reference import copies, eventfd_round_trips
 from benchmarks.table import Table
-from vhostvmbus.channel import Channel
+from vhostvmbus.channel import Channel, Packet
 from vhostvmbus.device import Device, DeviceHost
 from vhostvmbus.guest import GuestChannel, SoftwareGuest, Transaction
-from vhostvmbus.packet import Packet
 from vhostvmbus.vhost_user.server import Server
 
 DEPTHS = (1, 4, 32)

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An open channel. Its worker thread, its sends, its quota, its end.
+"""An open channel. Its worker thread, its packets, its sends, its quota, its end.
 
-KMCL's VMBCHANNEL at the server endpoint (docs/kmcl.md); the ring protocol is ``ring``'s business.
+KMCL's VMBCHANNEL and VMBPACKET at the server endpoint (docs/kmcl.md); the ring protocol is
+``ring``'s business.
 """
 
 from vhostvmbus.channel.channel import Channel
 from vhostvmbus.channel.gpadl import Gpadl, GpadlTable
 from vhostvmbus.channel.handler import ChannelHandler, ChannelInfo
 from vhostvmbus.channel.life import ChannelState
+from vhostvmbus.channel.packet import Packet
 from vhostvmbus.channel.stats import ChannelStats
 
 __all__ = [
@@ -18,4 +20,5 @@ __all__ = [
     "ChannelStats",
     "Gpadl",
     "GpadlTable",
+    "Packet",
 ]

@@ -20,12 +20,12 @@ from vhostvmbus.channel.gpadl import Gpadl, GpadlTable
 from vhostvmbus.channel.handler import ChannelHandler, ChannelInfo
 from vhostvmbus.channel.host_packets import HostPackets
 from vhostvmbus.channel.life import ChannelLife, ChannelState
+from vhostvmbus.channel.packet import Packet
 from vhostvmbus.channel.quota import Quota
 from vhostvmbus.channel.receiver import Receiver
 from vhostvmbus.channel.sender import Sender
 from vhostvmbus.channel.stats import ChannelStats
 from vhostvmbus.memory import ExternalData
-from vhostvmbus.packet import Packet
 from vhostvmbus.ring import AnyPlan, Done, Outgoing, Ring, RingState
 from vhostvmbus.ring.ring import RingHandle
 from vhostvmbus.wire.errors import (

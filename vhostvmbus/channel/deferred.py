@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from vhostvmbus.packet import Packet
+from vhostvmbus.channel.packet import Packet
 
 
 class DeferredPackets:

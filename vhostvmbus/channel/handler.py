@@ -10,7 +10,7 @@ from vhostvmbus.wire.errors import GuestError, PacketError
 
 if TYPE_CHECKING:
     from vhostvmbus.channel.channel import Channel
-    from vhostvmbus.packet import Packet
+    from vhostvmbus.channel.packet import Packet
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,10 @@ from vhostvmbus.channel.deferred import DeferredPackets
 from vhostvmbus.channel.handler import ChannelHandler
 from vhostvmbus.channel.host_packets import HostPackets
 from vhostvmbus.channel.life import ChannelLife, ChannelState
+from vhostvmbus.channel.packet import Packet
 from vhostvmbus.channel.quota import Quota
 from vhostvmbus.channel.sender import Sender
 from vhostvmbus.channel.stats import ChannelStats
-from vhostvmbus.packet import Packet
 from vhostvmbus.ring import AnyPlan, Batch, Done, Outgoing, RawPacket, Ring, Served, wait
 from vhostvmbus.wire.errors import GuestError, PacketFailed, UsageError
 from vhostvmbus.wire.vmbus import PacketType

@@ -6,13 +6,12 @@ docs/writing-a-device.md says how, and has a line for each name. :class:`DeviceH
 channels and the guest's memory; sockets are the business of ``vhost_user.server``.
 """
 
-from vhostvmbus.channel import Channel, ChannelState, ChannelStats
+from vhostvmbus.channel import Channel, ChannelState, ChannelStats, Packet
 from vhostvmbus.device.device import Device
 from vhostvmbus.device.host import DeviceHost
 from vhostvmbus.device.offer import Offer
 from vhostvmbus.device.quiet import wait_until_quiet
 from vhostvmbus.memory import CodeMap, ExternalData
-from vhostvmbus.packet import Packet
 from vhostvmbus.ring import AnyPlan, Number, Operation, Plan, RingState, Rule
 from vhostvmbus.ring.plan import PLAN_BYTES
 from vhostvmbus.wire.errors import (

@@ -9,9 +9,8 @@ from collections.abc import Coroutine
 from typing import Any
 from uuid import UUID
 
-from vhostvmbus.channel import Channel
+from vhostvmbus.channel import Channel, Packet
 from vhostvmbus.device.offers import ChannelOffers
-from vhostvmbus.packet import Packet
 from vhostvmbus.wire.errors import PacketError, UsageError
 
 

@@ -13,14 +13,13 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vhostvmbus.channel import Channel, ChannelInfo, ChannelStats, GpadlTable
+from vhostvmbus.channel import Channel, ChannelInfo, ChannelStats, GpadlTable, Packet
 from vhostvmbus.device.device import Device
 from vhostvmbus.device.loop import DeviceLoop
 from vhostvmbus.device.offer import Offer
 from vhostvmbus.device.offers import ChannelOffers
 from vhostvmbus.device.unplug import Unplugging
 from vhostvmbus.memory import CodeMap, GuestMemory, Region
-from vhostvmbus.packet import Packet
 from vhostvmbus.ring import InflightRegion, PacketLimits, Ring, is_eventfd
 from vhostvmbus.wire.errors import (
     ChannelStateError,

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import pytest
 
 from tests.support.devices import Backwards, Digest, Fill, GatheringEcho, Touch
-from vhostvmbus.channel import Channel
+from vhostvmbus.channel import Channel, Packet
 from vhostvmbus.guest import GuestChannel, SoftwareGuest
-from vhostvmbus.packet import Packet
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.errors import FeatureMissing
 

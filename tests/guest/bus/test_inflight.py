@@ -20,7 +20,7 @@ import pytest
 from tests.support.devices import Digest, Echo, Noting, Silent
 from tests.support.inflight_devices import Keeps, Muddles
 from tests.support.paths import TREE
-from vhostvmbus.channel import Channel
+from vhostvmbus.channel import Channel, Packet
 from vhostvmbus.guest import SoftwareGuest
 from vhostvmbus.guest.channel import GuestChannel
 from vhostvmbus.guest.errors import CompletionTimeout
@@ -29,7 +29,6 @@ from vhostvmbus.guest.serving import serving
 from vhostvmbus.guest.storvsc import Storvsc
 from vhostvmbus.guest.transactions import Transaction
 from vhostvmbus.observe.statistics import read_statistics
-from vhostvmbus.packet import Packet
 from vhostvmbus.ring.inflight import SEALS
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.errors import RequestRefused

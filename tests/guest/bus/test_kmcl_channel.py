@@ -10,10 +10,9 @@ import pytest
 
 from tests.support.devices import CLASS_ID, Echo, HostPush, Noting, Silent
 from tests.support.waiting import eventually
-from vhostvmbus.channel import Channel
+from vhostvmbus.channel import Channel, Packet
 from vhostvmbus.device import DeviceHost
 from vhostvmbus.guest import CompletionTimeout, NoSuchDevice, SoftwareGuest, serving
-from vhostvmbus.packet import Packet
 from vhostvmbus.wire.errors import AlreadyCompleted
 from vhostvmbus.wire.ntstatus import NtStatus
 

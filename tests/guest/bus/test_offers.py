@@ -9,11 +9,10 @@ import pytest
 
 from tests.support.devices import Noting
 from tests.support.waiting import eventually, together
-from vhostvmbus.channel import Channel
+from vhostvmbus.channel import Channel, Packet
 from vhostvmbus.device import DeviceHost
 from vhostvmbus.guest import SoftwareGuest, serving
 from vhostvmbus.guest.errors import ChannelNotOpen, NotOffered
-from vhostvmbus.packet import Packet
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.wire.errors import OfferRefused, UsageError
 from vhostvmbus.wire.ntstatus import NtStatus

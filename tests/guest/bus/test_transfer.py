@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vhostvmbus.channel import Channel
+from vhostvmbus.channel import Channel, Packet
 from vhostvmbus.device import Device
 from vhostvmbus.guest import SoftwareGuest
 from vhostvmbus.memory import ExternalData
-from vhostvmbus.packet import Packet
 from vhostvmbus.wire.transfer import (
     build_transfer_pages,
 )

@@ -13,13 +13,12 @@ import pytest
 
 from tests.support.net_card import SocketLink, ethernet
 from tests.support.waiting import eventually
-from vhostvmbus.channel import Channel
+from vhostvmbus.channel import Channel, Packet
 from vhostvmbus.devices.net import NetworkCard
 from vhostvmbus.devices.net.takeover import BufferNote
 from vhostvmbus.guest import SoftwareGuest, serving
 from vhostvmbus.guest.errors import GuestSideError, ReceiveTimeout
 from vhostvmbus.guest.netvsc import Netvsc
-from vhostvmbus.packet import Packet
 from vhostvmbus.wire.errors import ChannelClosed
 
 DISCONNECTED = 0x4001000C

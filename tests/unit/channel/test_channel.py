@@ -9,8 +9,7 @@ import pytest
 
 from tests.support.core import BASE, BASE_PFN, PAGES, GuestEnd, TestDevice, raw_packet, repeat
 from tests.support.waiting import eventually, together
-from vhostvmbus.channel import Channel, ChannelState
-from vhostvmbus.packet import Packet
+from vhostvmbus.channel import Channel, ChannelState, Packet
 from vhostvmbus.wire import errors
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.vmbus import RING_FEATURE_BITS, RING_WRITE_INDEX, PacketType

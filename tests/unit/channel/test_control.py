@@ -9,9 +9,8 @@ import pytest
 
 from tests.support.core import BASE, BASE_PFN, TEST_CLASS, GuestEnd, TestDevice, repeat
 from tests.support.waiting import eventually, in_thread
-from vhostvmbus.channel import Channel, ChannelState
+from vhostvmbus.channel import Channel, ChannelState, Packet
 from vhostvmbus.device import Device
-from vhostvmbus.packet import Packet
 from vhostvmbus.wire import errors
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus

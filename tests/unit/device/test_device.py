@@ -12,9 +12,8 @@ import pytest
 
 from tests.support.core import BASE_PFN, TEST_CLASS, GuestEnd, TestDevice
 from tests.support.waiting import eventually
-from vhostvmbus.channel import Channel, ChannelState
+from vhostvmbus.channel import Channel, ChannelState, Packet
 from vhostvmbus.device import Device, DeviceHost, Offer, RefuseOpen
-from vhostvmbus.packet import Packet
 from vhostvmbus.wire import errors
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus

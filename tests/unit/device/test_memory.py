@@ -8,9 +8,8 @@ import pytest
 
 from tests.support.core import BASE, BASE_PFN, GuestEnd, Ram, TestDevice, repeat
 from tests.support.waiting import eventually, in_thread
-from vhostvmbus.channel import Channel, ChannelState
+from vhostvmbus.channel import Channel, ChannelState, Packet
 from vhostvmbus.device import DeviceHost
-from vhostvmbus.packet import Packet
 from vhostvmbus.wire import errors
 from vhostvmbus.wire.gpa import GpaRange
 

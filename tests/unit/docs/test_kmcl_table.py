@@ -185,7 +185,7 @@ def test_the_cases_in_a_real_guest_are_those_that_exist() -> None:
 
 def test_what_does_not_exist_is_noticed() -> None:
     """These tests can fail."""
-    for name in ("channel.Channel.paws", "packet.Packet.chanel", "nothing.Here", "device.Gadget"):
+    for name in ("channel.Channel.paws", "channel.Packet.chanel", "nothing.Here", "device.Gadget"):
         assert not exists(name)
     assert "test_nothing" not in functions_in("unit/channel/channel")
     assert len(code_references()) > 40

@@ -30,10 +30,9 @@ DEVICES = [
 ]
 TEXTS = [*sorted(TREE.glob("*.md")), *sorted((TREE / "docs").rglob("*.md"))]
 USED = {
-    "vhostvmbus.channel": ["Channel", "ChannelState", "wait_until_quiet"],
-    "vhostvmbus.device": ["Device", "DeviceHost", "Offer", "RefuseOpen"],
+    "vhostvmbus.channel": ["Channel", "ChannelState"],
+    "vhostvmbus.device": ["Device", "DeviceHost", "Offer", "RefuseOpen", "wait_until_quiet"],
     "vhostvmbus.memory": ["CodeMap", "ExternalData"],
-    "vhostvmbus.packet": ["Packet"],
     "vhostvmbus.ring": ["Number", "Operation", "Plan", "Rule"],
     "vhostvmbus.wire.errors": ["ChannelClosed", "OfferRefused", "PacketError", "RefuseOpen"],
     "vhostvmbus.wire.ntstatus": ["NtStatus"],

@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from vhostvmbus.channel import Channel
+from vhostvmbus.channel import Channel, Packet
 from vhostvmbus.channel.stats import RateLimitedLog
 from vhostvmbus.device import Device, wait_until_quiet
 from vhostvmbus.devices.net import leaving, nvsp, rndis, sender, status, takeover
@@ -49,7 +49,6 @@ from vhostvmbus.devices.net.protocol import (
 from vhostvmbus.devices.net.receiver import Receiver
 from vhostvmbus.devices.net.rss import ReceiveScaling
 from vhostvmbus.devices.net.statistics import Counters
-from vhostvmbus.packet import Packet
 from vhostvmbus.wire.errors import (
     ChannelClosed,
     ExternalDataClosed,

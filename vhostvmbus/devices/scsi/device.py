@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Any, Protocol, assert_never, runtime_checkable
 from uuid import UUID
 
-from vhostvmbus.channel import Channel
+from vhostvmbus.channel import Channel, Packet
 from vhostvmbus.device import Device
 from vhostvmbus.devices.scsi import sense, storvsp
 from vhostvmbus.devices.scsi.answers import Complaints, answer
@@ -49,7 +49,6 @@ from vhostvmbus.devices.scsi.unit import (
     NoData,
     Request,
 )
-from vhostvmbus.packet import Packet
 from vhostvmbus.ring import Plan
 from vhostvmbus.wire.errors import ChannelClosed, GuestError, OfferRefused, VmbusError
 from vhostvmbus.wire.ntstatus import NtStatus

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from vhostvmbus.memory import ExternalData
 
 if TYPE_CHECKING:
-    from vhostvmbus.channel import Channel
+    from vhostvmbus.channel.channel import Channel
 
 
 class PacketOwner(Protocol):
