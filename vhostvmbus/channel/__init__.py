@@ -9,7 +9,7 @@ from vhostvmbus.channel.channel import Channel
 from vhostvmbus.channel.gpadl import Gpadl, GpadlTable
 from vhostvmbus.channel.handler import ChannelHandler, ChannelInfo
 from vhostvmbus.channel.life import ChannelState
-from vhostvmbus.channel.packet import Packet
+from vhostvmbus.channel.packet import Packet, PacketChannel
 from vhostvmbus.channel.stats import ChannelStats
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "Gpadl",
     "GpadlTable",
     "Packet",
+    "PacketChannel",
 ]

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One open channel at the host's end: what devices and packets see of it, and its end.
 
-The receiver takes packets and hands them up, on the worker thread; they are completed here, from
-any thread; what the host sends of its own accord is the host packets' business. Invariants:
+Here the parts of a channel are put together and taken apart; each has a file of its own. The
+receiver takes packets and hands them up, on the worker thread; completions are what becomes of
+them, from any thread; host packets are what the host sends of its own accord; the sender brings
+both into the ring. Invariants:
 
 * never more packets outstanding (completions that wait for space included) than the quota;
-* a completion becomes visible to the guest only after translated code was discarded;
 * after :meth:`Channel.close` returned, nothing touches the ring or the external data.
 """
 
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vhostvmbus.channel.completions import Completions
 from vhostvmbus.channel.gpadl import Gpadl, GpadlTable
 from vhostvmbus.channel.handler import ChannelHandler, ChannelInfo
 from vhostvmbus.channel.host_packets import HostPackets
@@ -25,25 +27,14 @@ from vhostvmbus.channel.quota import Quota
 from vhostvmbus.channel.receiver import Receiver
 from vhostvmbus.channel.sender import Sender
 from vhostvmbus.channel.stats import ChannelStats
+from vhostvmbus.channel.written import ChannelWrites
 from vhostvmbus.memory import ExternalData
-from vhostvmbus.ring import AnyPlan, Done, Outgoing, Ring, RingState
+from vhostvmbus.ring import AnyPlan, Ring, RingState
 from vhostvmbus.ring.ring import RingHandle
-from vhostvmbus.wire.errors import (
-    AlreadyCompleted,
-    ChannelClosed,
-    CodeInvalidationFailed,
-    GuestError,
-    GuestMemoryLost,
-    PacketFailed,
-    PacketTooBig,
-    UsageError,
-)
+from vhostvmbus.wire.errors import ChannelClosed, GuestError, UsageError
 from vhostvmbus.wire.vmbus import PacketType
 
 log = logging.getLogger(__name__)
-
-GATHER = 16
-"""Completions published together, at most, for devices with ``gather_completions``."""
 
 
 class Channel:
@@ -54,7 +45,7 @@ class Channel:
 
     def __init__(
         self,
-        handler: ChannelHandler,
+        handler: "ChannelHandler[Channel]",
         info: ChannelInfo,
         ring: Ring,
         kick_fd: int,
@@ -64,41 +55,20 @@ class Channel:
         """``kick_fd`` and ``call_fd`` are duplicated; both must be eventfds that do not block."""
         self.info = info
         self.name = f"{handler.name}/{info.index}"
-        self._stats = ChannelStats()
         self.target_vp = info.target_vp
-        self._handler = handler
         self._gpadls = gpadls
-        self._gather = handler.gather_completions
-        self._outstanding: dict[int, Packet] = {}
-        self._gathered: list[Outgoing] = []
-        self._gathered_spans: list[tuple[int, int]] = []
-        self._ring = ring
         self._before_detach: Callable[[], None] | None = None
         self._life = life = ChannelLife(
-            self.name,
-            ring,
-            kick_fd,
-            call_fd,
-            self._stats,
-            lambda error: handler.channel_failed(self, error),
+            self.name, ring, kick_fd, call_fd, lambda error: handler.channel_failed(self, error)
         )
-        self._sender = Sender(ring, life.call_fd, self._stats, life.wake)
-        self._quota = Quota(handler.transaction_quota, self._outstanding, life, self._stats)
-        self._host_packets = HostPackets(life, self._sender, self._stats, self._before_publish)
+        writes = ChannelWrites(handler.written, gpadls, info.index, life.stats)
+        self._sender = Sender(life, writes)
+        self._quota = Quota(handler.transaction_quota, life)
+        self._completions = Completions(life, self._quota, self._sender, handler.gather_completions)
+        self._host_packets = HostPackets(life, self._sender)
         self._receiver = Receiver(
-            self,
-            handler,
-            ring,
-            life,
-            self._quota,
-            self._sender,
-            self._host_packets,
-            self._outstanding,
-            self._stats,
-            self._publish,
-            self._flush_gathered,
+            self, handler, life, self._quota, self._sender, self._completions, self._host_packets
         )
-        self._worker = self._receiver.thread
         self._beside: threading.Thread | None = None
         self.ring_gpadl: Gpadl | None = None
         """The GPADL that the ring was attached from."""
@@ -106,9 +76,9 @@ class Channel:
     @property
     def stats(self) -> ChannelStats:
         """Counters, up to this moment."""
-        if threading.current_thread() is not self._worker:
+        if not self._life.on_worker:
             self._receiver.wait_for_engine()
-        return self._stats
+        return self._life.stats
 
     # -- what a device sees --------------------------------------------------------------------
 
@@ -140,7 +110,7 @@ class Channel:
     @property
     def outstanding(self) -> int:
         """Packets taken from the ring whose completion has not entered the other ring."""
-        return len(self._outstanding) + len(self._gathered) + self._sender.queued
+        return self._completions.outstanding
 
     @property
     def transaction_quota(self) -> int:
@@ -213,7 +183,7 @@ class Channel:
         return b""
 
     def _check_may_wait(self, what: str) -> None:
-        if threading.current_thread() is self._worker:
+        if self._life.on_worker:
             raise UsageError(f"{what} would wait for the thread that it is made on")
 
     @property
@@ -252,129 +222,27 @@ class Channel:
         ended, and returns when neither is used any more.
         """
         self._before_detach = before_detach
-        return self._ring.handle, self._life.call_fd
+        return self._life.ring.handle, self._life.call_fd
 
     def count_sent(self, packets: int, payload_bytes: int, signals: int) -> None:
         """Counts what such a device sent."""
-        self._sender.count_sent(packets, payload_bytes, signals)
+        self._sender.count(0, packets, payload_bytes, signals)
 
     @property
     def ring_state(self) -> RingState | None:
         """Occupancy of both rings; the last one known if the channel is closed."""
         return self._life.ring_state
 
-    # -- completions (PacketOwner) -------------------------------------------------------------
-
-    def _take(self, packet: Packet) -> bool:
-        """Makes sure that a packet ends once; false if the channel closed before."""
-        if self._outstanding.pop(packet.serial, None) is not None:  # atomic: one caller gets it
-            packet.completed = True
-            return True
-        if packet.dropped:
-            return False
-        raise AlreadyCompleted(f"{packet!r} was completed before")
-
-    def packet_completed(self, packet: Packet, payload: bytes | bytearray | memoryview) -> None:
-        """See :meth:`Packet.complete`."""
-        if len(payload) > 0xFFFF * 8 - 16:
-            raise PacketTooBig(f"a completion of {len(payload)} bytes")
-        if not self._take(packet):
-            return
-        spans: list[tuple[int, int]] = []
-        external = packet.external_data
-        if external is not None:
-            if external.lost:
-                self._life.count_error(GuestMemoryLost("memory", packet.transaction_id))
-            if self._handler.written.watched:
-                spans = external.written
-            external.close()
-        if not packet.completion_requested:
-            self._publish([], spans)
-            return
-        outgoing = Outgoing(
-            PacketType.COMP, bytes(payload), packet.transaction_id, slot=packet.slot
-        )
-        if self._gather and threading.current_thread() is self._worker:
-            self._gathered.append(outgoing)
-            self._gathered_spans.extend(spans)
-            if len(self._gathered) >= GATHER:
-                self._flush_gathered()
-        else:
-            self._publish([outgoing], spans)
-
-    def packet_failed(self, packet: Packet, reason: str) -> None:
-        """See :meth:`Packet.fail`."""
-        if not self._take(packet):
-            return
-        if packet.external_data is not None:
-            packet.external_data.close()
-        self._life.fail(PacketFailed("packet", packet.transaction_id, packet.ring_offset, reason))
-        self._packet_ended()
-
-    def packet_deferred(self, packet: Packet) -> None:
-        """See :meth:`Packet.defer`."""
-        self._receiver.defer(packet)
-
     def packet_raised(self, packet: Packet, error: BaseException) -> None:
         """The device's code raised ``error`` for this packet: it fails, unless it was completed."""
-        if isinstance(error, GuestError):
-            # A mistake that the device found while it parsed, or pages that vanished.
-            self._life.count_error(error)
-            self._end_after_error(packet, str(error))
-        else:
-            self._stats.errors["DeviceException"] += 1
-            log.error("%s: the device's code failed on %r", self.name, packet, exc_info=error)
-            self._end_after_error(packet, "exception in the device's code")
-
-    def _end_after_error(self, packet: Packet, reason: str) -> None:
-        if packet.serial in self._outstanding:
-            try:
-                packet.fail(reason)
-            except AlreadyCompleted:
-                return
-
-    def _before_publish(self, spans: list[tuple[int, int]]) -> None:
-        written = self._handler.written
-        if written.watched:
-            spans = spans + self._gpadls.take_written(self.index)
-            if not spans:
-                return
-            try:
-                self._stats.code_invalidations += written.report(spans)
-            except Exception as error:
-                # The guest must not be told: it might go on executing what was overwritten.
-                raise CodeInvalidationFailed("gpa", spans[0][0], detail=str(error)) from error
-
-    def _publish(self, completions: list[Outgoing] | Done, spans: list[tuple[int, int]]) -> None:
-        try:
-            self._before_publish(spans)
-            if isinstance(completions, Done):
-                self._sender.send_done(completions)
-            elif completions:
-                self._sender.send(completions)
-        except GuestError as error:
-            self._life.fail(error)
-        finally:
-            self._packet_ended()
-
-    def _flush_gathered(self) -> None:
-        if self._gathered:
-            completions, self._gathered = self._gathered, []
-            spans, self._gathered_spans = self._gathered_spans, []
-            self._publish(completions, spans)
-
-    def _packet_ended(self) -> None:
-        if self._receiver.starved:
-            self._life.wake()
-        if self._life.stopping or self._quota.paused:
-            self._life.notify()
+        self._completions.raised(packet, error)
 
     # -- the worker ----------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Starts the worker, once."""
         self._life.state = ChannelState.RUNNING
-        self._worker.start()
+        self._receiver.thread.start()
 
     def pause(self, timeout: float | None = None) -> None:
         """Takes no packets any more; returns when none is outstanding (VmbChannelPause).
@@ -387,7 +255,7 @@ class Channel:
         if self._receiver.deferred.is_current_thread:
             raise UsageError("a pause would wait for the packet that it is made in")
         self._check_may_wait("a pause")
-        self._quota.pause(timeout)
+        self._quota.pause(timeout, self._completions.packets)
 
     def start(self) -> None:
         """Takes packets again after :meth:`pause` (VmbChannelStart); else does nothing."""
@@ -406,9 +274,8 @@ class Channel:
                 function()
             except ChannelClosed:
                 log.debug("%s: closed while a callback waited", self.name)
-            except Exception:
-                self._stats.errors["DeviceException"] += 1
-                log.exception("%s: the device's code failed", self.name)
+            except Exception as error:
+                self._life.count_exception("the device's code failed", error)
 
         self._beside = threading.Thread(target=run, name=f"{self.name} start", daemon=True)
         self._beside.start()
@@ -416,62 +283,36 @@ class Channel:
     # -- the end -------------------------------------------------------------------------------
 
     def _stop(self, between: Callable[[], None] | None, grace: float, publish: bool) -> None:
-        if threading.current_thread() is self._worker or self._receiver.deferred.is_current_thread:
+        life, receiver, worker = self._life, self._receiver, self._receiver.thread
+        if life.on_worker or receiver.deferred.is_current_thread:
             raise UsageError("a channel cannot be closed on its own worker thread")
-        if self.info.resumed and not publish and self._worker.ident is not None:
+        if self.info.resumed and not publish and worker.ident is not None:
             # Nobody else will do these: their guest may wait for them without end.
-            self._receiver.caught_up.wait(grace)
-        self._life.draining = publish
-        self._life.stopping = True
+            receiver.caught_up.wait(grace)
+        life.draining = publish
+        life.stopping = True
         if not publish:
             self._sender.detach()
-        os.eventfd_write(self._life.stop_fd, 1)
-        self._life.notify()  # a pause that waits
-        if self._worker.ident is not None:
-            self._worker.join()
-        self._receiver.deferred.close(drop=not publish)
+        os.eventfd_write(life.stop_fd, 1)
+        life.notify()  # a pause that waits
+        if worker.ident is not None:
+            worker.join()
+        receiver.deferred.close(drop=not publish)
         if self._before_detach is not None:
             self._before_detach()
         deadline = time.monotonic() + grace
         if between is not None:
             between()
-        with self._life.idle:
-            while self._outstanding and (left := deadline - time.monotonic()) > 0:
-                self._life.idle.wait(left)
+        self._completions.wait(deadline)
         self._sender.detach()
-        self._drop_outstanding()
+        self._completions.drop_all()
         self._host_packets.close()
         if self._beside is not None:
             self._beside.join()
 
-    def _drop_outstanding(self) -> None:
-        for serial in list(self._outstanding):
-            packet = self._outstanding.pop(serial, None)
-            if packet is None:
-                continue  # completed at this moment
-            packet.completed = packet.dropped = True
-            self._stats.dropped += 1
-            if packet.external_data is not None:
-                packet.external_data.close(wait=True)
-
     def drop_packets_in(self, guest_phys_addr: int, size: int) -> int:
         """Ends outstanding packets with external data in memory that goes away. How many."""
-        dropped = 0
-        for serial, packet in list(self._outstanding.items()):
-            external = packet.external_data
-            if external is None or not any(
-                gpa < guest_phys_addr + size and guest_phys_addr < gpa + length
-                for gpa, length in external.segments
-            ):
-                continue
-            if self._outstanding.pop(serial, None) is not None:
-                packet.completed = packet.dropped = True
-                external.close(wait=True)
-                if packet.completion_requested:
-                    empty = Outgoing(PacketType.COMP, b"", packet.transaction_id, slot=packet.slot)
-                    self._publish([empty], [])
-                dropped += 1
-        return dropped
+        return self._completions.drop_in(guest_phys_addr, size)
 
     def close(
         self,

@@ -2,15 +2,15 @@
 """What a channel needs from the floor above, and what it is told at its opening."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol, TypeVar
 
+from vhostvmbus.channel.packet import Packet
 from vhostvmbus.memory import WrittenMemory
 from vhostvmbus.ring import PacketLimits
 from vhostvmbus.wire.errors import GuestError, PacketError
 
-if TYPE_CHECKING:
-    from vhostvmbus.channel.channel import Channel
-    from vhostvmbus.channel.packet import Packet
+AnyChannel = TypeVar("AnyChannel", contravariant=True)
+"""What the callbacks get as their channel: the :class:`~vhostvmbus.channel.Channel`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class ChannelInfo:
     resumed: bool = False
 
 
-class ChannelHandler(Protocol):
+class ChannelHandler(Protocol[AnyChannel]):
     """The device's side of a channel. Callbacks come on the channel's worker thread."""
 
     name: str
@@ -35,18 +35,18 @@ class ChannelHandler(Protocol):
     written: WrittenMemory
     """Is told what was written, before the guest is told of it."""
 
-    def packet_received(self, channel: "Channel", packet: "Packet") -> None:
+    def packet_received(self, channel: AnyChannel, packet: Packet) -> None:
         """A packet arrived."""
 
-    def packet_rejected(self, channel: "Channel", packet: "Packet", error: PacketError) -> None:
+    def packet_rejected(self, channel: AnyChannel, packet: Packet, error: PacketError) -> None:
         """A packet arrived whose external data or size is wrong; it carries no external data."""
 
-    def processing_complete(self, channel: "Channel", count: int) -> None:
+    def processing_complete(self, channel: AnyChannel, count: int) -> None:
         """The ring has run empty after ``count`` packets."""
 
     @property
     def wants_processing_complete(self) -> bool:
         """Whether anybody listens to that."""
 
-    def channel_failed(self, channel: "Channel", error: GuestError) -> None:
+    def channel_failed(self, channel: AnyChannel, error: GuestError) -> None:
         """The channel stopped for good because of ``error``."""

@@ -10,7 +10,6 @@ in a callback that the guest's answer has to pass. Here :meth:`Channel.request` 
 thread but those that deliver packets.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,6 @@ from itertools import count
 
 from vhostvmbus.channel.life import ChannelLife
 from vhostvmbus.channel.sender import Sender
-from vhostvmbus.channel.stats import ChannelStats
 from vhostvmbus.ring import Outgoing, RawPacket
 from vhostvmbus.wire.errors import (
     ChannelClosed,
@@ -29,26 +27,16 @@ from vhostvmbus.wire.errors import (
 )
 from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED, PacketType
 
-log = logging.getLogger("vhostvmbus.channel.channel")  # one name for all that a channel logs
-
 CANCEL_POLL_SECONDS = 0.02
 """How often a request looks at whether it was cancelled."""
 
 
 class HostPackets:
-    """The host's packets on one channel; ``before_publish`` is called before each."""
+    """The host's packets on one channel."""
 
-    def __init__(
-        self,
-        life: ChannelLife,
-        sender: Sender,
-        stats: ChannelStats,
-        before_publish: Callable[[list[tuple[int, int]]], None],
-    ) -> None:
+    def __init__(self, life: ChannelLife, sender: Sender) -> None:
         self._life = life
         self._sender = sender
-        self._stats = stats
-        self._before_publish = before_publish
         self._awaited: dict[int, Callable[[bytes | None], None]] = {}
         self._transaction_ids = count(1 << 32)
 
@@ -75,9 +63,7 @@ class HostPackets:
             payload = bytes(memoryview(payload))  # changes after the return do not count
         outgoing = Outgoing(packet_type, payload, transaction_id, flags, header)
         try:
-            self._before_publish(list(written))
-            if not self._sender.send([outgoing], bounded=True):
-                raise ChannelClosed(f"channel {self._life.name} is closed")
+            self._sender.send(outgoing, written)
         except GuestError as error:
             self._awaited.pop(transaction_id, None)
             self._life.fail(error)
@@ -91,9 +77,7 @@ class HostPackets:
     def send_now(self, payload: bytes) -> None:
         """Sends a packet at once or not at all: :exc:`RingFull`."""
         try:
-            self._before_publish([])
-            if not self._sender.send_now(Outgoing(PacketType.DATA_INBAND, payload, 0)):
-                raise ChannelClosed(f"channel {self._life.name} is closed")
+            self._sender.send_now(Outgoing(PacketType.DATA_INBAND, payload, 0))
         except GuestError as error:
             self._life.fail(error)
             raise ChannelClosed(f"channel {self._life.name} has failed: {error}") from error
@@ -117,12 +101,11 @@ class HostPackets:
                 CompletionUnexpected("transaction_id", raw.transaction_id, raw.ring_offset)
             )
             return
-        self._stats.completions_received += 1
+        self._life.stats.completions_received += 1
         try:
             callback(payload)
-        except Exception:
-            self._stats.errors["DeviceException"] += 1
-            log.exception("%s: a completion callback failed", self._life.name)
+        except Exception as error:
+            self._life.count_exception("a completion callback failed", error)
 
     def close(self) -> None:
         """Tells everybody who waits that no completion will come."""

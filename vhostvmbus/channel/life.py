@@ -33,7 +33,10 @@ class ChannelState(Enum):
 
 
 class ChannelLife:
-    """The state of one channel; ``failed`` is told why it stopped, without a lock held."""
+    """The state of one channel, with its ring and counters.
+
+    ``failed`` is told why it stopped, without a lock held.
+    """
 
     def __init__(
         self,
@@ -41,10 +44,13 @@ class ChannelLife:
         ring: Ring,
         kick_fd: int,
         call_fd: int,
-        stats: ChannelStats,
         failed: Callable[[GuestError], None],
     ) -> None:
         self.name = name
+        self.ring = ring
+        self.stats = ChannelStats()
+        self.worker: threading.Thread | None = None
+        """The thread that delivers packets; the receiver's."""
         self.state = ChannelState.OPENING
         self.error: GuestError | None = None
         self.stopping = False
@@ -56,9 +62,7 @@ class ChannelLife:
         self.stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._handles = threading.Lock()  # ring and eventfds exist until the state is CLOSED
-        self._ring = ring
         self._last_ring_state: RingState | None = None
-        self._stats = stats
         self._failed = failed
         self._log = RateLimitedLog(log)
 
@@ -76,18 +80,18 @@ class ChannelLife:
             return self._last_ring_state
 
     def _note_ring_state(self) -> None:
-        state = self._last_ring_state = self._ring.state
-        self._stats.signals_suppressed = state.signals_suppressed
+        state = self._last_ring_state = self.ring.state
+        self.stats.signals_suppressed = state.signals_suppressed
 
     def note(self) -> bytes:
         """See :attr:`Channel.note`."""
         with self._handles:
-            return self._ring.note
+            return self.ring.note
 
     def keep_note(self, data: bytes) -> None:
         """See :attr:`Channel.note`."""
         with self._handles:
-            self._ring.note = data
+            self.ring.note = data
 
     def wake(self) -> None:
         """Has the worker look at everything again."""
@@ -100,11 +104,22 @@ class ChannelLife:
         with self.idle:
             self.idle.notify_all()
 
+    @property
+    def on_worker(self) -> bool:
+        """Whether the caller runs on the worker."""
+        return threading.current_thread() is self.worker
+
     def count_error(self, error: GuestError) -> None:
         """A mistake of the guest's that the channel survives, or not; any thread."""
         with self.idle:  # from any thread
-            self._stats.errors[type(error).__name__] += 1
+            self.stats.errors[type(error).__name__] += 1
         self._log.warning("%s: %s", self.name, error)
+
+    def count_exception(self, what: str, error: BaseException) -> None:
+        """A defect in the device's code; any thread."""
+        with self.idle:
+            self.stats.errors["DeviceException"] += 1
+        log.error("%s: %s", self.name, what, exc_info=error)
 
     def fail(self, error: GuestError) -> None:
         """Stops for good: no packet is taken any more. Completions may still go out."""
@@ -123,6 +138,6 @@ class ChannelLife:
         with self._handles:
             self._note_ring_state()
             self.state = ChannelState.CLOSED
-            self._ring.close()
+            self.ring.close()
             for fd in (self.kick_fd, self.call_fd, self.stop_fd, self.wake_fd):
                 os.close(fd)

@@ -3,26 +3,63 @@
 
 Invariants: the payload is a private copy; a packet is completed or failed once, by any thread;
 its external data ends with it; when the channel closes first, the completion is dropped silently.
+The channel is known here by what a packet needs of it, since it is built of packets itself.
 """
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
+from vhostvmbus.channel.stats import ChannelStats
 from vhostvmbus.memory import ExternalData
+from vhostvmbus.wire.vmbus import PacketType
 
-if TYPE_CHECKING:
-    from vhostvmbus.channel.channel import Channel
+
+class PacketChannel(Protocol):
+    """What a device that kept a packet finds at its :attr:`~Packet.channel`.
+
+    It is the :class:`~vhostvmbus.channel.Channel` that the callbacks get, where all of it is
+    described.
+    """
+
+    name: str
+
+    @property
+    def index(self) -> int:
+        """See :attr:`Channel.index`."""
+
+    @property
+    def stats(self) -> ChannelStats:
+        """See :attr:`Channel.stats`."""
+
+    def send(
+        self,
+        payload: bytes | bytearray | memoryview,
+        *,
+        transaction_id: int | None = None,
+        on_completion: Callable[[bytes | None], None] | None = None,
+        packet_type: int = PacketType.DATA_INBAND,
+        header: bytes = b"",
+        written: Sequence[tuple[int, int]] = (),
+    ) -> int:
+        """See :meth:`Channel.send`."""
+
+    def map_gpadl(self, handle: int, *, read_only: bool = False) -> ExternalData:
+        """See :meth:`Channel.map_gpadl`."""
+
+    def unmap_gpadl(self, handle: int) -> None:
+        """See :meth:`Channel.unmap_gpadl`."""
 
 
 class PacketOwner(Protocol):
-    """What a packet needs from its channel."""
+    """Who sees to it that a packet ends: the channel's completions."""
 
-    def packet_completed(self, packet: "Packet", payload: bytes | bytearray | memoryview) -> None:
+    def complete(self, packet: "Packet", payload: bytes | bytearray | memoryview) -> None:
         """Publishes the completion, or drops it if the channel is closed."""
 
-    def packet_failed(self, packet: "Packet", reason: str) -> None:
+    def fail(self, packet: "Packet", reason: str) -> None:
         """Stops the channel."""
 
-    def packet_deferred(self, packet: "Packet") -> None:
+    def defer(self, packet: "Packet") -> None:
         """Delivers the packet a second time, on a thread that may block."""
 
 
@@ -35,6 +72,7 @@ class Packet:
     __slots__ = (
         "__dict__",
         "__weakref__",
+        "_owner",
         "channel",
         "completed",
         "completion_requested",
@@ -57,7 +95,8 @@ class Packet:
 
     def __init__(
         self,
-        channel: "Channel",
+        channel: PacketChannel,
+        owner: PacketOwner,
         serial: int,
         transaction_id: int,
         payload: bytes,
@@ -66,8 +105,9 @@ class Packet:
         ring_offset: int = -1,
         slot: int = 0,
     ) -> None:
+        self._owner = owner
         self.channel = channel
-        """The :class:`Channel` that it came on."""
+        """The :class:`~vhostvmbus.channel.Channel` that it came on."""
         self.serial = serial
         """Number of the packet on its channel, from 1, never reused."""
         self.transaction_id = transaction_id
@@ -96,16 +136,14 @@ class Packet:
         :exc:`AlreadyCompleted` the second time; nothing then goes to the guest. For a packet that
         was dropped, does nothing.
         """
-        owner: PacketOwner = self.channel
-        owner.packet_completed(self, payload)
+        self._owner.complete(self, payload)
 
     def fail(self, reason: str) -> None:
         """The packet is malformed beyond repair (VmbChannelPacketFail): the channel stops.
 
         Nothing is sent to the guest. Raises :exc:`AlreadyCompleted` like :meth:`complete`.
         """
-        owner: PacketOwner = self.channel
-        owner.packet_failed(self, reason)
+        self._owner.fail(self, reason)
 
     def defer(self) -> None:
         """Has the packet delivered again, on a thread that may block (…DeferToPassive).
@@ -115,8 +153,7 @@ class Packet:
         :attr:`deferred` set. Deferred packets of a channel come one after the other, in order.
         Raises :exc:`UsageError` anywhere else, a coroutine (which may wait as it is) included.
         """
-        owner: PacketOwner = self.channel
-        owner.packet_deferred(self)
+        self._owner.defer(self)
 
     def __repr__(self) -> str:
         state = "completed" if self.completed else "open"

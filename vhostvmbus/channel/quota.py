@@ -10,22 +10,19 @@ import time
 from collections.abc import Sized
 
 from vhostvmbus.channel.life import ChannelLife, ChannelState
-from vhostvmbus.channel.stats import ChannelStats
 from vhostvmbus.wire.errors import ChannelClosed
 
 
 class Quota:
-    """The quota of one channel; ``outstanding`` are the packets that are not completed."""
+    """The quota of one channel."""
 
-    def __init__(
-        self, quota: int, outstanding: Sized, life: ChannelLife, stats: ChannelStats
-    ) -> None:
+    def __init__(self, quota: int, life: ChannelLife) -> None:
         self.now = self.wanted = quota
         self.paused = False
+        self.starved = False
+        """The worker waits for a packet to end: who ends one has to wake it."""
         self._resting = False  # paused, and the worker has seen it
-        self._outstanding = outstanding
         self._life = life
-        self._stats = stats
 
     def set(self, quota: int) -> None:
         """Changes the quota; while paused, what it will be afterwards."""
@@ -36,8 +33,8 @@ class Quota:
             if not self.paused:
                 self.now = quota
 
-    def pause(self, timeout: float | None) -> None:
-        """See :meth:`Channel.pause`; the caller may wait."""
+    def pause(self, timeout: float | None, outstanding: Sized) -> None:
+        """See :meth:`Channel.pause`; the caller may wait until nothing is ``outstanding``."""
         life = self._life
         with life.idle:
             self.paused = True
@@ -49,11 +46,11 @@ class Quota:
             while self.paused and life.state is not ChannelState.OPENING:
                 if life.state is not ChannelState.RUNNING or life.stopping:
                     raise ChannelClosed(f"channel {life.name} ended before it was paused")
-                if self._resting and not self._outstanding:
+                if self._resting and not outstanding:
                     return
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
-                    raise TimeoutError(f"{len(self._outstanding)} packets are not completed")
+                    raise TimeoutError(f"{len(outstanding)} packets are not completed")
                 life.idle.wait(left)
 
     def start(self) -> None:
@@ -67,8 +64,15 @@ class Quota:
     def reached(self) -> None:
         """The worker, with nothing in its hands, takes nothing more for now."""
         if not self.paused:
-            self._stats.quota_reached += 1
+            self._life.stats.quota_reached += 1
             return
         with self._life.idle:
             self._resting = True
             self._life.idle.notify_all()
+
+    def packet_ended(self) -> None:
+        """A packet is not outstanding any more: wakes those who wait for that; any thread."""
+        if self.starved:
+            self._life.wake()
+        if self._life.stopping or self.paused:
+            self._life.notify()

@@ -11,25 +11,22 @@ device's plan, and delivers the others in the order of the ring. Invariants:
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import Generic, TypeVar
 
+from vhostvmbus.channel.completions import Completions
 from vhostvmbus.channel.deferred import DeferredPackets
 from vhostvmbus.channel.handler import ChannelHandler
 from vhostvmbus.channel.host_packets import HostPackets
 from vhostvmbus.channel.life import ChannelLife, ChannelState
-from vhostvmbus.channel.packet import Packet
+from vhostvmbus.channel.packet import Packet, PacketChannel
 from vhostvmbus.channel.quota import Quota
 from vhostvmbus.channel.sender import Sender
-from vhostvmbus.channel.stats import ChannelStats
-from vhostvmbus.ring import AnyPlan, Batch, Done, Outgoing, RawPacket, Ring, Served, wait
-from vhostvmbus.wire.errors import GuestError, PacketFailed, UsageError
+from vhostvmbus.ring import AnyPlan, Batch, RawPacket, Served, wait
+from vhostvmbus.wire.errors import GuestError, PacketFailed
 from vhostvmbus.wire.vmbus import PacketType
-
-if TYPE_CHECKING:
-    from vhostvmbus.channel.channel import Channel
 
 log = logging.getLogger("vhostvmbus.channel.channel")  # one name for all that a channel logs
 
@@ -39,48 +36,38 @@ SPACE_POLL_SECONDS = 0.01
 """How often a full ring is looked at when the guest does not announce ``pending_send_sz``."""
 _KICK, _STOP, _WAKE = 1, 2, 4
 
+AnyChannel = TypeVar("AnyChannel", bound=PacketChannel)
+"""What the handler's callbacks, and packets, get as their channel."""
 
-class Receiver:
-    """The worker of one channel.
 
-    ``publish`` sends what the plan completed; ``delivered`` is called after each batch that was
-    handed up, however that ended. ``outstanding`` is the channel's table: a packet enters it here
-    and leaves it when it ends.
-    """
+class Receiver(Generic[AnyChannel]):
+    """The worker of one channel. A packet that it delivers is in ``completions`` until it ends."""
 
     def __init__(
         self,
-        channel: "Channel",
-        handler: ChannelHandler,
-        ring: Ring,
+        channel: AnyChannel,
+        handler: ChannelHandler[AnyChannel],
         life: ChannelLife,
         quota: Quota,
         sender: Sender,
+        completions: Completions,
         host_packets: HostPackets,
-        outstanding: dict[int, Packet],
-        stats: ChannelStats,
-        publish: Callable[[list[Outgoing] | Done, list[tuple[int, int]]], None],
-        delivered: Callable[[], None],
     ) -> None:
-        self.starved = False
-        """The worker waits for a packet to end: who ends one has to wake it."""
         self.thread = threading.Thread(target=self._run, name=life.name, daemon=True)
+        life.worker = self.thread
         self.caught_up = threading.Event()
         """Set when what was in the in-flight region has been delivered, or never will be."""
         self.deferred = DeferredPackets(life.name, self._deliver_again)
         self._channel = channel
         self._handler = handler
-        self._ring = ring
+        self._ring = life.ring
         self._life = life
+        self._stats = life.stats
         self._quota = quota
         self._sender = sender
+        self._completions = completions
         self._host_packets = host_packets
-        self._outstanding = outstanding
-        self._publish = publish
-        self._delivered = delivered
-        self._stats = stats
         self._serials = count(1)
-        self._to_defer: list[Packet] = []
         self._plan: AnyPlan | None = None
         self._planned = False  # a receive by the plan runs: it may be waiting
         self._planning = threading.Lock()  # held while the engine may do something by the plan
@@ -104,17 +91,6 @@ class Receiver:
                 self._life.wake()
             with self._planning:
                 yield
-
-    def defer(self, packet: Packet) -> None:
-        """See :meth:`Packet.defer`."""
-        if (
-            threading.current_thread() is not self.thread
-            or not packet.deferrable
-            or [*self._outstanding][-1:] != [packet.serial]  # atomic: others complete packets
-        ):
-            raise UsageError(f"{packet!r} cannot be deferred here")
-        packet.deferrable = False
-        self._to_defer.append(packet)
 
     def _run(self) -> None:
         life = self._life
@@ -142,30 +118,30 @@ class Receiver:
             self.caught_up.set()
 
     def _look_for_more(self) -> None:
-        """Whether packets of the back end before are still to come."""
+        """Sets :attr:`caught_up` unless packets of the back end before are still to come."""
         if not self._ring.to_replay:
             self.caught_up.set()
 
     def _process(self) -> None:
         """Takes and hands up everything that is in the ring."""
-        channel, life, quota, ring = self._channel, self._life, self._quota, self._ring
+        life, quota, ring, completions = self._life, self._quota, self._ring, self._completions
         ring.mask()
         delivered = 0
         while not life.stopping:
             self._sender.flush()
-            if quota.now - channel.outstanding <= 0:
-                # Announce the wait, then look again: pairs with Channel._packet_ended(), which
-                # takes the packet off first and looks at the announcement then.
-                self.starved = True
-                if quota.now - channel.outstanding <= 0:
+            if completions.room <= 0:
+                # Announce the wait, then look again: pairs with Quota.packet_ended(), which is
+                # called when the packet is off, and looks at the announcement then.
+                quota.starved = True
+                if completions.room <= 0:
                     quota.reached()
                     return  # still masked: what is next is a completion, not the guest's signal
-            self.starved = False
+            quota.starved = False
             with self._plan_turn:
                 self._planning.acquire()
                 self._planned = self._plan is not None
             try:
-                budget = quota.now - channel.outstanding  # not what it was before the lock
+                budget = completions.room  # not what it was before the lock
                 if budget <= 0:
                     continue
                 plan, served = self._plan, None
@@ -179,15 +155,18 @@ class Receiver:
             taken = len(batch.packets)
             if batch.signal:
                 self._sender.signal_space()
-            if served is not None:
-                self._publish_done(batch.done, served.answered)
-            elif batch.done is not None:
-                taken += batch.done.packets
-                self._count_done(batch.done)
-                self._publish_done(batch.done)
+            done = batch.done
+            if done is not None:
+                if served is not None:
+                    completions.publish_done(done, served.answered)
+                else:
+                    taken += done.packets
+                    self._stats.count_planned(
+                        done.packets, done.completions, done.payload_bytes, done.external_bytes
+                    )
+                    completions.publish_done(done)
             if taken:
-                self._stats.batches += 1
-                self._stats.max_batch = max(self._stats.max_batch, taken)
+                self._stats.count_batches(1, taken)
                 delivered += taken
                 self._deliver(batch.packets)
             if batch.replayed:
@@ -198,7 +177,7 @@ class Receiver:
             if life.state is ChannelState.FAILED:
                 return
             if batch.no_slot and not taken:
-                self.starved = True  # as above: announced, then looked at again
+                quota.starved = True  # as above: announced, then looked at again
                 if not ring.has_slot:
                     return
                 continue
@@ -208,7 +187,7 @@ class Receiver:
                 continue  # it did the waiting, too
             if not taken:
                 if delivered:
-                    self._handler.processing_complete(channel, delivered)
+                    self._handler.processing_complete(self._channel, delivered)
                     delivered = 0
                 if not ring.unmask():
                     return
@@ -223,32 +202,14 @@ class Receiver:
         life, stats = self._life, self._stats
         fds = (life.kick_fd, life.stop_fd, life.wake_fd, life.call_fd)
         batch, served = self._ring.serve(most, plan, fds, self._handler.gather_microseconds)
-        stats.packets_received += served.packets
-        stats.packets_planned += served.packets
-        stats.completions_received += served.packets - served.wanted
-        stats.bytes_received += served.payload_bytes
-        stats.external_bytes += served.external_bytes
-        stats.batches += served.batches
-        stats.max_batch = max(stats.max_batch, served.max_batch)
+        stats.count_planned(
+            served.packets, served.wanted, served.payload_bytes, served.external_bytes
+        )
+        stats.count_batches(served.batches, served.max_batch)
         stats.wakeups += served.wakeups
         stats.rests += served.rests
-        self._sender.count_answers(served.completions, served.signals)
+        self._sender.count(completions=served.completions, signals=served.signals)
         return batch, served
-
-    def _publish_done(self, done: Done | None, first: int = 0) -> None:
-        """Sends what a plan has left to be answered, from number ``first`` on."""
-        if done is not None and (first < done.completions or not done.completions):
-            spans = done.written() if self._handler.written.watched else []
-            self._publish(done.outgoing(first) if first else done, spans)
-
-    def _count_done(self, done: Done) -> None:
-        """What :meth:`_deliver_one` counts, for packets that the plan did."""
-        stats = self._stats
-        stats.packets_received += done.packets
-        stats.packets_planned += done.packets
-        stats.completions_received += done.packets - done.completions
-        stats.bytes_received += done.payload_bytes
-        stats.external_bytes += done.external_bytes
 
     def _deliver(self, packets: list[RawPacket]) -> None:
         life = self._life
@@ -262,23 +223,21 @@ class Receiver:
                     return
                 self._deliver_one(raw)
         finally:
-            self._delivered()
-            if self._to_defer:
-                deferred, self._to_defer = self._to_defer, []
+            self._completions.flush()
+            if deferred := self._completions.take_deferred():
                 self.deferred.put(deferred)
 
     def _deliver_one(self, raw: RawPacket) -> None:
-        payload = raw.payload
-        self._stats.packets_received += 1
-        self._stats.bytes_received += len(payload)
+        payload, external = raw.payload, raw.external_data
+        self._stats.count_received(1, len(payload), 0 if external is None else len(external))
         if raw.type == PacketType.COMP:
             self._host_packets.completion_arrived(raw, payload)
             return
         if raw.type == PacketType.CANCEL_REQUEST:
             return  # a wish, without an answer: the transaction's completion still comes
-        external = raw.external_data
         packet = Packet(
             self._channel,
+            self._completions,
             next(self._serials),
             raw.transaction_id,
             payload,
@@ -289,22 +248,20 @@ class Receiver:
         )
         if raw.replayed:
             packet.replayed = True
-        self._outstanding[packet.serial] = packet
+        self._completions.packets[packet.serial] = packet
         try:
             if raw.error is not None:
                 self._life.count_error(raw.error)
                 packet.deferrable = False  # there is nothing to receive
                 self._handler.packet_rejected(self._channel, packet, raw.error)
             else:
-                if external is not None:
-                    self._stats.external_bytes += len(external)
                 self._handler.packet_received(self._channel, packet)
         except Exception as error:
-            self._channel.packet_raised(packet, error)
+            self._completions.raised(packet, error)
 
     def _deliver_again(self, packet: Packet) -> None:
         packet.deferred = True
         try:
             self._handler.packet_received(self._channel, packet)
         except Exception as error:
-            self._channel.packet_raised(packet, error)
+            self._completions.raised(packet, error)

@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The sending half of a channel: in order, whatever the ring's state, from any thread.
 
-Invariants: packets enter the ring in the order in which they were handed over; when the ring is
-full they wait here, ``pending_send_sz`` asks the guest for a signal, and :meth:`flush` goes on.
-After :meth:`detach` returned, nothing touches the ring.
+Invariants: what was written is reported before a packet enters the ring; packets enter it in the
+order in which they were handed over; when the ring is full they wait here, ``pending_send_sz`` asks
+the guest for a signal, and :meth:`Sender.flush` goes on. After :meth:`Sender.detach` returned,
+nothing touches the ring.
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 
-from vhostvmbus.channel.stats import ChannelStats
-from vhostvmbus.ring import Done, Outgoing, Ring, Sent, signal
+from vhostvmbus.channel.life import ChannelLife
+from vhostvmbus.channel.written import ChannelWrites
+from vhostvmbus.memory.written import Spans
+from vhostvmbus.ring import Done, Outgoing, Sent, signal
 from vhostvmbus.wire.errors import ChannelClosed, RingFull, SendQueueFull
-from vhostvmbus.wire.vmbus import PacketType
 
 MAX_QUEUED = 4096
 """Host-initiated packets that may wait for space. Completions are bounded by the quota instead."""
-
-
 FLUSH = 64
 """Packets that waited, put into the ring at a time."""
 
@@ -27,18 +27,16 @@ FLUSH = 64
 class Sender:
     """Puts packets into the ring and signals the guest when the protocol wants it.
 
-    ``wake`` has the worker look at everything again: it may be waiting in the engine, which takes
-    the guest's signal that there is space for one that packets have come.
+    When a packet has to wait, the worker is woken: it may be waiting in the engine, which takes the
+    guest's signal that there is space for one that packets have come.
     """
 
-    def __init__(
-        self, ring: Ring, call_fd: int, stats: ChannelStats, wake: Callable[[], None]
-    ) -> None:
-        self._ring = ring
-        self._call_fd = call_fd
-        self._stats = stats
-        self._wake = wake
-        self._lock = threading.Lock()
+    def __init__(self, life: ChannelLife, writes: ChannelWrites) -> None:
+        self._life = life
+        self._ring = life.ring
+        self._stats = life.stats
+        self._writes = writes
+        self._lock = threading.Lock()  # held to send, and to count before the guest can know of it
         self._queue: deque[Outgoing] = deque()
         self._detached = False
 
@@ -47,66 +45,71 @@ class Sender:
         """Packets that wait for space in the ring."""
         return len(self._queue)
 
-    def send(self, packets: Sequence[Outgoing], *, bounded: bool = False) -> bool:
-        """Sends or queues packets, with one write-index store. False if detached.
+    @property
+    def reports_writes(self) -> bool:
+        """Whether anybody has to know what was written, before a packet is published."""
+        return self._writes.watched
 
-        ``bounded`` refuses, with :exc:`SendQueueFull`, to queue beyond :data:`MAX_QUEUED`. Raises
-        the error of a :class:`Sent`.
+    def complete(self, completions: Sequence[Outgoing] | Done, written: Spans) -> None:
+        """Sends or queues completions, with one write-index store; drops them once detached.
+
+        Raises the ``error`` of a :class:`Sent`, or :exc:`CodeInvalidationFailed`.
         """
+        self._writes.report(written)
+        count = completions.completions if isinstance(completions, Done) else len(completions)
+        if not count:
+            return
         with self._lock:
             if self._detached:
-                self._stats.dropped += sum(packet.type == PacketType.COMP for packet in packets)
-                return False
-            if bounded and len(self._queue) >= MAX_QUEUED:
+                self._stats.dropped += count
+                return
+            self._stats.count_sent(completions=count)
+            self._put(completions)
+
+    def send(self, packet: Outgoing, written: Spans) -> None:
+        """Sends or queues a packet of the host's own.
+
+        Raises :exc:`ChannelClosed`, :exc:`SendQueueFull`, and what :meth:`complete` raises.
+        """
+        self._writes.report(written)
+        with self._lock:
+            self.check_open()
+            if len(self._queue) >= MAX_QUEUED:
                 raise SendQueueFull(f"{len(self._queue)} packets wait for space in the ring")
-            for packet in packets:
-                self._count(packet)
-            if self._queue:
-                self._wait_in_line(packets)
-                return True
-            sent = self._ring.send_many(packets)
-            self._signal_for(sent)
-            if sent.full:
-                self._stats.ring_full += 1
-                self._wait_in_line(packets[sent.entered :])
-        return True
+            self._stats.count_sent(packets=1, payload_bytes=len(packet.payload))
+            self._put((packet,))
 
-    def send_done(self, done: Done) -> None:
-        """Like :meth:`send`, for the completions that a plan left."""
-        with self._lock:
-            if self._detached:
-                self._stats.dropped += done.completions
-                return
-            self._stats.completions_sent += done.completions
-            if self._queue:
-                self._wait_in_line(done.outgoing(0))
-                return
-            sent = self._ring.send_many(done)
-            self._signal_for(sent)
-            if sent.full:
-                self._stats.ring_full += 1
-                self._wait_in_line(done.outgoing(sent.entered))
+    def send_now(self, packet: Outgoing) -> None:
+        """Sends a packet of the host's own at once or not at all: :exc:`RingFull`.
 
-    def send_now(self, packet: Outgoing) -> bool:
-        """Sends a packet at once or not at all: :exc:`RingFull`. False if detached."""
+        Otherwise like :meth:`send`.
+        """
+        self._writes.report(())
         with self._lock:
-            if self._detached:
-                return False
+            self.check_open()
             if self._queue:
                 raise RingFull("packets wait for space in the ring")
-            sent = self._ring.send_many([packet])
+            sent = self._ring.send_many((packet,))
             self._signal_for(sent)
             sent.check()
-            self._count(packet)
-        return True
+            self._stats.count_sent(packets=1, payload_bytes=len(packet.payload))
 
-    def _count(self, packet: Outgoing) -> None:
-        """Under the lock, and before the peer can know: counters are never behind the guest."""
-        if packet.type == PacketType.COMP:
-            self._stats.completions_sent += 1
-        else:
-            self._stats.packets_sent += 1
-            self._stats.bytes_sent += len(packet.payload)
+    def count(
+        self, completions: int = 0, packets: int = 0, payload_bytes: int = 0, signals: int = 0
+    ) -> None:
+        """Counts what the engine, or a device's data path in C, has sent by itself."""
+        with self._lock:
+            self._stats.count_sent(completions, packets, payload_bytes, signals)
+
+    def _put(self, packets: Sequence[Outgoing] | Done) -> None:
+        if self._queue:
+            self._wait_in_line(packets, 0)
+            return
+        sent = self._ring.send_many(packets)
+        self._signal_for(sent)
+        if sent.full:
+            self._stats.ring_full += 1
+            self._wait_in_line(packets, sent.entered)
 
     def _signal_for(self, sent: Sent) -> None:
         """Signals for what went into the ring; raises what is wrong with the next packet."""
@@ -115,17 +118,18 @@ class Sender:
         if sent.error is not None:
             raise sent.error
 
-    def _wait_in_line(self, packets: Sequence[Outgoing]) -> None:
-        first = not self._queue
-        self._queue.extend(packets)
-        if first:
+    def _wait_in_line(self, packets: Sequence[Outgoing] | Done, first: int) -> None:
+        begin = not self._queue
+        rest = packets.outgoing(first) if isinstance(packets, Done) else packets[first:]
+        self._queue.extend(rest)
+        if begin:
             self._ring.hold(True)
-            self._wake()
+            self._life.wake()
         self._stats.max_queued = max(self._stats.max_queued, len(self._queue))
 
     def _signal(self) -> None:
-        self._stats.signals_sent += 1
-        signal(self._call_fd)
+        self._stats.count_sent(signals=1)
+        signal(self._life.call_fd)
 
     def flush(self) -> None:
         """Sends what waits, as far as the ring has space now."""
@@ -133,8 +137,7 @@ class Sender:
             return
         with self._lock:
             while self._queue and not self._detached:
-                packets = list(islice(self._queue, FLUSH))
-                sent = self._ring.send_many(packets)
+                sent = self._ring.send_many(list(islice(self._queue, FLUSH)))
                 for _ in range(sent.entered):
                     self._queue.popleft()
                 self._signal_for(sent)
@@ -143,21 +146,8 @@ class Sender:
             if not self._detached:
                 self._ring.hold(False)
 
-    def count_answers(self, completions: int, signals: int) -> None:
-        """Counts what the engine answered by itself."""
-        with self._lock:
-            self._stats.completions_sent += completions
-            self._stats.signals_sent += signals
-
-    def count_sent(self, packets: int, payload_bytes: int, signals: int) -> None:
-        """Counts packets that a device's data path in C has put into the ring."""
-        with self._lock:
-            self._stats.packets_sent += packets
-            self._stats.bytes_sent += payload_bytes
-            self._stats.signals_sent += signals
-
     def signal_space(self) -> None:
-        """The guest waited for space in its ring and has it now."""
+        """Signals the guest, which waited for space in its ring and has it now."""
         with self._lock:
             if not self._detached:
                 self._signal()
@@ -165,7 +155,7 @@ class Sender:
     def check_open(self) -> None:
         """Raises :exc:`ChannelClosed` after :meth:`detach`."""
         if self._detached:
-            raise ChannelClosed("the channel is closed")
+            raise ChannelClosed(f"channel {self._life.name} is closed")
 
     def detach(self) -> None:
         """Drops what waits; from now on everything is dropped."""

@@ -37,6 +37,40 @@ class ChannelStats:
     dropped: int = 0
     errors: Counter[str] = field(default_factory=Counter)
 
+    def count_received(self, packets: int, payload_bytes: int, external_bytes: int) -> None:
+        """Counts what came from the ring; on the worker, before the device sees it."""
+        self.packets_received += packets
+        self.bytes_received += payload_bytes
+        self.external_bytes += external_bytes
+
+    def count_planned(
+        self, packets: int, completions: int, payload_bytes: int, external_bytes: int
+    ) -> None:
+        """Counts packets that the engine did by a plan; on the worker.
+
+        ``completions`` is how many of them are to be completed: the others were completions.
+        """
+        self.count_received(packets, payload_bytes, external_bytes)
+        self.packets_planned += packets
+        self.completions_received += packets - completions
+
+    def count_batches(self, batches: int, largest: int) -> None:
+        """Counts what was taken from the ring at a time; on the worker."""
+        self.batches += batches
+        self.max_batch = max(self.max_batch, largest)
+
+    def count_sent(
+        self, completions: int = 0, packets: int = 0, payload_bytes: int = 0, signals: int = 0
+    ) -> None:
+        """Counts what goes to the guest: completions, and the host's own packets with their bytes.
+
+        Under the sender's lock.
+        """
+        self.completions_sent += completions
+        self.packets_sent += packets
+        self.bytes_sent += payload_bytes
+        self.signals_sent += signals
+
     def add(self, other: "ChannelStats") -> None:
         """Adds another channel's counters; of what is a maximum, the larger one counts."""
         for name in self.__slots__:

@@ -456,8 +456,8 @@ class Ring(Recording):
         is set for the first that did not. Otherwise like :meth:`send`.
         """
         self._check_open()
-        records: "Pointer[vvb_outgoing] | bytes"
-        data: "Pointer[c_uint8_t] | bytes"
+        records: Pointer[vvb_outgoing] | bytes
+        data: Pointer[c_uint8_t] | bytes
         if isinstance(packets, Done):
             records, count, data, size = packets.records
         else:

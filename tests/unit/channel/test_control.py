@@ -106,7 +106,7 @@ def test_pausing_again_and_again_loses_nothing() -> None:
             try:
                 while not stop.is_set():
                     guest.channel.pause(10)
-                    assert not guest.channel._outstanding
+                    assert not guest.channel._completions.packets
                     guest.channel.start()
             except BaseException as error:
                 failures.append(error)

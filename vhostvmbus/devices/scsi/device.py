@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Any, Protocol, assert_never, runtime_checkable
 from uuid import UUID
 
-from vhostvmbus.channel import Channel, Packet
+from vhostvmbus.channel import Channel, Packet, PacketChannel
 from vhostvmbus.device import Device
 from vhostvmbus.devices.scsi import sense, storvsp
 from vhostvmbus.devices.scsi.answers import Complaints, answer
@@ -366,7 +366,7 @@ class ScsiController(Device):
                 )
         packet.complete(refusal)
 
-    def _complain(self, channel: Channel, error: GuestError) -> None:
+    def _complain(self, channel: PacketChannel, error: GuestError) -> None:
         self.malformed += 1
         if self._complaints.allowed():
             _log.warning("%s channel %d: %s", self.name, channel.index, error)
