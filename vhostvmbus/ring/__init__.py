@@ -7,7 +7,8 @@ barriers and their pairs are named in ``ringbuf.h``. What a packet means is not 
 
 from vhostvmbus.ring.inflight import InflightRegion
 from vhostvmbus.ring.plan import AnyPlan, Done, Number, Operation, Outgoing, Plan, Rule
-from vhostvmbus.ring.ring import Batch, PacketLimits, RawPacket, Ring, RingState, Role, Sent, Served
+from vhostvmbus.ring.results import Batch, PacketLimits, RawPacket, RingState, Sent, Served
+from vhostvmbus.ring.ring import Ring, Role
 from vhostvmbus.ring.waiting import is_eventfd, signal, wait
 
 __all__ = [

@@ -13,7 +13,8 @@ import os
 from typing import Final
 
 from vhostvmbus.engine import lib
-from vhostvmbus.ring.ring import PacketLimits, Ring
+from vhostvmbus.ring.results import PacketLimits
+from vhostvmbus.ring.ring import Ring
 from vhostvmbus.wire.errors import InflightInvalid
 from vhostvmbus.wire.vmbus import PAGE_SIZE
 
