@@ -169,6 +169,31 @@ def test_removing_memory_takes_it_from_packets(monkeypatch: pytest.MonkeyPatch) 
     hot.close()
 
 
+def test_a_packet_that_goes_with_its_memory_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the quota, also if the guest wants no completion for it."""
+    packets: list[Packet] = []
+    device = TestDevice(lambda _, packet: packets.append(packet))  # type: ignore[arg-type]
+    device.transaction_quota = 1
+    hot = Ram(16, base=BASE + (64 << 20))
+    with GuestEnd(device) as guest:
+        guest.host.add_region(hot.base, hot.size, hot.fd)
+        ranges = [GpaRange.of_pages([hot.base // 4096])]
+        guest.ring.send_gpa_direct(b"", ranges, transaction_id=1, flags=0).check()
+        guest.wake()
+        guest.send(b"later", transaction_id=2)
+        eventually(lambda: guest.channel.stats.quota_reached > 0)
+        assert [packet.transaction_id for packet in packets] == [1]
+        remove = guest.host.memory.remove_region
+        monkeypatch.setattr(
+            guest.host.memory, "remove_region", lambda gpa, size, timeout: remove(gpa, size, 0.1)
+        )
+        guest.host.remove_region(hot.base, hot.size)
+        eventually(lambda: len(packets) == 2)
+        packets[1].complete()
+        assert guest.expect()[0].transaction_id == 2
+    hot.close()
+
+
 def test_truncated_memory_ends_the_channel_not_the_process() -> None:
     with GuestEnd(TestDevice()) as guest:
         os.ftruncate(guest.ram.fd, 0)
