@@ -6,6 +6,7 @@ believed only if they lie in the ring; our own are never read back. One thread r
 may send.
 """
 
+import errno
 import os
 import struct
 from collections.abc import Sequence
@@ -18,11 +19,11 @@ from vhostvmbus.engine.faults import error_of, guest_error
 from vhostvmbus.memory import ExternalData, GuestMemory
 from vhostvmbus.memory.external import SEG_SIZE
 from vhostvmbus.ring.plan import AnyPlan, Done, Outgoing
-from vhostvmbus.ring.record import Recording
 from vhostvmbus.ring.results import Batch, PacketLimits, RawPacket, RingState, Sent, Served
 from vhostvmbus.wire.errors import (
     ChannelClosed,
     GuestError,
+    InflightInvalid,
     PacketError,
     PacketTooBig,
     RingInvalid,
@@ -52,7 +53,7 @@ class Role(IntEnum):
     GUEST = lib.VVB_ROLE_GUEST
 
 
-class Ring(Recording):
+class Ring:
     """Both rings of a channel, attached.
 
     ``pfns`` are all pages of the ring's GPADL, ``ring_offset`` the index of the page at which the
@@ -360,6 +361,52 @@ class Ring(Recording):
         signal = ffi.new("int *")
         lib.vvb_ring_publish(self._ring, signal)
         return bool(signal[0])
+
+    # -- the record of packets in flight: see inflight.py --------------------------------------
+
+    def record(self, fd: int, offset: int, size: int, slots: int, *, resume: bool) -> None:
+        """Records packets that want a completion, from when they are taken until it is published.
+
+        In ``size`` bytes of ``fd`` at ``offset``, which nobody else may use. Before anything is
+        received or sent, once. With ``resume``, what is recorded there is received first. Raises
+        :exc:`InflightInvalid` if the part has no such size, or is not what this ring left; the
+        ring goes on without then.
+        """
+        self._check_open()
+        result = lib.vvb_ring_record(self._ring, fd, offset, size, slots, resume)
+        if result == -errno.EBADMSG:
+            raise InflightInvalid("what is in the in-flight region makes no sense")
+        if result == -errno.ESTALE:
+            raise InflightInvalid("the in-flight region is not about this ring")
+        if result:
+            raise InflightInvalid(f"the in-flight region: {os.strerror(-result)}")
+
+    @property
+    def note(self) -> bytes:
+        """What was kept in the record, by this back end or the one before; empty without one."""
+        self._check_open()
+        data = ffi.new("char[]", lib.VVB_NOTE_BYTES)
+        length = lib.vvb_ring_get_note(self._ring, data)
+        return bytes(ffi.buffer(data, length))
+
+    @note.setter
+    def note(self, data: bytes) -> None:
+        self._check_open()
+        if len(data) > lib.VVB_NOTE_BYTES:
+            raise ValueError(f"a note has at most {lib.VVB_NOTE_BYTES} bytes")
+        lib.vvb_ring_keep_note(self._ring, data, len(data))
+
+    @property
+    def to_replay(self) -> int:
+        """Recorded packets that have not been received again."""
+        self._check_open()
+        return int(lib.vvb_ring_to_replay(self._ring))
+
+    @property
+    def has_slot(self) -> bool:
+        """Whether one packet more can be recorded; for the thread that receives."""
+        self._check_open()
+        return bool(lib.vvb_ring_has_slot(self._ring))
 
     # -- state ---------------------------------------------------------------------------------
 
