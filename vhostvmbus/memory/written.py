@@ -30,6 +30,9 @@ class WrittenMemory:
     def __init__(self, memory: "Pointer[vvb_memory]") -> None:
         self._memory = memory
         self._code_map: CodeMap | None = None
+        self.watched = False
+        """Whether anybody has to know what is written. Never behind the engine, which knows it too:
+        each completion looks here, and a call into C would cost it a tenth of its time."""
         self.discard: Callable[[list[tuple[int, int]]], None] | None = None
 
     def use_code_map(self, code_map: CodeMap | None) -> None:
@@ -38,13 +41,10 @@ class WrittenMemory:
         Returns when nobody uses the map before any more.
         """
         handle = ffi.NULL if code_map is None else code_map.handle
+        self.watched = self.watched or code_map is not None
         lib.vvb_memory_use_codemap(self._memory, handle)
         self._code_map = code_map
-
-    @property
-    def watched(self) -> bool:
-        """Whether anybody has to know what is written."""
-        return bool(lib.vvb_memory_watched(self._memory))
+        self.watched = code_map is not None
 
     def report(self, spans: Spans) -> int:
         """Reports what was written, after the last write and before the guest is told of it.
