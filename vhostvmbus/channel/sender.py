@@ -15,7 +15,7 @@ from itertools import islice
 from vhostvmbus.channel.life import ChannelLife
 from vhostvmbus.channel.written import ChannelWrites
 from vhostvmbus.memory.written import Spans
-from vhostvmbus.ring import Done, Outgoing, Sent, signal
+from vhostvmbus.ring import Done, Outgoing, signal
 from vhostvmbus.wire.errors import ChannelClosed, RingFull, SendQueueFull
 
 MAX_QUEUED = 4096
@@ -63,7 +63,7 @@ class Sender:
             if self._detached:
                 self._stats.dropped += count
                 return
-            self._stats.count_sent(completions=count)
+            self._stats.count_sent(count)
             self._put(completions)
 
     def send(self, packet: Outgoing, written: Spans) -> None:
@@ -90,7 +90,8 @@ class Sender:
             if self._queue:
                 raise RingFull("packets wait for space in the ring")
             sent = self._ring.send_many((packet,))
-            self._signal_for(sent)
+            if sent.signal:
+                self._signal()
             sent.check()
             self._stats.count_sent(packets=1, payload_bytes=len(packet.payload))
 
@@ -106,17 +107,13 @@ class Sender:
             self._wait_in_line(packets, 0)
             return
         sent = self._ring.send_many(packets)
-        self._signal_for(sent)
-        if sent.full:
-            self._stats.ring_full += 1
-            self._wait_in_line(packets, sent.entered)
-
-    def _signal_for(self, sent: Sent) -> None:
-        """Signals for what went into the ring; raises what is wrong with the next packet."""
         if sent.signal:
             self._signal()
         if sent.error is not None:
             raise sent.error
+        if sent.full:
+            self._stats.ring_full += 1
+            self._wait_in_line(packets, sent.entered)
 
     def _wait_in_line(self, packets: Sequence[Outgoing] | Done, first: int) -> None:
         begin = not self._queue
@@ -140,9 +137,11 @@ class Sender:
                 sent = self._ring.send_many(list(islice(self._queue, FLUSH)))
                 for _ in range(sent.entered):
                     self._queue.popleft()
-                self._signal_for(sent)
+                if sent.signal:
+                    self._signal()
                 if sent.full:
                     return
+                sent.check()
             if not self._detached:
                 self._ring.hold(False)
 

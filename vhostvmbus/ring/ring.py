@@ -299,7 +299,9 @@ class Ring:
             signal,
             fault,
         )
-        return _sent(result, int(result == lib.VVB_OK), bool(signal[0]), fault)
+        if not result:
+            return Sent(1, bool(signal[0]))
+        return _cut_short(result, 0, bool(signal[0]), fault)
 
     def send_many(self, packets: Sequence[Outgoing] | Done) -> Sent:
         """Puts packets into the ring, as many as fit, with one write-index store.
@@ -325,7 +327,9 @@ class Ring:
             count, size = len(packets), len(data)
         sent = ffi.new("struct vvb_sent *")
         result = lib.vvb_ring_send_many(self._ring, records, count, data, size, sent)
-        return _sent(result, sent.count, bool(sent.signal), sent.fault)
+        if not result:
+            return Sent(count, bool(sent.signal))
+        return _cut_short(result, sent.count, bool(sent.signal), sent.fault)
 
     def send_gpa_direct(
         self,
@@ -452,18 +456,14 @@ class Ring:
             ffi.release(self._ring)
 
 
-def _sent(result: int, entered: int, signal: bool, fault: "vvb_fault") -> Sent:
-    """Returns the engine's ``result`` of a send, ``fault`` with it, as a value."""
-    if result == lib.VVB_OK:
-        return Sent(entered, signal)
+def _cut_short(result: int, entered: int, signal: bool, fault: "vvb_fault") -> Sent:
+    """Returns what the engine says, ``result`` and ``fault``, unless it says that all is well."""
     if result == lib.VVB_E_FULL:
         return Sent(entered, signal, full=True)
-    error: Exception = (
-        error_of(fault)
-        if result != lib.VVB_E_TOO_BIG
-        else PacketTooBig(f"a packet of {fault.value} bytes can never fit into the ring")
-    )
-    return Sent(entered, signal, error=error)
+    if result == lib.VVB_E_TOO_BIG:
+        text = f"a packet of {fault.value} bytes can never fit into the ring"
+        return Sent(entered, signal, error=PacketTooBig(text))
+    return Sent(entered, signal, error=error_of(fault))
 
 
 def _ranges_of(raw: bytes, payload_offset: int) -> list[GpaRange]:
