@@ -33,6 +33,7 @@ USED = {
     "vhostvmbus.channel": ["Channel", "ChannelState"],
     "vhostvmbus.device": ["Device", "DeviceHost", "Offer", "RefuseOpen", "wait_until_quiet"],
     "vhostvmbus.memory": ["CodeMap", "ExternalData"],
+    "vhostvmbus.packet": ["Packet"],
     "vhostvmbus.ring": ["Number", "Operation", "Plan", "Rule"],
     "vhostvmbus.wire.errors": ["ChannelClosed", "OfferRefused", "PacketError", "RefuseOpen"],
     "vhostvmbus.wire.ntstatus": ["NtStatus"],
