@@ -26,8 +26,7 @@ SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
 def slot_bytes(limits: PacketLimits) -> int:
-    """Returns the bytes that the longest packet within ``limits`` takes behind its descriptor,
-    about.
+    """Returns about how many bytes the longest packet within ``limits`` takes in a slot.
 
     Headers may be longer than their ranges need (Linux's storvsc has room for 32 PFNs always).
     """
@@ -71,8 +70,7 @@ class InflightRegion:
 
     @classmethod
     def adopt(cls, fd: int, size: int, offset: int, channels: int, slots: int) -> "InflightRegion":
-        """Takes a region that another back end made, ``size`` bytes in all. The caller keeps
-        ``fd``.
+        """Takes a region of ``size`` bytes that another back end made. The caller keeps ``fd``.
 
         Raises :exc:`InflightInvalid` unless these bytes can be one.
         """

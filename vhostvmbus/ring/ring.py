@@ -259,7 +259,7 @@ class Ring:
         lib.vvb_ring_mask(self._ring)
 
     def unmask(self) -> bool:
-        """Asks for signals again. True if packets (or garbage) came meanwhile: look once more."""
+        """Asks for signals again; returns true if packets came meanwhile: look once more."""
         self._check_open()
         return bool(lib.vvb_ring_unmask(self._ring))
 
@@ -350,7 +350,7 @@ class Ring:
         )
 
     def hold(self, held: bool) -> None:
-        """While held, packets wait in line at the caller: no data path in C may overtake them."""
+        """Keeps C's data paths from sending while packets wait in line at the caller."""
         self._check_open()
         lib.vvb_ring_hold(self._ring, held)
 
@@ -360,7 +360,7 @@ class Ring:
         return self._ring
 
     def publish(self) -> bool:
-        """Shows the peer what was sent without ``publish``. True if it has to be signalled."""
+        """Shows the peer what was sent without ``publish``; returns true if it needs a signal."""
         self._check_open()
         signal = ffi.new("int *")
         lib.vvb_ring_publish(self._ring, signal)
@@ -371,10 +371,10 @@ class Ring:
     def record(self, fd: int, offset: int, size: int, slots: int, *, resume: bool) -> None:
         """Records packets that want a completion, from when they are taken until it is published.
 
-        In ``size`` bytes of ``fd`` at ``offset``, which nobody else may use. Before anything is
-        received or sent, once. With ``resume``, what is recorded there is received first. Raises
-        :exc:`InflightInvalid` if the part has no such size, or is not what this ring left; the
-        ring goes on without then.
+        The record is in ``size`` bytes of ``fd`` at ``offset``, which nobody else may use. This is
+        called once, before anything is received or sent. With ``resume``, what is recorded there is
+        received first. Raises :exc:`InflightInvalid` if the part has no such size, or is not what
+        this ring left; the ring goes on without then.
         """
         self._check_open()
         result = lib.vvb_ring_record(self._ring, fd, offset, size, slots, resume)
@@ -439,7 +439,7 @@ class Ring:
         return bool(lib.vvb_ring_lost(self._ring))
 
     def pages(self, sending: bool) -> memoryview:
-        """Header page and data (once) of one of the rings: for tests and diagnosis."""
+        """Returns header page and data (once) of one of the rings: for tests and diagnosis."""
         state = self.state
         size = 4096 + (state.tx_size if sending else state.rx_size)
         return memoryview(ffi.buffer(lib.vvb_ring_pages(self._ring, int(sending)), size))
@@ -449,7 +449,7 @@ class Ring:
             raise ChannelClosed("the ring is detached")
 
     def close(self) -> None:
-        """Detaches. Nobody may be inside another method."""
+        """Detaches the ring. Nobody may be inside another method."""
         if not self._closed:
             self._closed = True
             ffi.release(self._batch)
