@@ -45,21 +45,21 @@ from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED, PacketType
 
 T = TypeVar("T")
-#: What can be sent; it is copied before the call returns.
 Payload = bytes | bytearray | memoryview
+"""What can be sent; it is copied before the call returns."""
 
-#: Seconds that a caller waits unless it says otherwise.
 TIMEOUT = 10.0
-#: Seconds between two looks of a sender at a ring that stays full.
+"""Seconds that a caller waits unless it says otherwise."""
 _FULL_POLL = 0.05
-#: Seconds between two looks of a request at whether it was cancelled.
+"""Seconds between two looks of a sender at a ring that stays full."""
 _CANCEL_POLL = 0.02
+"""Seconds between two looks of a request at whether it was cancelled."""
 
 
 class GuestChannel:
     """An open channel, seen from the guest.
 
-    Made by :meth:`SoftwareGuest.open_channel`.  `ring` is the engine in the guest's role.
+    Made by :meth:`SoftwareGuest.open_channel`.  ``ring`` is the engine in the guest's role.
     """
 
     def __init__(self, index: int, ring: Ring, kick_fd: int, call_fd: int) -> None:
@@ -67,10 +67,10 @@ class GuestChannel:
         self.ring = ring
         self.kick_fd = kick_fd
         self.call_fd = call_fd
-        #: completions that belong to no transaction of ours
         self.stray_completions: list[RawPacket] = []
-        #: how often the host was signalled, and how often it signalled us
+        """Completions that belong to no transaction of ours."""
         self.kicks = 0
+        """How often the host was signalled, and how often it signalled us."""
         self.calls = 0
         self._ids = itertools.count(1)
         self._places = itertools.count()
@@ -85,9 +85,9 @@ class GuestChannel:
     # ---- sending ----
 
     def send(self, payload: Payload, *, wait: bool = True, timeout: float = TIMEOUT) -> bytes:
-        """``VmbPacketSend``: an in-band packet.
+        """Sends an in-band packet, ``VmbPacketSend``.
 
-        With `wait`, a completion is asked for and its payload returned; without, nothing is
+        With ``wait``, a completion is asked for and its payload returned; without, nothing is
         returned and the packet is in the ring.  A full ring is waited for.
         """
         if not wait:
@@ -96,7 +96,7 @@ class GuestChannel:
         return self.submit(payload, timeout=timeout).wait(timeout)
 
     def submit(self, payload: Payload, *, timeout: float = TIMEOUT) -> Transaction:
-        """Send an in-band packet and do not wait for its completion yet."""
+        """Sends an in-band packet and does not wait for its completion yet."""
         return self._submit(PacketType.DATA_INBAND, payload, None, timeout)
 
     def send_with_external_pfns(
@@ -111,10 +111,10 @@ class GuestChannel:
         wait_for_completion: bool = True,
         timeout: float = TIMEOUT,
     ) -> bytes:
-        """``VmbPacketSendWithExternalPfns``, and wait for the completion's payload.
+        """Does ``VmbPacketSendWithExternalPfns`` and waits for the completion's payload.
 
         The pages are ``pfns[pfn_offset : pfn_offset + pfn_length]`` (default: to the end), one
-        range that starts `byte_offset` bytes into the first and has `byte_count` bytes
+        range that starts ``byte_offset`` bytes into the first and has ``byte_count`` bytes
         (default: to the end of the last).  KMCL demands WAIT_FOR_COMPLETION here: without
         it :class:`SendRefused` (INVALID_PARAMETER), as for no PFNs at all or a byte count that
         does not go with them.
@@ -143,7 +143,7 @@ class GuestChannel:
         wait_for_completion: bool = True,
         timeout: float = TIMEOUT,
     ) -> Transaction:
-        """:meth:`send_with_external_pfns` without waiting yet."""
+        """Sends as :meth:`send_with_external_pfns` does, without waiting yet."""
         require_completion(wait_for_completion)
         chosen = range_of_pfns(pfns, pfn_offset, pfn_length, byte_offset, byte_count)
         return self.submit_with_external_ranges(payload, [chosen], timeout=timeout)
@@ -159,10 +159,10 @@ class GuestChannel:
         wait_for_completion: bool = True,
         timeout: float = TIMEOUT,
     ) -> bytes:
-        """``VmbPacketSendWithExternalMdl``, and wait for the completion's payload.
+        """Does ``VmbPacketSendWithExternalMdl`` and waits for the completion's payload.
 
-        The data is `length` bytes (0: all) from `offset` bytes into the buffers of `chain`; see
-        :func:`~vhostvmbus.guest.external.ranges_of_chain`, also for what is refused.
+        The data is ``length`` bytes (0: all) from ``offset`` bytes into the buffers of ``chain``;
+        see :func:`~vhostvmbus.guest.external.ranges_of_chain`, also for what is refused.
         """
         require_completion(wait_for_completion)
         ranges = ranges_of_chain(chain, offset, length, force_length)
@@ -171,7 +171,7 @@ class GuestChannel:
     def submit_with_external_ranges(
         self, payload: Payload, ranges: Sequence[GpaRange], *, timeout: float = TIMEOUT
     ) -> Transaction:
-        """A GPA-direct packet with several ranges.
+        """Sends a GPA-direct packet with several ranges.
 
         Raises :class:`SendRefused` for a range whose PFN count does not go with its bytes.
         """
@@ -187,12 +187,12 @@ class GuestChannel:
         timeout: float = TIMEOUT,
         cancel: threading.Event | None = None,
     ) -> bytes:
-        """``VmbChannelSendSynchronousRequest``: send in-band, wait for the completion.
+        """Does ``VmbChannelSendSynchronousRequest``: sends in-band, waits for the completion.
 
-        `completion_size` is how many bytes the caller takes, a multiple of 8 (None: any).
-        `timeout` 0 waits for nothing: neither for space in the ring, nor, since there would be no
-        time for one, for a completion, so `wait_for_completion` has to be False then.  Once
-        `cancel` is set the wait ends.
+        ``completion_size`` is how many bytes the caller takes, a multiple of 8 (None: any).
+        ``timeout`` 0 waits for nothing: neither for space in the ring, nor, since there would be no
+        time for one, for a completion, so ``wait_for_completion`` has to be False then.  Once
+        ``cancel`` is set the wait ends.
 
         Raises :class:`RequestFailed`, whose ``status`` is INVALID_PARAMETER for such arguments,
         BUFFER_OVERFLOW when there is no space, IO_TIMEOUT, CANCELLED, DEVICE_REMOVED when the
@@ -263,7 +263,7 @@ class GuestChannel:
         ranges: Sequence[GpaRange] | None,
         timeout: float,
     ) -> None:
-        """Into the ring, waiting while it is full; signals the host if it has to be."""
+        """Puts a packet into the ring, waiting while it is full; signals the host if need be."""
         payload = bytes(payload)  # PAGED_BUFFER: what changes while we wait does not count
         deadline = time.monotonic() + timeout
         with self._send_lock:
@@ -287,14 +287,14 @@ class GuestChannel:
                 self._pump_once(min(deadline, time.monotonic() + _FULL_POLL))
 
     def kick(self) -> None:
-        """Signal the host, whether it wants it or not."""
+        """Signals the host, whether it wants it or not."""
         self.kicks += 1
         signal(self.kick_fd)
 
     # ---- receiving ----
 
     def receive(self, timeout: float = TIMEOUT) -> HostPacket:
-        """The next packet that the host sent.  Raises :class:`ReceiveTimeout`."""
+        """Returns the next packet that the host sent. Raises :class:`ReceiveTimeout`."""
         packets = self._host_packets
         packet = self._wait_until(lambda: packets.popleft() if packets else None, timeout)
         if packet is None:
@@ -317,9 +317,9 @@ class GuestChannel:
         return transaction.completion
 
     def _wait_until(self, take: Callable[[], T | None], timeout: float) -> T | None:
-        """Look after the in ring until `take` has something; None after `timeout` seconds.
+        """Looks after the in ring until ``take`` has something; ``None`` after ``timeout`` seconds.
 
-        `take` is called with the lock held.  Whoever finds nobody at the ring takes it over;
+        ``take`` is called with the lock held.  Whoever finds nobody at the ring takes it over;
         the others sleep until something has changed.
         """
         deadline = time.monotonic() + timeout
@@ -343,7 +343,7 @@ class GuestChannel:
                 self._pump_locked(deadline)
 
     def _pump_locked(self, deadline: float) -> None:
-        """Take what is in the ring, or wait for a signal once; the lock is dropped meanwhile."""
+        """Takes the ring's packets, or waits for a signal once; the lock is dropped meanwhile."""
         self._pumping = True
         self._changed.release()
         packets: list[RawPacket] = []
@@ -396,7 +396,7 @@ class GuestChannel:
     # ---- end ----
 
     def fail(self, error: Exception) -> None:
-        """Nothing of this channel will come any more: waiting callers get `error`."""
+        """Ends the channel for its callers: those that wait get ``error``."""
         with self._changed:
             self._fail(error)
             self._changed.notify_all()
@@ -404,7 +404,7 @@ class GuestChannel:
             signal(self._wake_fd)
 
     def detach(self) -> None:
-        """Let go of the ring and the eventfds; the host has closed its end."""
+        """Detaches the ring and closes the eventfds; the host has closed its end."""
         self.fail(ChannelNotOpen(f"channel {self.index} was closed"))
         with self._changed:
             while self._pumping:
