@@ -119,7 +119,7 @@ class ScsiController(Device):
         sub_channels: int = MAX_SUB_CHANNELS,
         plans: bool | None = None,
     ) -> None:
-        """A controller whose LUNs 0, 1, ... are ``disks``.
+        """Makes a controller whose LUNs 0, 1, ... are ``disks``.
 
         A string is read by :func:`~vhostvmbus.devices.scsi.disk.parse_disk`.  ``threads`` bounds
         the requests that sleep in the host at a time, ``sub_channels`` how many the guest may have
@@ -161,7 +161,7 @@ class ScsiController(Device):
         return sorted(self._disks)
 
     def unit(self, lun: int) -> LogicalUnit:
-        """The unit at ``lun``; ``KeyError`` if there is none."""
+        """Returns the unit at ``lun``; raises ``KeyError`` if there is none."""
         return self._disks[lun].unit
 
     def attach(self, disk: str | DiskSpec | Backing, lun: int | None = None) -> int:
@@ -216,7 +216,7 @@ class ScsiController(Device):
         self._disks[lun].unit.raise_attention(sense.CAPACITY_CHANGED)
 
     def _announce(self) -> None:
-        """ENUMERATE_BUS to a guest that has finished its initialization."""
+        """Sends ENUMERATE_BUS to a guest that has finished its initialization."""
         for index, (channel, session) in list(self._sessions.items()):
             if index == 0 and session.is_ready:
                 # A channel that closes just now needs no telling.
@@ -264,7 +264,7 @@ class ScsiController(Device):
     # Channels
 
     def opened(self, channel: Channel) -> None:
-        """A channel was opened: its negotiation starts, a subchannel's is its primary's."""
+        """Starts the negotiation of a channel; a subchannel's is its primary's."""
         if not channel.index:
             self._leaving.end()
         primary = self._sessions.get(0) if channel.index else None
@@ -282,7 +282,7 @@ class ScsiController(Device):
             self.replan()
 
     def resumed(self, channel: Channel) -> None:
-        """The guest went on while there was no back end: it believes itself initialized."""
+        """Takes the guest as initialized: it went on while there was no back end."""
         session = Session.resumed(
             max_transfer_bytes=MAX_TRANSFER_BYTES, max_sub_channels=self.max_channels - 1
         )
@@ -290,7 +290,7 @@ class ScsiController(Device):
         self.replan()
 
     def unplug_requested(self) -> None:
-        """The guest has removed its disks, with all that it had to write, when this returns."""
+        """Returns when the guest has removed its disks, with all that it had to write."""
         primary = self._sessions.get(0)
         if primary is None or not primary[1].is_ready:
             return
@@ -300,18 +300,18 @@ class ScsiController(Device):
 
     @property
     def requests(self) -> int:
-        """SCSI requests carried out, about: threads count without a lock."""
+        """How many SCSI requests were carried out, about: threads count without a lock."""
         open_channels = [channel for channel, _ in list(self._sessions.values())]
         planned = sum(channel.stats.packets_planned for channel in open_channels)
         return self._requests + self._planned + planned
 
     def stats(self) -> dict[str, Any]:
-        """Requests carried out, packets refused as malformed, and the disks."""
+        """Returns the requests carried out, the packets refused as malformed, and the disks."""
         disks = {lun: repr(disk.unit.backing) for lun, disk in sorted(self._disks.items())}
         return {"requests": self.requests, "malformed": self.malformed, "disks": disks}
 
     def closed(self, channel: Channel) -> None:
-        """The channel is gone; with the primary, so is what the guest set in the mode pages."""
+        """Forgets the channel; with the primary, what the guest set in the mode pages as well."""
         if self._sessions.pop(channel.index, None) is not None:
             self._planned += channel.stats.packets_planned
         if not channel.index:
@@ -354,7 +354,7 @@ class ScsiController(Device):
         return action.payload
 
     def packet_rejected(self, channel: Channel, packet: Packet, error: GuestError) -> None:
-        """External data that is malformed or too large: refused in the protocol's own words."""
+        """Refuses external data that is malformed or too large, in the protocol's own words."""
         self._complain(channel, error)
         payload = packet.payload
         refusal = storvsp.answer_control(payload, NtStatus.INVALID_PARAMETER)
@@ -391,7 +391,7 @@ class ScsiController(Device):
             self._finish(packet, srb, disk, request, here)
 
     def _finish_later(self, packet: Packet, srb: Srb, disk: _Disk, request: Request) -> None:
-        """In the pool.  A request whose channel was closed meanwhile must not have an effect."""
+        """Carries a request out in the pool, unless its channel was closed meanwhile."""
         if packet.completed:
             disk.users.discard(packet)
             self._passed(packet)
@@ -446,7 +446,7 @@ class ScsiController(Device):
             self._reset_now(barrier)
 
     def _passed(self, packet: Packet) -> None:
-        """A packet was completed: resets that waited for it may be due."""
+        """Carries out the resets that waited for this packet alone."""
         due = []
         with self._lock:
             for barrier in list(self._barriers):

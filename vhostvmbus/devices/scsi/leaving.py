@@ -32,7 +32,7 @@ PATIENCE_SECONDS: Final = 5.0
 
 
 class Leaving:
-    """Whether a controller is on its way out, and what its guest knows of that. Thread-safe."""
+    """A controller on its way out, and what its guest knows of that. Thread-safe."""
 
     def __init__(self) -> None:
         self.active = False
@@ -40,19 +40,19 @@ class Leaving:
         self._looked = threading.Event()
 
     def begin(self, luns: Iterable[int]) -> None:
-        """No unit is found any more; the guest has had these."""
+        """Hides the units from now on; the guest has had those at ``luns``."""
         self._unaware = set(luns)
         self._looked.clear()
         self.active = True
         self._look(-1)
 
     def end(self) -> None:
-        """The channel was closed, or opened anew: the units are back."""
+        """Shows the units again: the channel was closed, or opened anew."""
         self.active = False
         self._looked.set()
 
     def hides(self, lun: int, opcode: int) -> bool:
-        """Whether a command finds no unit at this LUN."""
+        """Returns whether a command finds no unit at this LUN."""
         if not self.active or opcode not in _LOOKING:
             return False
         if opcode == Opcode.TEST_UNIT_READY:
@@ -65,7 +65,7 @@ class Leaving:
             self._looked.set()
 
     def wait(self, name: str, channels: Callable[[], Sequence[Channel]]) -> None:
-        """Until the guest has removed its disks or closed the channels; not for ever."""
+        """Waits until the guest has removed its disks or closed the channels; not for ever."""
         if not self._looked.wait(LOOK_SECONDS):
             log.warning("%s: the guest does not look whether its disks are there", name)
         quiet = wait_until_quiet(channels, 0.0, PATIENCE_SECONDS, calm=CALM_SECONDS)
