@@ -75,7 +75,7 @@ class Channel:
 
     @property
     def stats(self) -> ChannelStats:
-        """Counters, up to this moment."""
+        """Returns the counters, up to this moment."""
         if not self._life.on_worker:
             self._receiver.wait_for_engine()
         return self._life.stats
@@ -84,37 +84,37 @@ class Channel:
 
     @property
     def state(self) -> ChannelState:
-        """Where in its life the channel is."""
+        """Tells where in its life the channel is."""
         return self._life.state
 
     @property
     def error(self) -> GuestError | None:
-        """Why it failed."""
+        """Returns why the channel failed, ``None`` if it did not."""
         return self._life.error
 
     @property
     def index(self) -> int:
-        """0 for the primary channel, 1 and up for subchannels."""
+        """Returns 0 for the primary channel, 1 and up for subchannels."""
         return self.info.index
 
     @property
     def user_data(self) -> bytes:
-        """The 120 bytes that the guest's driver gave when it opened the channel."""
+        """Returns the 120 bytes that the guest's driver gave when it opened the channel."""
         return self.info.user_data
 
     @property
     def vmbus_version(self) -> int:
-        """Protocol version of the bus: major in the high, minor in the low 16 bits."""
+        """Returns the bus's protocol version: major in the high, minor in the low 16 bits."""
         return self.info.version
 
     @property
     def outstanding(self) -> int:
-        """Packets taken from the ring whose completion has not entered the other ring."""
+        """Counts the packets taken from the ring whose completion is not in the other one yet."""
         return self._completions.outstanding
 
     @property
     def transaction_quota(self) -> int:
-        """Most packets outstanding. May be lowered below what is: nothing new is taken then."""
+        """Bounds the packets outstanding. If it is set below what is, nothing new is taken then."""
         return self._quota.wanted
 
     @transaction_quota.setter
@@ -188,7 +188,7 @@ class Channel:
 
     @property
     def note(self) -> bytes:
-        """Up to 256 bytes that outlive the back end, with the packets in flight.
+        """Keeps up to 256 bytes that outlive the back end, with the packets in flight.
 
         What is set here is found by a device that is resumed, of this back end or of the next one
         after it was killed. Empty when the guest opens the channel, and always if the front end
@@ -216,7 +216,7 @@ class Channel:
         self._gpadls.unmap(handle)
 
     def lend_ring(self, before_detach: Callable[[], None]) -> tuple[RingHandle, int]:
-        """``(struct vvb_ring *, call eventfd)``, for a device that sends from C.
+        """Returns ``(struct vvb_ring *, call eventfd)``, for a device that sends from C.
 
         ``before_detach`` is called, on any thread, when the channel closes, after its worker has
         ended, and returns when neither is used any more.
@@ -230,11 +230,11 @@ class Channel:
 
     @property
     def ring_state(self) -> RingState | None:
-        """Occupancy of both rings; the last one known if the channel is closed."""
+        """Returns the occupancy of both rings, the last one known if the channel is closed."""
         return self._life.ring_state
 
     def packet_raised(self, packet: Packet, error: BaseException) -> None:
-        """The device's code raised ``error`` for this packet: it fails, unless it was completed."""
+        """Fails a packet for which the device's code raised ``error``, unless it was completed."""
         self._completions.raised(packet, error)
 
     # -- the worker ----------------------------------------------------------------------------
@@ -263,7 +263,7 @@ class Channel:
 
     @property
     def paused(self) -> bool:
-        """Whether :meth:`pause` was called, and :meth:`start` not since."""
+        """Tells whether :meth:`pause` was called, and :meth:`start` not since."""
         return self._quota.paused
 
     def run_beside(self, function: Callable[[], None]) -> None:
@@ -311,7 +311,7 @@ class Channel:
             self._beside.join()
 
     def drop_packets_in(self, guest_phys_addr: int, size: int) -> int:
-        """Ends outstanding packets with external data in memory that goes away. How many."""
+        """Ends outstanding packets with external data in memory that goes. Returns how many."""
         return self._completions.drop_in(guest_phys_addr, size)
 
     def close(
@@ -337,7 +337,7 @@ class Channel:
         self._life.close()
 
     def as_dict(self) -> dict[str, Any]:
-        """State and counters, ready for JSON."""
+        """Returns state and counters, ready for JSON."""
         ring = self.ring_state
         return {
             "index": self.index,

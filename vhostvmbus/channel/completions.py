@@ -37,9 +37,10 @@ LONGEST = 0xFFFF * 8 - 16
 
 
 class Completions:
-    """What is outstanding on one channel, and its end. Any thread, but where the worker is named.
+    """The table of one channel's outstanding packets, and the way to their ends.
 
-    It is the packets' :class:`~vhostvmbus.channel.packet.PacketOwner`.
+    It is the packets' :class:`~vhostvmbus.channel.packet.PacketOwner`. Every method may be called
+    from any thread, but for those that name the worker.
     """
 
     def __init__(self, life: ChannelLife, quota: Quota, sender: Sender, gather: bool) -> None:
@@ -55,12 +56,12 @@ class Completions:
 
     @property
     def outstanding(self) -> int:
-        """Packets taken from the ring whose completion has not entered the other ring."""
+        """Counts the packets taken from the ring whose completion is not in the other one yet."""
         return len(self.packets) + len(self._gathered) + self._sender.queued
 
     @property
     def room(self) -> int:
-        """How many packets more the quota allows; may be less than 0."""
+        """Returns how many packets more the quota allows; a lowered quota makes it negative."""
         return self._quota.now - self.outstanding
 
     # -- what packets ask for ------------------------------------------------------------------
@@ -114,7 +115,7 @@ class Completions:
         self._deferred.append(packet)
 
     def raised(self, packet: Packet, error: BaseException) -> None:
-        """The device's code raised ``error`` for this packet: it fails, unless it was completed."""
+        """Fails a packet whose delivery raised ``error``, unless it was completed."""
         if isinstance(error, GuestError):
             # A mistake that the device found while it parsed, or pages that vanished.
             self._life.count_error(error)
@@ -129,7 +130,7 @@ class Completions:
                 return
 
     def _take(self, packet: Packet) -> bool:
-        """Makes sure that a packet ends once; false if the channel closed before."""
+        """Makes sure that a packet ends once. Returns false if the channel closed before."""
         if self.packets.pop(packet.serial, None) is not None:  # atomic: one caller gets it
             packet.completed = True
             return True
@@ -155,7 +156,7 @@ class Completions:
             self.publish(done.outgoing(answered) if answered else done, written)
 
     def flush(self) -> None:
-        """Publishes what the worker has gathered; on the worker."""
+        """Publishes what was gathered; on the worker."""
         if self._gathered:
             completions, self._gathered = self._gathered, []
             written, self._gathered_written = self._gathered_written, []

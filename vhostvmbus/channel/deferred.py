@@ -27,7 +27,7 @@ class DeferredPackets:
 
     @property
     def is_current_thread(self) -> bool:
-        """Whether the caller runs inside a delivery."""
+        """Tells whether the caller runs inside a delivery."""
         return threading.current_thread() is self._thread
 
     def put(self, packets: Sequence[Packet]) -> None:

@@ -37,7 +37,7 @@ class Gpadl:
         self.mapping: ExternalData | None = None
 
     def ring_pfns(self) -> "array[int]":
-        """All pages, in order; :exc:`GpadlInvalid` unless the ranges are whole pages."""
+        """Returns all pages, in order. Raises :exc:`GpadlInvalid` if a range is not whole pages."""
         pfns = array("Q")
         for item in self.ranges:
             if item.byte_offset or item.byte_count % PAGE_SIZE:
@@ -49,7 +49,7 @@ class Gpadl:
         return pfns
 
     def touches(self, guest_phys_addr: int, size: int) -> bool:
-        """Whether a page of it lies in these addresses."""
+        """Tells whether a page of it lies in these addresses."""
         low, high = guest_phys_addr // PAGE_SIZE, (guest_phys_addr + size) // PAGE_SIZE
         return any(low <= pfn < high for item in self.ranges for pfn in item.pfns)
 
@@ -71,7 +71,7 @@ class GpadlTable:
 
     @property
     def pages(self) -> int:
-        """Pages of all GPADLs together."""
+        """Counts the pages of all GPADLs together."""
         return self._pages
 
     def create(self, channel: int, gpadl_id: int, ranges: Sequence[GpaRange]) -> Gpadl:
@@ -93,7 +93,7 @@ class GpadlTable:
         return gpadl
 
     def get(self, gpadl_id: int) -> Gpadl:
-        """The GPADL, or :exc:`GpadlUnknown`."""
+        """Returns a GPADL. Raises :exc:`GpadlUnknown` if there is none of this id."""
         try:
             return self._gpadls[gpadl_id]
         except KeyError:

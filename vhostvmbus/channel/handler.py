@@ -46,7 +46,7 @@ class ChannelHandler(Protocol[AnyChannel]):
 
     @property
     def wants_processing_complete(self) -> bool:
-        """Whether anybody listens to that."""
+        """Tells whether anybody listens to that."""
 
     def channel_failed(self, channel: AnyChannel, error: GuestError) -> None:
         """The channel stopped for good because of ``error``."""

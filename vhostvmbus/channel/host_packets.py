@@ -32,7 +32,7 @@ CANCEL_POLL_SECONDS = 0.02
 
 
 class HostPackets:
-    """The host's packets on one channel."""
+    """The packets that the host sends on one channel of its own accord."""
 
     def __init__(self, life: ChannelLife, sender: Sender) -> None:
         self._life = life
@@ -94,7 +94,7 @@ class HostPackets:
             self._awaited.pop(transaction_id, None)
 
     def completion_arrived(self, raw: RawPacket, payload: bytes) -> None:
-        """The guest completed a packet; on the worker thread."""
+        """Calls whoever waits for the completion that came; on the worker."""
         callback = self._awaited.pop(raw.transaction_id, None)
         if callback is None:
             self._life.count_error(
@@ -116,19 +116,19 @@ class HostPackets:
 
 
 class _Awaited:
-    """The completion of one packet, from another thread."""
+    """A completion that a thread waits for, and another one brings."""
 
     def __init__(self) -> None:
         self._done = threading.Event()
         self._answer: bytes | None = None
 
     def completed(self, payload: bytes | None) -> None:
-        """The completion callback; ``None`` if the channel was closed."""
+        """Takes the completion's payload, ``None`` if the channel was closed: the callback."""
         self._answer = payload
         self._done.set()
 
     def wait(self, timeout: float | None, cancel: threading.Event | None) -> bytes:
-        """The completion's payload.
+        """Waits for the completion and returns its payload.
 
         Raises :exc:`TimeoutError` after ``timeout`` seconds, :exc:`RequestCancelled` once
         ``cancel`` is set, :exc:`ChannelClosed` if the channel closed.

@@ -24,7 +24,7 @@ log = logging.getLogger("vhostvmbus.channel.channel")  # one name for all that a
 
 
 class ChannelState(Enum):
-    """Life of a channel object; one object lives from an opening to the closing."""
+    """A stage in the life of a channel object, which lasts from an opening to the closing."""
 
     OPENING = "opening"
     RUNNING = "running"
@@ -33,7 +33,7 @@ class ChannelState(Enum):
 
 
 class ChannelLife:
-    """The state of one channel, with its ring and counters.
+    """The state of one channel, with its ring, its eventfds and its counters.
 
     ``failed`` is told why it stopped, without a lock held.
     """
@@ -50,12 +50,12 @@ class ChannelLife:
         self.ring = ring
         self.stats = ChannelStats()
         self.worker: threading.Thread | None = None
-        """The thread that delivers packets; the receiver's."""
+        """The thread that delivers packets, which is the receiver's."""
         self.state = ChannelState.OPENING
         self.error: GuestError | None = None
         self.stopping = False
         self.draining = False
-        """While stopping: what was taken from the ring is delivered all the same."""
+        """Set if, while stopping, what was taken from the ring is delivered all the same."""
         self.idle = threading.Condition()
         self.kick_fd = os.dup(kick_fd)
         self.call_fd = os.dup(call_fd)
@@ -68,12 +68,12 @@ class ChannelLife:
 
     @property
     def dropping(self) -> bool:
-        """Whether what was taken from the ring is not delivered any more."""
+        """Tells whether what was taken from the ring is dropped instead of delivered."""
         return self.stopping and not self.draining
 
     @property
     def ring_state(self) -> RingState | None:
-        """Occupancy of both rings; the last one known if the channel is closed."""
+        """Returns the occupancy of both rings, the last one known if the channel is closed."""
         with self._handles:
             if self.state is not ChannelState.CLOSED:
                 self._note_ring_state()
@@ -100,29 +100,29 @@ class ChannelLife:
                 os.eventfd_write(self.wake_fd, 1)
 
     def notify(self) -> None:
-        """Has those who wait for the channel to come to rest look again."""
+        """Has those who wait until the channel is idle look again."""
         with self.idle:
             self.idle.notify_all()
 
     @property
     def on_worker(self) -> bool:
-        """Whether the caller runs on the worker."""
+        """Tells whether the caller runs on the worker."""
         return threading.current_thread() is self.worker
 
     def count_error(self, error: GuestError) -> None:
-        """A mistake of the guest's that the channel survives, or not; any thread."""
+        """Counts and logs a mistake of the guest's, whether the channel survives it or not."""
         with self.idle:  # from any thread
             self.stats.errors[type(error).__name__] += 1
         self._log.warning("%s: %s", self.name, error)
 
     def count_exception(self, what: str, error: BaseException) -> None:
-        """A defect in the device's code; any thread."""
+        """Counts and logs an exception in the device's code."""
         with self.idle:
             self.stats.errors["DeviceException"] += 1
         log.error("%s: %s", self.name, what, exc_info=error)
 
     def fail(self, error: GuestError) -> None:
-        """Stops for good: no packet is taken any more. Completions may still go out."""
+        """Stops the channel for good: it takes no packet any more. Completions may still go out."""
         with self.idle:
             if self.state is not ChannelState.RUNNING:
                 return

@@ -15,7 +15,7 @@ from vhostvmbus.wire.vmbus import PacketType
 
 
 class PacketChannel(Protocol):
-    """What a device that kept a packet finds at its :attr:`~Packet.channel`.
+    """The part of a channel that a device uses through a packet that it kept.
 
     It is the :class:`~vhostvmbus.channel.Channel` that the callbacks get, where all of it is
     described.
@@ -51,7 +51,7 @@ class PacketChannel(Protocol):
 
 
 class PacketOwner(Protocol):
-    """Who sees to it that a packet ends: the channel's completions."""
+    """The one who ends a packet: its channel's completions."""
 
     def complete(self, packet: "Packet", payload: bytes | bytearray | memoryview) -> None:
         """Publishes the completion, or drops it if the channel is closed."""
@@ -86,12 +86,12 @@ class Packet:
     )
 
     deferred: bool = False
-    """Whether :meth:`defer` was called: the packet is delivered for the second time."""
+    """Set if :meth:`defer` was called: the packet is delivered for the second time."""
     deferrable: bool = True
-    """Whether :meth:`defer` may be called, inside ``packet_received``."""
+    """Set while :meth:`defer` may be called, inside ``packet_received``."""
 
     replayed: bool = False
-    """Whether a back end before this one had the packet, and ended without completing it."""
+    """Set if a back end before this one had the packet, and ended without completing it."""
 
     def __init__(
         self,
@@ -117,15 +117,15 @@ class Packet:
         self.external_data = external_data
         """The guest's pages that the packet describes, or ``None``."""
         self.completion_requested = completion_requested
-        """Whether the guest waits for a completion packet."""
+        """Set if the guest waits for a completion packet."""
         self.ring_offset = ring_offset
         """Where the packet was in the ring's data, in bytes."""
         self.slot = slot
         """Where it is in the in-flight region, from 1; 0: nowhere."""
         self.completed = False
-        """Whether :meth:`complete` or :meth:`fail` was called, or the channel closed."""
+        """Set once :meth:`complete` or :meth:`fail` was called, or the channel closed."""
         self.dropped = False
-        """Whether the channel closed, or the guest's memory went, before it was completed."""
+        """Set if the channel closed, or the guest's memory went, before it was completed."""
 
     def complete(self, payload: bytes | bytearray | memoryview = b"") -> None:
         """Ends the packet; sends ``payload`` as its completion if one was requested.

@@ -14,13 +14,13 @@ from vhostvmbus.wire.errors import ChannelClosed
 
 
 class Quota:
-    """The quota of one channel."""
+    """A bound on how many packets of one channel may be outstanding."""
 
     def __init__(self, quota: int, life: ChannelLife) -> None:
         self.now = self.wanted = quota
         self.paused = False
         self.starved = False
-        """The worker waits for a packet to end: who ends one has to wake it."""
+        """Set while the worker waits for a packet to end: who ends one has to wake it."""
         self._resting = False  # paused, and the worker has seen it
         self._life = life
 
@@ -62,7 +62,7 @@ class Quota:
         self._life.wake()
 
     def reached(self) -> None:
-        """The worker, with nothing in its hands, takes nothing more for now."""
+        """Notes that the worker has nothing in its hands and takes nothing more for now."""
         if not self.paused:
             self._life.stats.quota_reached += 1
             return
@@ -71,7 +71,7 @@ class Quota:
             self._life.idle.notify_all()
 
     def packet_ended(self) -> None:
-        """A packet is not outstanding any more: wakes those who wait for that; any thread."""
+        """Wakes those who wait for a packet to end, once one has; any thread."""
         if self.starved:
             self._life.wake()
         if self._life.stopping or self.paused:

@@ -85,7 +85,7 @@ class Receiver(Generic[AnyChannel]):
 
     @contextmanager
     def _engine_left(self) -> Iterator[None]:
-        """While nothing is received."""
+        """Holds the worker off the ring: nothing is received meanwhile."""
         with self._plan_turn:
             if self._planned:
                 self._life.wake()
@@ -194,11 +194,11 @@ class Receiver(Generic[AnyChannel]):
                 ring.mask()
 
     def _alone(self) -> bool:
-        """Whether nobody but the plan has anything to do while nothing else comes."""
+        """Tells whether nobody but the plan has anything to do while nothing else comes."""
         return not (self._sender.queued or self._handler.wants_processing_complete)
 
     def _serve(self, plan: AnyPlan, most: int) -> tuple[Batch, Served]:
-        """Has the engine go on by itself as long as the plan fits; counts what it did."""
+        """Has the engine go on by itself as long as the plan fits, and counts what it did."""
         life, stats = self._life, self._stats
         fds = (life.kick_fd, life.stop_fd, life.wake_fd, life.call_fd)
         batch, served = self._ring.serve(most, plan, fds, self._handler.gather_microseconds)

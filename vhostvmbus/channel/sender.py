@@ -25,7 +25,7 @@ FLUSH = 64
 
 
 class Sender:
-    """Puts packets into the ring and signals the guest when the protocol wants it.
+    """One channel's way into the ring: it puts packets there, and signals as the protocol says.
 
     When a packet has to wait, the worker is woken: it may be waiting in the engine, which takes the
     guest's signal that there is space for one that packets have come.
@@ -42,12 +42,12 @@ class Sender:
 
     @property
     def queued(self) -> int:
-        """Packets that wait for space in the ring."""
+        """Counts the packets that wait for space in the ring."""
         return len(self._queue)
 
     @property
     def reports_writes(self) -> bool:
-        """Whether anybody has to know what was written, before a packet is published."""
+        """Tells whether anybody has to know what was written before a packet is published."""
         return self._writes.watched
 
     def complete(self, completions: Sequence[Outgoing] | Done, written: Spans) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 @dataclass(slots=True)
 class ChannelStats:
-    """What a channel did since it was opened. Bytes are payload bytes unless said otherwise."""
+    """Counters of a channel since it was opened. Bytes are payload bytes unless said otherwise."""
 
     packets_received: int = 0
     packets_planned: int = 0
-    """Those of them that the engine did by the device's plan."""
+    """The part of :attr:`packets_received` that the engine did by the device's plan."""
     packets_replayed: int = 0
-    """Those of them that a back end before this one had taken."""
+    """The part of :attr:`packets_received` that a back end before this one had taken."""
     bytes_received: int = 0
     external_bytes: int = 0
     batches: int = 0
@@ -81,7 +81,7 @@ class ChannelStats:
                 setattr(self, name, mine + theirs)
 
     def as_dict(self) -> dict[str, Any]:
-        """All counters, ready for JSON."""
+        """Returns all counters, ready for JSON."""
         result: dict[str, Any] = {
             name: getattr(self, name) for name in self.__slots__ if name != "errors"
         }
@@ -90,7 +90,7 @@ class ChannelStats:
 
 
 class RateLimitedLog:
-    """Lets ``burst`` messages through in ``period`` seconds, then counts what it holds back.
+    """A brake: ``burst`` messages pass in ``period`` seconds; it counts what it holds back.
 
     A guest can provoke errors as fast as it likes; the log must not grow with them.
     """

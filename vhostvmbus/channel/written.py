@@ -13,7 +13,7 @@ from vhostvmbus.wire.errors import CodeInvalidationFailed
 
 
 class ChannelWrites:
-    """The way from a channel to the memory's tracker. Any thread."""
+    """One channel's way to the memory's tracker. Every method may be called from any thread."""
 
     def __init__(
         self, memory: WrittenMemory, gpadls: GpadlTable, channel: int, stats: ChannelStats
@@ -25,7 +25,7 @@ class ChannelWrites:
 
     @property
     def watched(self) -> bool:
-        """Whether anybody has to know what is written."""
+        """Tells whether anybody has to know what is written."""
         return self._memory.watched
 
     def report(self, spans: Spans) -> None:
