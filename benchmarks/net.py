@@ -1,29 +1,34 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Frames through the network card: the software guest here, the card in another process.
 
-Two links: one of Python objects, which takes every frame at once and always has one, so that Python
-does all the work; and a socket to a third process, which the card's data path in C reads and
-writes. The reference is a plain copy of as many bytes.
+Two links, each a socket to a third process: one on which a frame comes with a virtio-net header, as
+through a TAP, and a stream on which its length is in front of it, as with passt. The reference is a
+plain copy of as many bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import ClassVar
 
-from benchmarks.net_world import MAC, ORDER, frame, ordered
+from benchmarks.net_world import MAC, ORDER, frame
 from benchmarks.reference import copies
 from benchmarks.ring import in_another_process, processor_time
 from benchmarks.table import Table
 from vhostvmbus.devices.net import NetworkCard
-from vhostvmbus.devices.net.link import PLAIN, Buffer, Capabilities, Gso, Offload
+from vhostvmbus.devices.net.link import Capabilities
+from vhostvmbus.devices.net.link.passt import SOCKET_BUFFER, connected_pair
+from vhostvmbus.devices.net.link.port import Framing, Port
 from vhostvmbus.guest import GuestChannel, HostPacket, ReceiveTimeout, SoftwareGuest
 from vhostvmbus.guest.netvsc import (
     LARGE_SEND,
@@ -42,20 +47,29 @@ ORDER_SECONDS = 1.0
 ORDER_TRIES = 30
 
 
-class Endless:
-    """A link that takes everything and gives frames of one size, as long as it is allowed to."""
+class Cable:
+    """A link whose descriptor is a socket, with a process behind it."""
 
-    name = "endless"
+    name = "cable"
     queues = 1
     mtu = 1500
     mac = MAC
     capabilities = Capabilities(True, True, True)
-    direct = False
+    framing: ClassVar = Framing.DATAGRAM
 
     def __init__(self) -> None:
-        self._frame = b""
-        self._offload = PLAIN
-        self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._port = Port(self.framing, self._wake)
+        self._socket, theirs = self.sockets()
+        self._socket.setblocking(False)
+        self._port.put(self._socket.fileno())
+        words = [sys.executable, "-m", "benchmarks.net_world", str(theirs.fileno())]
+        self._world = subprocess.Popen(words, pass_fds=[theirs.fileno()])
+        theirs.close()
+
+    def sockets(self) -> tuple[socket.socket, socket.socket]:
+        """Both ends."""
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def start(self, changed: Callable[[], None]) -> None:
         """Nothing ever changes."""
@@ -64,35 +78,9 @@ class Endless:
         """Always."""
         return True
 
-    def fileno(self, queue: int) -> int:
-        """Readable once frames are wanted."""
-        return self._fd
-
-    def receive_into(self, queue: int, buffers: Sequence[memoryview]) -> tuple[int, Offload] | None:
-        """The frame, once more."""
-        data = self._frame
-        if not data:
-            return None
-        at = 0
-        for view in buffers:
-            part = data[at : at + len(view)]
-            view[: len(part)] = part
-            at += len(part)
-            if at == len(data):
-                return at, self._offload
-        return None
-
-    def send(self, queue: int, pieces: Sequence[Buffer], offload: Offload) -> bool:
-        """Taken; a frame from us says how long those to it shall be, in its last four bytes."""
-        size = ordered(bytes(pieces[0][:18]))
-        if size is not None:
-            self._frame = frame(size) if size else b""
-            self._offload = PLAIN if size <= 1514 else Offload(gso=Gso.TCPV4, segment_size=1448)
-            if size:
-                os.eventfd_write(self._fd, 1)
-            else:
-                os.eventfd_read(self._fd)
-        return True
+    def port(self, queue: int) -> Port:
+        """The socket."""
+        return self._port
 
     def use_queues(self, count: int) -> None:
         """One."""
@@ -109,53 +97,67 @@ class Endless:
         return {}
 
     def close(self) -> None:
-        """Gives the descriptor back."""
-        os.close(self._fd)
+        """The process behind it ends with it."""
+        self._port.close()
+        self._socket.close()
+        self._world.wait()
+        os.close(self._wake)
 
 
-class Cable(Endless):
-    """A link whose descriptor is a socket, with the same behind it."""
+class StreamCable(Cable):
+    """The same with a stream, on which nothing is left undone."""
 
-    name = "cable"
-    direct = True
+    mtu = 65000
+    capabilities = Capabilities()
+    framing = Framing.STREAM
 
     def __init__(self) -> None:
         super().__init__()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        self._socket = ours
-        words = [sys.executable, "-m", "benchmarks.net_world", str(theirs.fileno())]
-        self._world = subprocess.Popen(words, pass_fds=[theirs.fileno()])
-        theirs.close()
+        self._closing = False
+        self._thread = threading.Thread(target=self._tend)
+        self._thread.start()
 
-    def fileno(self, queue: int) -> int:
-        """The socket."""
-        return self._socket.fileno()
+    def sockets(self) -> tuple[socket.socket, socket.socket]:
+        """Both ends, as roomy as passt's."""
+        return connected_pair(SOCKET_BUFFER)
+
+    def _tend(self) -> None:
+        """Sends the rests of frames, as the link to passt does."""
+        while not self._closing:
+            poll = select.poll()
+            poll.register(self._wake, select.POLLIN)
+            if not self._port.flush():
+                poll.register(self._socket, select.POLLOUT)
+            if self._wake in dict(poll.poll()):
+                os.eventfd_read(self._wake)
 
     def close(self) -> None:
-        """The process behind it ends with it."""
+        """Ends the thread, too."""
+        self._closing = True
+        os.eventfd_write(self._wake, 1)
+        self._thread.join()
         super().close()
-        self._socket.close()
-        self._world.wait()
 
 
-class PythonCard(NetworkCard):
-    """A card that does everything in Python."""
-
-    def __init__(self) -> None:
-        super().__init__(Endless())
-
-
-class DirectCard(NetworkCard):
-    """A card that works in C."""
+class CableCard(NetworkCard):
+    """A card on a link like a TAP."""
 
     def __init__(self) -> None:
         super().__init__(Cable())
 
 
-def _sending(driver: Netvsc, size: int, batch: int, seconds: float) -> tuple[int, float]:
+class StreamCard(NetworkCard):
+    """A card on a link like passt."""
+
+    def __init__(self) -> None:
+        super().__init__(StreamCable())
+
+
+def _sending(
+    driver: Netvsc, size: int, batch: int, seconds: float, large: bool
+) -> tuple[int, float]:
     sent = frame(size, bytes.fromhex("020000000002"))
-    info = element(LARGE_SEND, 1448 | 34 << 20 | 1 << 30) if size > 1514 else b""
+    info = element(LARGE_SEND, 1448 | 34 << 20 | 1 << 30) if large and size > 1514 else b""
     message = packet_message(sent, info)
     messages = [message] * batch
 
@@ -228,8 +230,11 @@ PATTERNS = (
 """Which way, bytes, frames in a packet (0: as many as the card likes)."""
 
 
-def measure(table: Table, by: str, device: type[NetworkCard], seconds: float) -> None:
-    """All patterns with one kind of card."""
+def measure(
+    table: Table, by: str, device: type[NetworkCard], link: type[Cable], seconds: float
+) -> None:
+    """All patterns with one kind of link."""
+    large = link.capabilities.tso4
     with (
         in_another_process(device) as (path, pid),
         SoftwareGuest.connect(path) as guest,
@@ -237,15 +242,18 @@ def measure(table: Table, by: str, device: type[NetworkCard], seconds: float) ->
     ):
         driver = Netvsc(guest, channel)
         driver.initialize(
-            capabilities=VLAN_CAPABLE | RSC_CAPABLE, receive_bytes=16 << 20, send_bytes=1 << 20
+            mtu=link.mtu,
+            capabilities=VLAN_CAPABLE | RSC_CAPABLE,
+            receive_bytes=16 << 20,
+            send_bytes=1 << 20,
         )
         settings = bytes([1, 4, 4, 4, 4, 0, 0, 2, 2, 0, 0]).ljust(18, b"\0") + bytes([2, 2])
-        if driver.set(0xFC01020C, struct.pack("<BBH", 0x80, 3, 28) + settings + bytes(4)):
+        if large and driver.set(0xFC01020C, struct.pack("<BBH", 0x80, 3, 28) + settings + bytes(4)):
             raise RuntimeError("the card's offloads could not be switched on")
         for name, size, batch in PATTERNS:
             card, own = processor_time(pid), time.process_time()
             if batch:
-                count, figure = _sending(driver, size, batch, seconds)
+                count, figure = _sending(driver, size, batch, seconds, large)
             else:
                 count, figure = _receiving(driver, channel, size, seconds)
             card, own = processor_time(pid) - card, time.process_time() - own
@@ -268,10 +276,10 @@ def tables(seconds: float) -> list[Table]:
         ("frames", "by", "a packet", "frames/s", "Gbit/s", "x memcpy", "card CPU us",
          "guest CPU us"),
     )  # fmt: skip
-    measure(table, "Python", PythonCard, seconds)
-    measure(table, "C", DirectCard, seconds)
+    measure(table, "C", CableCard, Cable, seconds)
+    measure(table, "C, stream", StreamCard, StreamCable, seconds)
     table.notes = [
         "x memcpy: frames per plain copy of as many bytes",
-        "CPU: processor time for each frame, user space and kernel; with C the link's socket, too",
+        "CPU: processor time for each frame, user space and kernel, the link's socket included",
     ]
     return [table]

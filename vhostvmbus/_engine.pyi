@@ -65,6 +65,7 @@ class FFIBase:
     def release(self, cdata: Address[object], /) -> None: ...
     def cast(self, cdecl: Literal["uintptr_t"], source: Address[object], /) -> Scalar: ...
     def buffer(self, cdata: Address[object], size: int = -1) -> Buffer: ...
+    def string(self, cdata: Pointer[c_char]) -> bytes: ...
     def memmove(
         self,
         dest: Address[object] | WriteableBuffer,
@@ -113,6 +114,12 @@ class vvb_todo: ...
 
 @type_check_only
 class vvb_ring: ...
+
+@type_check_only
+class vvb_net_port: ...
+
+@type_check_only
+class vvb_net_recording: ...
 
 @type_check_only
 class vvb_net: ...
@@ -326,8 +333,28 @@ class vvb_served:
 class vvb_served_p(vvb_served, Pointer[vvb_served]): ...
 
 @type_check_only
+class vvb_net_port_state:
+    refused: int
+    too_long: int
+    broken: int
+    bad_length: int
+
+@type_check_only
+class vvb_net_port_state_p(vvb_net_port_state, Pointer[vvb_net_port_state]): ...
+
+@type_check_only
+class vvb_net_recording_state:
+    lost: int
+    error: int
+    cut_error: int
+
+@type_check_only
+class vvb_net_recording_state_p(vvb_net_recording_state, Pointer[vvb_net_recording_state]): ...
+
+@type_check_only
 class vvb_net_config:
     active: int
+    receiving: int
     max_frame: int
     send_offloads: int
     tell_checksums: int
@@ -371,6 +398,17 @@ class vvb_net_news:
 class vvb_net_news_p(vvb_net_news, Pointer[vvb_net_news]): ...
 
 @type_check_only
+class vvb_net_fault:
+    value: int
+    error: int
+    offset: int
+    field: Pointer[c_char]
+    detail: Pointer[c_char]
+
+@type_check_only
+class vvb_net_fault_p(vvb_net_fault, Pointer[vvb_net_fault]): ...
+
+@type_check_only
 class vvb_net_part:
     channel: int
     section: int
@@ -382,7 +420,7 @@ class vvb_net_part_p(vvb_net_part, Pointer[vvb_net_part]): ...
 
 @type_check_only
 class vvb_net_taken:
-    state: int
+    woken: int
     left: int
     lease: int
     parts: Array[vvb_net_part]
@@ -505,6 +543,22 @@ class Allocator:
         self, cdecl: Literal["struct vvb_served[]"], init: int, /
     ) -> Array[vvb_served]: ...
     @overload
+    def __call__(
+        self, cdecl: Literal["struct vvb_net_port_state *"], /
+    ) -> vvb_net_port_state_p: ...
+    @overload
+    def __call__(
+        self, cdecl: Literal["struct vvb_net_port_state[]"], init: int, /
+    ) -> Array[vvb_net_port_state]: ...
+    @overload
+    def __call__(
+        self, cdecl: Literal["struct vvb_net_recording_state *"], /
+    ) -> vvb_net_recording_state_p: ...
+    @overload
+    def __call__(
+        self, cdecl: Literal["struct vvb_net_recording_state[]"], init: int, /
+    ) -> Array[vvb_net_recording_state]: ...
+    @overload
     def __call__(self, cdecl: Literal["struct vvb_net_config *"], /) -> vvb_net_config_p: ...
     @overload
     def __call__(
@@ -522,6 +576,12 @@ class Allocator:
     def __call__(
         self, cdecl: Literal["struct vvb_net_news[]"], init: int, /
     ) -> Array[vvb_net_news]: ...
+    @overload
+    def __call__(self, cdecl: Literal["struct vvb_net_fault *"], /) -> vvb_net_fault_p: ...
+    @overload
+    def __call__(
+        self, cdecl: Literal["struct vvb_net_fault[]"], init: int, /
+    ) -> Array[vvb_net_fault]: ...
     @overload
     def __call__(self, cdecl: Literal["struct vvb_net_part *"], /) -> vvb_net_part_p: ...
     @overload
@@ -613,6 +673,14 @@ class FFI(FFIBase):
     ) -> Array[vvb_served]: ...
     @overload
     def from_buffer(
+        self, cdecl: Literal["struct vvb_net_port_state[]"], buffer: ReadableBuffer, /
+    ) -> Array[vvb_net_port_state]: ...
+    @overload
+    def from_buffer(
+        self, cdecl: Literal["struct vvb_net_recording_state[]"], buffer: ReadableBuffer, /
+    ) -> Array[vvb_net_recording_state]: ...
+    @overload
+    def from_buffer(
         self, cdecl: Literal["struct vvb_net_config[]"], buffer: ReadableBuffer, /
     ) -> Array[vvb_net_config]: ...
     @overload
@@ -623,6 +691,10 @@ class FFI(FFIBase):
     def from_buffer(
         self, cdecl: Literal["struct vvb_net_news[]"], buffer: ReadableBuffer, /
     ) -> Array[vvb_net_news]: ...
+    @overload
+    def from_buffer(
+        self, cdecl: Literal["struct vvb_net_fault[]"], buffer: ReadableBuffer, /
+    ) -> Array[vvb_net_fault]: ...
     @overload
     def from_buffer(
         self, cdecl: Literal["struct vvb_net_part[]"], buffer: ReadableBuffer, /
@@ -649,9 +721,12 @@ class FFI(FFIBase):
             "struct vvb_ring_state",
             "struct vvb_serving",
             "struct vvb_served",
+            "struct vvb_net_port_state",
+            "struct vvb_net_recording_state",
             "struct vvb_net_config",
             "struct vvb_net_counts",
             "struct vvb_net_news",
+            "struct vvb_net_fault",
             "struct vvb_net_part",
             "struct vvb_net_taken",
         ],
@@ -702,6 +777,32 @@ class Lib:
     VVB_NET_KEY: Final[int]
     VVB_NET_FRAMES: Final[int]
     VVB_NET_PARTS: Final[int]
+    VVB_NET_ADDRESS: Final[int]
+    VVB_NET_ETHERNET: Final[int]
+    VVB_NET_VLAN: Final[int]
+    VVB_NET_LONGEST_IP: Final[int]
+    VVB_NET_VNET: Final[int]
+    VVB_NET_NVSP_RNDIS_PACKET: Final[int]
+    VVB_NET_NVSP_RNDIS_PACKET_COMPLETE: Final[int]
+    VVB_NET_NVSP_SIZE: Final[int]
+    VVB_NET_NVSP_DATA: Final[int]
+    VVB_NET_NVSP_SUCCESS: Final[int]
+    VVB_NET_NVSP_NO_SECTION: Final[int]
+    VVB_NET_RNDIS_PACKET: Final[int]
+    VVB_NET_RNDIS_HEADER_SIZE: Final[int]
+    VVB_NET_RNDIS_PACKET_SIZE: Final[int]
+    VVB_NET_RNDIS_MESSAGES: Final[int]
+    VVB_NET_FRAME_OFFSET: Final[int]
+    VVB_NET_SEND_SECTION: Final[int]
+    VVB_NET_NDIS_DIRECTED: Final[int]
+    VVB_NET_NDIS_MULTICAST: Final[int]
+    VVB_NET_NDIS_ALL_MULTICAST: Final[int]
+    VVB_NET_NDIS_BROADCAST: Final[int]
+    VVB_NET_NDIS_PROMISCUOUS: Final[int]
+    VVB_NET_NDIS_HASH_IPV4: Final[int]
+    VVB_NET_NDIS_HASH_TCP_IPV4: Final[int]
+    VVB_NET_NDIS_HASH_IPV6: Final[int]
+    VVB_NET_NDIS_HASH_TCP_IPV6: Final[int]
     VVB_NET_IP_CHECKSUM: Final[int]
     VVB_NET_TCP4: Final[int]
     VVB_NET_UDP4: Final[int]
@@ -709,12 +810,17 @@ class Lib:
     VVB_NET_UDP6: Final[int]
     VVB_NET_LARGE4: Final[int]
     VVB_NET_LARGE6: Final[int]
-    VVB_NET_MORE: Final[int]
-    VVB_NET_EMPTY: Final[int]
-    VVB_NET_WOKEN: Final[int]
-    VVB_NET_NO_SECTION: Final[int]
-    VVB_NET_NO_BUFFER: Final[int]
-    VVB_NET_BROKEN: Final[int]
+    VVB_NET_PORT_DATAGRAM: Final[int]
+    VVB_NET_PORT_STREAM: Final[int]
+    VVB_NET_PORT_WHOLE: Final[int]
+    VVB_NET_PORT_CLOSED: Final[int]
+    VVB_NET_PORT_NONSENSE: Final[int]
+    VVB_NET_RECORDING_INBOUND: Final[int]
+    VVB_NET_RECORDING_OUTBOUND: Final[int]
+    VVB_NET_OK: Final[int]
+    VVB_NET_E_RNDIS: Final[int]
+    VVB_NET_E_INFO: Final[int]
+    VVB_NET_E_FRAME: Final[int]
     def vvb_region_new(
         self, gpa: int, size: int, fd: int, offset: int, err: Address[c_int], /
     ) -> Pointer[vvb_region]: ...
@@ -899,14 +1005,51 @@ class Lib:
     ) -> int: ...
     def vvb_wait(self, fds: Address[c_int] | Numbers, count: int, timeout_ms: int, /) -> int: ...
     def vvb_signal(self, fd: int, /) -> int: ...
+    def vvb_net_port_new(self, framing: int, wake_fd: int, /) -> Pointer[vvb_net_port]: ...
+    def vvb_net_port_free(self, port: Address[vvb_net_port], /) -> None: ...
+    def vvb_net_port_close(self, port: Address[vvb_net_port], /) -> None: ...
+    def vvb_net_port_fd(self, port: Address[vvb_net_port], /) -> int: ...
+    def vvb_net_port_put(self, port: Address[vvb_net_port], fd: int, /) -> int: ...
+    def vvb_net_port_flush(self, port: Address[vvb_net_port], /) -> int: ...
+    def vvb_net_port_get_state(
+        self, port: Address[vvb_net_port], state: Address[vvb_net_port_state], /
+    ) -> None: ...
+    def vvb_net_port_send(
+        self,
+        port: Address[vvb_net_port],
+        header: Address[c_char] | bytes,
+        data: Address[c_char] | bytes,
+        length: int,
+        /,
+    ) -> int: ...
+    def vvb_net_port_receive(
+        self,
+        port: Address[vvb_net_port],
+        header: Address[c_char],
+        data: Address[c_char],
+        room: int,
+        /,
+    ) -> int: ...
+    def vvb_net_port_record(
+        self, port: Address[vvb_net_port], recording: Address[vvb_net_recording], /
+    ) -> None: ...
+    def vvb_net_recording_new(
+        self, fd: int, end: int, retry_ns: int, news_fd: int, /
+    ) -> Pointer[vvb_net_recording]: ...
+    def vvb_net_recording_free(self, recording: Address[vvb_net_recording], /) -> None: ...
+    def vvb_net_recording_end(self, recording: Address[vvb_net_recording], /) -> None: ...
+    def vvb_net_recording_get_state(
+        self, recording: Address[vvb_net_recording], state: Address[vvb_net_recording_state], /
+    ) -> None: ...
     def vvb_net_new(self) -> Pointer[vvb_net]: ...
     def vvb_net_free(self, net: Address[vvb_net], /) -> None: ...
     def vvb_net_configure(
         self, net: Address[vvb_net], config: Address[vvb_net_config], /
     ) -> None: ...
-    def vvb_net_ports(
-        self, net: Address[vvb_net], fds: Address[c_int] | Numbers, count: int, /
-    ) -> None: ...
+    def vvb_net_set_queue(
+        self, net: Address[vvb_net], queue: int, port: Address[vvb_net_port], /
+    ) -> int: ...
+    def vvb_net_use_queues(self, net: Address[vvb_net], count: int, /) -> int: ...
     def vvb_net_lend_send(
         self,
         net: Address[vvb_net],
@@ -941,6 +1084,15 @@ class Lib:
         self, net: Address[vvb_net], channel: int, news: Address[vvb_net_news], /
     ) -> None: ...
     def vvb_net_plan(self, net: Address[vvb_net], channel: int, /) -> Pointer[vvb_plan]: ...
+    def vvb_net_send(
+        self,
+        net: Address[vvb_net],
+        channel: int,
+        data: Address[object],
+        length: int,
+        fault: Address[vvb_net_fault],
+        /,
+    ) -> None: ...
     def vvb_net_serve(
         self, net: Address[vvb_net], queue: int, wake_fd: int, taken: Address[vvb_net_taken], /
     ) -> None: ...

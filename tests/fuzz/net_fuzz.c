@@ -31,7 +31,7 @@ static uint32_t text(uint8_t *to, uint32_t len)
     return len;
 }
 
-/* flags: active, checksums told, tags beside, coalesced; then numbers of one byte, mostly. */
+/* flags: active, checksums told, tags beside, coalesced, not receiving (64); then numbers. */
 static void settings(void)
 {
     static const uint8_t addresses[12] = {2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2};
@@ -39,6 +39,7 @@ static void settings(void)
     uint32_t flags = number(1);
 
     config.active = flags & 1;
+    config.receiving = !(flags & 64);
     config.tell_checksums = flags >> 1 & 1;
     config.tagging = flags >> 2 & 1;
     config.coalesced = flags >> 3 & 1;

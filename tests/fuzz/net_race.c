@@ -34,6 +34,8 @@ enum { SECTION = 1728, SECTIONS = (PAGES - RECEIVE) * 4096 / SECTION, FIRST = 4 
 static struct vvb_memory *memory;
 static struct vvb_net *net;
 static const struct vvb_limits limits = {256, 64, 1 << 17};
+static struct vvb_net_port *ports[CHANNELS];
+static struct vvb_net_recording *recording;
 static int links[CHANNELS], ends[CHANNELS], wake_fds[CHANNELS], stop;
 static struct vvb_segs send_segs, receive_segs;
 static uint64_t lease;
@@ -54,6 +56,7 @@ static bool stopped(void)
 static void settings(uint32_t variant)
 {
     struct vvb_net_config config = {.active = variant % 5 != 0,
+                                    .receiving = variant % 7 != 0,
                                     .max_frame = 1514,
                                     .tell_checksums = variant & 1,
                                     .tagging = variant >> 1 & 1,
@@ -65,6 +68,14 @@ static void settings(uint32_t variant)
     config.table[1] = 1;
     memset(config.key, 0x5b, sizeof(config.key));
     vvb_net_configure(net, &config);
+}
+
+static void use_ports(void)
+{
+    for (uint32_t i = 0; i < CHANNELS; i++) {
+        REQUIRE(!vvb_net_set_queue(net, i, ports[i]));
+    }
+    REQUIRE(!vvb_net_use_queues(net, CHANNELS));
 }
 
 static void lend(void)
@@ -157,31 +168,49 @@ static void *queue_main(void *opaque)
         for (uint32_t i = 0; i < taken[queue].left; i++) {
             vvb_net_give(net, taken[queue].lease, taken[queue].parts[i].section);
         }
-        if (taken[queue].state == VVB_NET_WOKEN) {
+        if (taken[queue].woken) {
             REQUIRE(read(wake_fds[queue], &value, sizeof(value)) == sizeof(value));
-        } else if (taken[queue].state > VVB_NET_WOKEN) {
-            usleep(100);
         }
     }
     return NULL;
 }
 
+/* The first queue has datagrams; the other one a stream, which it is connected anew to at times. */
 static void *world_main(void *opaque)
 {
     static uint8_t frame[10 + 600], in[1 << 16];
+    struct vvb_net_port_state state;
+    int pair[2];
 
     (void)opaque;
     for (uint32_t i = 0; !stopped(); i++) {
+        uint32_t stream = i % CHANNELS;
+
         frame[0] = i % 3 == 2 ? 2 : 0;
+        frame[8] = 600 >> 8; /* a length, behind four bytes that are sent to nobody */
+        frame[9] = 600 & 0xff;
         frame[10] = (uint8_t)(i & 1);
         frame[22] = 8;
         frame[24] = 0x45;
         frame[39] = (uint8_t)i; /* of an address: for both channels */
-        if (send(ends[i % CHANNELS], frame, sizeof(frame), 0) < 0) {
+        if (!stream) {
+            frame[8] = frame[9] = 0;
+        } else if (i % 256 == 255) {
+            close(ends[1]);
+            close(links[1]);
+            REQUIRE(!socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair));
+            links[1] = pair[0];
+            ends[1] = pair[1];
+            REQUIRE(!vvb_net_port_put(ports[1], i % 1024 == 255 ? -1 : links[1]));
+            vvb_signal(wake_fds[1]);
+        }
+        if (send(ends[stream], frame + 6 * stream, sizeof(frame) - 6 * stream, 0) < 0) {
             usleep(100);
         }
-        while (recv(ends[i % CHANNELS], in, sizeof(in), 0) > 0) {
+        while (recv(ends[stream], in, sizeof(in), 0) > 0) {
         }
+        vvb_net_port_flush(ports[1]);
+        vvb_net_port_get_state(ports[1], &state);
     }
     return NULL;
 }
@@ -219,7 +248,7 @@ static void *change_main(void *opaque)
             vvb_net_give(net, old, (uint32_t)section);
         }
         vvb_net_take_news(net, i % CHANNELS, &news);
-        vvb_net_ports(net, links, CHANNELS);
+        use_ports();
         usleep(200);
     }
     return NULL;
@@ -233,6 +262,9 @@ static void set_up(struct end *channels)
 
     REQUIRE(fd >= 0 && !ftruncate(fd, PAGES * 4096));
     REQUIRE(pwrite(fd, message, sizeof(message), SEND * 4096) == sizeof(message));
+    recording = vvb_net_recording_new(memfd_create("recording", MFD_CLOEXEC), 0, 1000000,
+                                  eventfd(0, EFD_NONBLOCK));
+    REQUIRE(recording);
     memory = vvb_memory_new();
     region = vvb_region_new(BASE_PFN * 4096, PAGES * 4096, fd, 0, &err);
     net = vvb_net_new();
@@ -258,12 +290,15 @@ static void set_up(struct end *channels)
         channels[i].call_fd = eventfd(0, EFD_NONBLOCK);
         wake_fds[i] = eventfd(0, 0);
         REQUIRE(channels[i].guest && channels[i].host && channels[i].plan);
-        REQUIRE(!socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, pair));
+        REQUIRE(!socketpair(AF_UNIX, (i ? SOCK_STREAM : SOCK_SEQPACKET) | SOCK_NONBLOCK, 0, pair));
         links[i] = pair[0];
         ends[i] = pair[1];
+        ports[i] = vvb_net_port_new(i ? VVB_NET_PORT_STREAM : VVB_NET_PORT_DATAGRAM, -1);
+        REQUIRE(ports[i] && !vvb_net_port_put(ports[i], links[i]));
+        vvb_net_port_record(ports[i], recording);
         REQUIRE(!vvb_net_connect(net, i, channels[i].host, channels[i].call_fd));
     }
-    vvb_net_ports(net, links, CHANNELS);
+    use_ports();
     settings(1);
     lend();
 }

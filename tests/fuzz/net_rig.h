@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * For net_fuzz.c: one network card's data path with two channels, its guest and its link, all in
- * one thread, and a model of who has which receive section.
+ * one thread, and a model of who has which receive section. The link has datagrams or streams.
  *
  * Checked: guest memory outside of receive sections, and the first ones, stay as they were, and so
  * does a section from the moment that the guest is told of it; a section is handed over once; free,
@@ -71,7 +71,10 @@ static uint8_t *world;
 static struct vvb_codemap *map;
 static struct vvb_net *net;
 static struct channel_rig channels[CHANNELS];
-static int links[CHANNELS], ends[CHANNELS], idle_fd, call_fd, kick_fd, stop_fd;
+static struct vvb_net_port *datagrams[CHANNELS], *streams[CHANNELS];
+static int links[CHANNELS], ends[CHANNELS], stream_links[CHANNELS], stream_ends[CHANNELS];
+static int idle_fd, call_fd, kick_fd, stop_fd;
+static bool streaming;
 static uint32_t port_count;
 static struct held held[MAX_SECTIONS];
 static uint32_t held_count, mine[MAX_SECTIONS], mine_count, stale[MAX_SECTIONS], stale_count;

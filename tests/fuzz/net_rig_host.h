@@ -69,7 +69,28 @@ static void host_sends(uint32_t index, const void *packets, uint32_t count, cons
     }
 }
 
-/* Answers what was left, as the card does; always the same, so that it can be counted. */
+/* Does what was left, as the card does: from a copy of everything, which is just as long. */
+static void send_left(uint32_t index, const struct vvb_packet *packet)
+{
+    uint32_t length = (uint32_t)packet->external_length;
+    struct vvb_net_fault fault;
+    char *copy;
+
+    if (packet->error || !packet->seg_count || !length) {
+        return;
+    }
+    copy = malloc(length);
+    require(copy, "memory");
+    if (!vvb_ext_read(channels[index].batch->segs.v + packet->first_seg, packet->seg_count, 0, copy,
+                      length)) {
+        vvb_net_send(net, index, copy, length, &fault);
+        require(fault.error <= VVB_NET_E_FRAME, "a fault");
+        require(!fault.error || (fault.field && fault.detail), "a fault without a reason");
+    }
+    free(copy);
+}
+
+/* Answers what was left; always the same, so that it can be counted. */
 static void answer_left(uint32_t index)
 {
     static const uint8_t invalid[40] = {108, 0, 0, 0, 5};
@@ -81,6 +102,9 @@ static void answer_left(uint32_t index)
                                    .payload_len = sizeof(invalid),
                                    .type = 11};
 
+        if (packet->type != 11) {
+            send_left(index, packet);
+        }
         if (packet->type != 11 && packet->flags & 1) {
             host_sends(index, &out, 1, invalid, sizeof(invalid));
         }
@@ -88,6 +112,34 @@ static void answer_left(uint32_t index)
             vvb_segs_put(batch->segs.v + packet->first_seg, packet->seg_count);
         }
     }
+}
+
+/* Whole frames in a stream; the rests of those that it had no room for are sent meanwhile. */
+static uint64_t stream_frames(uint32_t index)
+{
+    static uint8_t in[1 << 16];
+    uint64_t seen = 0;
+    uint32_t left = 0, known = 0, length = 0;
+    ssize_t got;
+
+    do {
+        got = recv(stream_ends[index], in, sizeof(in), 0);
+        for (ssize_t i = 0; i < got; i++) {
+            if (left) {
+                left--;
+                continue;
+            }
+            length = length << 8 | in[i];
+            if (++known == 4) {
+                require(length >= 14 && length <= 65535 + 18, "a length in the stream");
+                left = length;
+                known = length = 0;
+                seen++;
+            }
+        }
+    } while (got > 0 || !vvb_net_port_flush(streams[index]));
+    require(!left && !known, "a frame without its end");
+    return seen;
 }
 
 /* Frames at the link's other end are what the channel counted. */
@@ -101,6 +153,7 @@ static void check_frames(uint32_t index)
     uint64_t seen = 0;
 
     for (uint32_t i = 0; i < CHANNELS; i++) {
+        seen += stream_frames(i);
         ssize_t got;
 
         while ((got = recv(ends[i], frame, sizeof(frame), 0)) > 0) {
@@ -164,7 +217,7 @@ static void serve_queue(uint32_t how)
         return;
     }
     vvb_net_serve(net, how & 3, idle_fd, &taken);
-    require(taken.state <= VVB_NET_BROKEN, "state");
+    require(taken.woken <= 1, "woken");
     require(taken.left <= VVB_NET_PARTS && (!taken.left || taken.lease == lease), "parts");
     for (uint32_t i = 0; i < taken.left; i++) {
         require(taken.parts[i].section >= FIRST && taken.parts[i].section < section_count, "part");
@@ -178,8 +231,44 @@ static void serve_queue(uint32_t how)
     }
 }
 
+static void connect_stream(uint32_t queue)
+{
+    int pair[2];
+
+    if (stream_links[queue]) {
+        close(stream_links[queue]);
+        close(stream_ends[queue]);
+    }
+    require(!socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair), "link");
+    stream_links[queue] = pair[0];
+    stream_ends[queue] = pair[1];
+    require(!vvb_net_port_put(streams[queue], pair[0]), "put");
+}
+
+/* Into a stream go the frame's length, as it is or as the header has it, and its bytes. */
+static void stream_sends(uint32_t queue, const uint8_t *data, uint32_t len)
+{
+    uint8_t prefix[4] = {0, (uint8_t)((len - 10) >> 16), (uint8_t)((len - 10) >> 8),
+                         (uint8_t)(len - 10)};
+    struct vvb_net_port_state state;
+
+    vvb_net_port_get_state(streams[queue], &state);
+    if (state.broken || len < 10) {
+        vvb_net_port_put(streams[queue], -1);
+        connect_stream(queue);
+        return;
+    }
+    if (send(stream_ends[queue], data[0] & 4 ? data + 2 : prefix, 4, 0) == 4) {
+        send(stream_ends[queue], data + 10, data[0] & 8 ? (len - 10) / 2 : len - 10, 0);
+    }
+}
+
 static void link_sends(uint32_t queue, const uint8_t *data, uint32_t len)
 {
+    if (streaming) {
+        stream_sends(queue, data, len);
+        return;
+    }
     require(send(ends[queue], data, len, 0) >= 0 || errno == EAGAIN || errno == EMSGSIZE, "send");
 }
 
@@ -278,7 +367,11 @@ static void give_section(uint32_t which, bool wrong)
 static void ports_and_map(uint32_t how)
 {
     port_count = how % (CHANNELS + 1);
-    vvb_net_ports(net, links, port_count);
+    streaming = how & 8;
+    for (uint32_t i = 0; i < CHANNELS; i++) {
+        vvb_net_set_queue(net, i, streaming ? streams[i] : datagrams[i]);
+    }
+    require(!vvb_net_use_queues(net, port_count), "queues");
     vvb_memory_use_codemap(memory, how & 4 ? map : NULL);
 }
 
@@ -373,6 +466,9 @@ static void rig_make(void)
         require(!socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, pair), "link");
         links[i] = pair[0];
         ends[i] = pair[1];
+        datagrams[i] = vvb_net_port_new(VVB_NET_PORT_DATAGRAM, -1);
+        streams[i] = vvb_net_port_new(VVB_NET_PORT_STREAM, call_fd);
+        require(datagrams[i] && !vvb_net_port_put(datagrams[i], links[i]) && streams[i], "port");
     }
 }
 
@@ -386,6 +482,7 @@ static void rig_begin(void)
     for (uint32_t i = 0; i < CHANNELS; i++) {
         while (recv(links[i], frame, sizeof(frame), 0) > 0) {
         }
+        connect_stream(i);
     }
     memset(world, 0, PAGES * 4096);
     serial = stale_lease = lease = stale_count = 0;

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz import parsers
 from tests.support.paths import FUZZ
-from vhostvmbus.devices.net import frame, ppi, rss
-from vhostvmbus.devices.net.link import Buffer, Offload
+from tests.support.vnet import Offload
 from vhostvmbus.devices.scsi import session, storvsp
 from vhostvmbus.vhost_user import codec
 from vhostvmbus.wire.gpa import GpaRange
@@ -118,44 +117,43 @@ def test_seeds_reach_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_network_seeds_reach_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frames are sent with each offload, and hashed to other channels than the first."""
+    """Frames are sent with each offload, and tables set that have more channels than the first."""
     sent: list[tuple[bool, int]] = []
     channels: set[int] = set()
-    real = parsers._inside
+    real, configure = parsers._inside, parsers.DataPath.configure
 
-    def noting(pieces: Sequence[Buffer], offload: Offload) -> bool:
+    def noting(offload: Offload, length: int) -> None:
         sent.append((offload.needs_checksum, offload.gso))
-        return real(pieces, offload)
+        real(offload, length)
 
-    scale = rss.Scaling.channel
-
-    def hashing(self: rss.Scaling, head: bytes) -> tuple[int, int | None]:
-        found = scale(self, head)
-        channels.add(found[0])
-        return found
+    def configuring(self: parsers.DataPath, adapter: parsers.Adapter, **settings: bool) -> None:
+        channels.update(adapter.scaling.current.table if adapter.scaling.current.enabled else ())
+        configure(self, adapter, **settings)
 
     monkeypatch.setattr(parsers, "_inside", noting)
-    monkeypatch.setattr(rss.Scaling, "channel", hashing)
+    monkeypatch.setattr(parsers.DataPath, "configure", configuring)
     replay_all("network_session")
     assert {(False, 0), (True, 0), (True, 1), (True, 4)} <= set(sent)
     assert len(channels) > 1
 
 
 def test_a_card_that_believes_an_offload(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is checked any more: the target notices what the link would be asked."""
+    """A checksum begins where it may not: the target notices what the link would be asked."""
+    real = Offload.unpack
 
-    def believing(head: bytes, length: int, wanted: object) -> tuple[bytes, Offload]:
-        return head, Offload(needs_checksum=True, start=length, offset=16)
+    def believing(header: bytes) -> Offload:
+        found = real(header)
+        return replace(found, start=0xFFFF) if found.needs_checksum else found
 
-    monkeypatch.setattr(frame, "checksum_offload", believing)
+    monkeypatch.setattr(Offload, "unpack", believing)
     with pytest.raises(AssertionError):
         replay_all("network_session")
 
 
-def test_a_chain_that_nobody_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_: bytes) -> None:
+def test_a_mistake_that_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
         raise struct.error("read beyond the end")
 
-    monkeypatch.setattr(ppi, "parse", broken)
+    monkeypatch.setattr(parsers.DataPath, "send", broken)
     with pytest.raises(struct.error):
         replay_all("network_session")

@@ -6,16 +6,16 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from tests.support.vnet import HEADER, Offload
 from vhostvmbus.devices.net import NetworkCard
-from vhostvmbus.devices.net.link import Buffer, Capabilities, Gso, LinkDown, Offload
+from vhostvmbus.devices.net.link import Capabilities
+from vhostvmbus.devices.net.link.port import Framing, Port
 from vhostvmbus.guest import GuestChannel, SoftwareGuest
 from vhostvmbus.guest.netvsc import Netvsc
 
-HEADER = struct.Struct("<BBHHHH")
-"""``struct virtio_net_hdr``: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset."""
 EVERYTHING = Capabilities(checksum=True, tso4=True, tso6=True)
 MAC = bytes.fromhex("020000000001")
 PEER = bytes.fromhex("020000000099")
@@ -35,7 +35,7 @@ class SocketLink:
     """Frames over sequenced-packet sockets, a virtio-net header in front; the other ends are in
     :attr:`world`."""
 
-    direct = True
+    framing: Framing = Framing.DATAGRAM
 
     def __init__(
         self,
@@ -49,17 +49,25 @@ class SocketLink:
         self.mtu = mtu
         self.mac = mac
         self.capabilities = capabilities
-        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(queues)]
-        self.card = [pair[0] for pair in pairs]
-        self.world = [pair[1] for pair in pairs]
-        for sock in self.card:
-            sock.setblocking(False)
+        self.ports = [Port(self.framing) for _ in range(queues)]
+        self.card: list[socket.socket] = []
+        self.world: list[socket.socket] = []
+        for port in self.ports:
+            self._connect(port)
         self.up = True
-        self.down_error = False
         self.largest_mtu = 65521
         self.queues_used: list[int] = []
         self.wanted: list[Capabilities] = []
         self.changed: Callable[[], None] = lambda: None
+
+    def _connect(self, port: Port) -> None:
+        stream = self.framing is Framing.STREAM
+        kind = socket.SOCK_STREAM if stream else socket.SOCK_SEQPACKET
+        card, world = socket.socketpair(socket.AF_UNIX, kind)
+        card.setblocking(False)
+        port.put(card.fileno())
+        self.card.append(card)
+        self.world.append(world)
 
     # -- Link --
 
@@ -69,40 +77,8 @@ class SocketLink:
     def carrier(self) -> bool:
         return self.up
 
-    def fileno(self, queue: int) -> int:
-        return self.card[queue].fileno()
-
-    def receive_into(self, queue: int, buffers: Sequence[memoryview]) -> tuple[int, Offload] | None:
-        if self.down_error:
-            raise LinkDown("the test took it down")
-        header = bytearray(HEADER.size)
-        try:
-            size, _, flags, _ = self.card[queue].recvmsg_into([header, *buffers])
-        except BlockingIOError:
-            return None
-        if not size:
-            return None
-        if flags & socket.MSG_TRUNC:
-            size += 1  # that does not fit, as a TAP's readv() with a spare byte says
-        bits, gso, headers, segment, start, offset = HEADER.unpack(header)
-        return size - HEADER.size, Offload(
-            bool(bits & 1), bool(bits & 2), start, offset, Gso(gso), segment, headers
-        )
-
-    def send(self, queue: int, pieces: Sequence[Buffer], offload: Offload) -> bool:
-        header = HEADER.pack(
-            offload.needs_checksum,
-            offload.gso,
-            offload.header_length,
-            offload.segment_size,
-            offload.start,
-            offload.offset,
-        )
-        try:
-            self.card[queue].sendmsg([header, *pieces])
-        except BlockingIOError:
-            return False
-        return True
+    def port(self, queue: int) -> Port:
+        return self.ports[queue]
 
     def use_queues(self, count: int) -> None:
         self.queues_used.append(count)
@@ -119,8 +95,8 @@ class SocketLink:
         return {"lost": 7}
 
     def close(self) -> None:
-        for sock in (*self.card, *self.world):
-            sock.close()
+        for end in (*self.ports, *self.card, *self.world):
+            end.close()
 
     # -- the world --
 
@@ -137,20 +113,54 @@ class SocketLink:
         segment: int = 0,
     ) -> None:
         """Sends a frame to the card."""
-        bits = needs_checksum | valid << 1
-        self.world[queue].sendall(HEADER.pack(bits, gso, 0, segment, start, offset) + frame)
+        offload = Offload(needs_checksum, valid, start, offset, gso, segment)
+        self.world[queue].sendall(offload.pack() + frame)
 
     def get(self, queue: int = 0, timeout: float = 5.0) -> Seen:
         """The next frame of the card."""
         self.world[queue].settimeout(timeout)
         data = self.world[queue].recv(1 << 17)
-        bits, gso, headers, segment, start, offset = HEADER.unpack_from(data)
-        offload = Offload(bool(bits & 1), False, start, offset, Gso(gso), segment, headers)
-        return Seen(data[HEADER.size :], offload)
+        return Seen(data[HEADER.size :], Offload.unpack(data))
 
     def set_carrier(self, up: bool) -> None:
         """The cable is pulled, or put in."""
         self.up = up
+        self.changed()
+
+
+class StreamLink(SocketLink):
+    """Frames over a stream, each behind its length, with nothing left undone, as passt has it."""
+
+    framing = Framing.STREAM
+
+    def __init__(self, mtu: int = 1500) -> None:
+        super().__init__(1, mtu, Capabilities())
+        self._begun = b""
+
+    def put(self, frame: bytes, **_offload: object) -> None:
+        """Sends a frame to the card."""
+        self.world[0].sendall(struct.pack(">I", len(frame)) + frame)
+
+    def get(self, queue: int = 0, timeout: float = 5.0) -> Seen:
+        """The next frame of the card."""
+        self.world[queue].settimeout(timeout)
+        while len(self._begun) < 4 or len(self._begun) < 4 + self._length():
+            piece = self.world[queue].recv(1 << 17)
+            assert piece, "the card ended the connection"
+            self._begun += piece
+        end = 4 + self._length()
+        frame, self._begun = self._begun[4:end], self._begun[end:]
+        return Seen(frame, Offload())
+
+    def _length(self) -> int:
+        return int.from_bytes(self._begun[:4], "big")
+
+    def reconnect(self) -> None:
+        """Somebody else is at the other end; what was begun is lost."""
+        for end in (self.card.pop(), self.world.pop()):
+            end.close()
+        self._begun = b""
+        self._connect(self.ports[0])
         self.changed()
 
 
@@ -173,11 +183,14 @@ def rig(
     mtu: int = 1500,
     capabilities: Capabilities = EVERYTHING,
     ring_pages: tuple[int, int] = (17, 17),
+    kind: type[NetworkCard] = NetworkCard,
+    link: SocketLink | None = None,
     **options: object,
 ) -> Iterator[Rig]:
     """A card whose primary channel is open; nothing is negotiated."""
-    link = SocketLink(queues, mtu, capabilities)
-    card = NetworkCard(link)
+    if link is None:
+        link = SocketLink(queues, mtu, capabilities)
+    card = kind(link)
     try:
         with (
             SoftwareGuest.for_device(card, **options) as guest,  # type: ignore[arg-type]

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 from pyroute2 import IPRoute
 
-from vhostvmbus.devices.net.link import Buffer, Link, Offload, spec
+from tests.support.vnet import Offload
+from vhostvmbus.devices.net.link import Link
 from vhostvmbus.devices.net.link.namespace import NAMES
+from vhostvmbus.devices.net.link.opening import open_link
 
 _NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 BROADCAST = b"\xff" * 6
-ROOM = 70000
 
 
 def require_root() -> None:
@@ -78,7 +79,7 @@ def wait_for(condition: Callable[[], object], what: str, patience: float = 10.0)
 @contextlib.contextmanager
 def opened(text: str) -> Iterator[Link]:
     """The link that ``NET=text`` names, closed at the end."""
-    with contextlib.closing(spec.open(text)) as link:
+    with contextlib.closing(open_link(text)) as link:
         yield link
 
 
@@ -90,19 +91,18 @@ class Guest:
         self.changes = 0
         self.carriers: list[bool] = []
         """Whether there was a carrier, at each change that the link told of."""
-        self._room = memoryview(bytearray(ROOM))
         link.start(self._changed)
 
     def _changed(self) -> None:
         self.carriers.append(self.link.carrier())
         self.changes += 1
 
-    def send(self, *pieces: Buffer, offload: Offload | None = None) -> bool:
-        return self.link.send(0, pieces, offload or Offload())
+    def send(self, frame: bytes, offload: Offload | None = None) -> bool:
+        return self.link.port(0).send(frame, (offload or Offload()).pack())
 
     def receive(self, queue: int = 0) -> tuple[bytes, Offload] | None:
-        received = self.link.receive_into(queue, [self._room[:100], self._room[100:]])
-        return None if received is None else (bytes(self._room[: received[0]]), received[1])
+        received = self.link.port(queue).receive()
+        return None if received is None else (received[1], Offload.unpack(received[0]))
 
     def wait(
         self, wanted: Callable[[bytes], object], what: str, patience: float = 10.0
@@ -122,7 +122,7 @@ class Guest:
         return found[0]
 
 
-def ones_sum(*parts: Buffer) -> int:
+def ones_sum(*parts: bytes) -> int:
     """The Internet checksum's sum (RFC 1071), before it is inverted."""
     data = b"".join(bytes(part) + bytes(len(part) % 2) for part in parts)
     total = sum(struct.unpack(f">{len(data) // 2}H", data))

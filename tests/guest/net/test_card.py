@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from tests.support.net_card import MAC, SocketLink, ethernet, rig
+from tests.support.net_card import MAC, ethernet, rig
 from tests.support.waiting import eventually
 from vhostvmbus.guest import ReceiveTimeout
 from vhostvmbus.guest.netvsc import RSC_CAPABLE, VERSIONS, VLAN_CAPABLE, Netvsc
@@ -177,16 +177,20 @@ def test_the_link_changes_between_two_drivers() -> None:
         assert driver.indications == []
 
 
-def test_an_error_of_the_link_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SocketLink, "direct", False)  # an error that only a link of ours can have
+def test_a_descriptor_that_vanishes_is_no_end() -> None:
+    """What is behind the link's number is gone, and comes back; the world waits meanwhile."""
     with rig() as r:
         r.driver.initialize()
-        r.link.down_error = True
+        r.link.ports[0].empty()
         r.link.set_carrier(False)
         r.link.put(ethernet(to=MAC))
         r.driver.pump()
+        assert r.driver.send(ethernet(b"lost")).wait() == 1
+        assert r.card.stats()["send_refused"] == 1
         with pytest.raises(ReceiveTimeout):
             r.driver.receive(0.1)
-        r.link.down_error = False
+        r.link.ports[0].put(r.link.card[0].fileno())
         r.link.set_carrier(True)
         assert r.driver.receive().data == ethernet(to=MAC)
+        assert r.driver.send(ethernet(b"again")).wait() == 1
+        assert r.link.get().frame == ethernet(b"again")

@@ -63,9 +63,7 @@ def pumping(driver: Netvsc) -> Iterator[None]:
 
 
 def test_the_driver_is_told_and_what_it_sent_is_refused() -> None:
-    link = SocketLink()
-    link.direct = False  # the engine would not hold anything
-    first, second = Holding(link), NetworkCard(SocketLink())
+    first, second = Holding(SocketLink()), NetworkCard(SocketLink())
     with serving(second) as (_, path, host), SoftwareGuest.for_device(first) as guest:
         driver = Netvsc(guest, guest.enable(0))
         driver.initialize()

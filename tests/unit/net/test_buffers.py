@@ -7,8 +7,6 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.support.core import Ram, scattered
 from vhostvmbus.devices.net.buffers import (
@@ -16,9 +14,8 @@ from vhostvmbus.devices.net.buffers import (
     FRAME_OFFSET,
     MIN_SECTIONS,
     ReceiveBuffer,
+    Section,
     SendBuffer,
-    gather,
-    scatter,
     section_size,
 )
 from vhostvmbus.devices.net.errors import SectionError
@@ -52,55 +49,76 @@ def lent() -> Iterator[Lent]:
 def test_every_section_is_where_it_should_be(lent: Lent, size: int) -> None:
     buffer = ReceiveBuffer(lent.mapping, 0xCAFE, size)
     count = PAGES * 4096 // size
-    sections = buffer.take(count, reserve=0)
+    sections = all_of(buffer)
     assert sorted(section.number for section in sections) == list(range(count))
     expected = bytearray(PAGES * 4096)
     chance = random.Random(size)
     for section in sections:
         assert section.offset == section.number * size
-        assert section.room == size - FRAME_OFFSET
-        header = chance.randbytes(chance.choice((1, 60, FRAME_OFFSET, FRAME_OFFSET + 40)))
-        section.write(header)
-        expected[section.offset : section.offset + len(header)] = header
-        at = chance.randrange(100, section.room - 200)
-        data = chance.randbytes(chance.randrange(200))
-        section.write_frame(at, data)
-        start = section.offset + FRAME_OFFSET + at
-        expected[start : start + len(data)] = data
-        assert section.read_frame(at, len(data)) == data
-        spans = [(gpa, length) for gpa, length in section.spans]
-        assert sum(length for _, length in spans) == size
-        joined = b"".join(lent.ram.peek(gpa, length) for gpa, length in spans)
+        data = chance.randbytes(chance.choice((1, 60, 112, 600, size)))
+        section.write(data)
+        expected[section.offset : section.offset + len(data)] = data
+        assert sum(length for _, length in section.spans) == size
+        joined = b"".join(lent.ram.peek(gpa, length) for gpa, length in section.spans)
         assert joined == expected[section.offset : section.offset + size]
+        ends = [gpa + length for gpa, length in section.spans]
+        assert all(end != gpa for end, (gpa, _) in zip(ends, section.spans[1:], strict=False))
     assert lent.content() == bytes(expected)
-    last = sections[-1]
-    with pytest.raises(ValueError, match="do not fit"):
-        last.write_frame(last.room - 4, b"12345")
+    with pytest.raises(ValueError, match="1 bytes do not fit"):
+        sections[-1].write(bytes(size + 1))
+
+
+def all_of(buffer: ReceiveBuffer) -> list[Section]:
+    """Every section that is free."""
+    return list(iter(buffer.take, None))
 
 
 def test_who_has_a_section(lent: Lent) -> None:
     buffer = ReceiveBuffer(lent.mapping, 1, 8192)
     assert (buffer.count, buffer.free) == (32, 32)
-    taken = buffer.take(20)
-    assert len(taken) == 20
-    assert buffer.take(5) == []
-    assert buffer.free == 12
-    assert len(buffer.take(32 - 20 - CONTROL_RESERVE)) == 4
-    assert buffer.take(1) == []
-    assert len(buffer.take(1, reserve=0)) == 1
+    taken = all_of(buffer)
+    assert len(taken) == 32
+    assert buffer.free == 0
+    buffer.give(taken[:20])
+    assert buffer.free == 20
+    again = all_of(buffer)
+    assert {section.number for section in again} == {section.number for section in taken[:20]}
+
+
+class Frames:
+    """A data path with some sections."""
+
+    def __init__(self, *numbers: int) -> None:
+        self.numbers = list(numbers)
+        self.leases: list[int] = []
+
+    @property
+    def free_sections(self) -> int:
+        return len(self.numbers)
+
+    def section(self, lease: int) -> int | None:
+        self.leases.append(lease)
+        return self.numbers.pop() if self.numbers else None
+
+    def give(self, lease: int, section: int) -> None:
+        self.leases.append(lease)
+        self.numbers.append(section)
+
+
+def test_answers_have_sections_of_their_own_and_then_the_frames(lent: Lent) -> None:
+    path = Frames(20, 30)
+    buffer = ReceiveBuffer(lent.mapping, 1, 8192, path)
+    buffer.lease = 77
+    assert buffer.reserve == CONTROL_RESERVE
+    assert buffer.free == CONTROL_RESERVE + 2
+    taken = all_of(buffer)
+    assert [section.number for section in taken] == [*range(CONTROL_RESERVE), 30, 20]
     buffer.give(taken)
-    assert buffer.free == 27
-    again = buffer.take(19)
-    assert len({section.number for section in again}) == 19
-
-
-def test_the_smallest_buffer_holds_the_longest_frame(lent: Lent) -> None:
-    buffer = ReceiveBuffer(lent.mapping, 1, PAGES * 4096 // MIN_SECTIONS)
-    assert buffer.count == MIN_SECTIONS
-    assert len(buffer.take(5)) == 5
-    assert len(buffer.take(1)) == 1
-    assert buffer.take(1) == []
-    assert len(buffer.take(2, reserve=0)) == 2
+    assert path.numbers == [30, 20]
+    assert set(path.leases) == {77}
+    assert buffer.free == CONTROL_RESERVE + 2
+    small = ReceiveBuffer(lent.mapping, 1, PAGES * 4096 // MIN_SECTIONS, path)
+    assert (small.count, small.reserve) == (MIN_SECTIONS, 2)  # six are left: the longest frame
 
 
 def test_buffers_that_make_no_sections(lent: Lent) -> None:
@@ -132,25 +150,6 @@ def test_the_send_buffer(lent: Lent) -> None:
     lent.mapping.close()
     with pytest.raises(ExternalDataClosed):
         buffer.read(0, 1)
-
-
-@given(
-    st.lists(st.binary(min_size=1, max_size=20), min_size=1, max_size=6),
-    st.integers(0, 130),
-    st.binary(max_size=130),
-)
-def test_scatter_and_gather(parts: list[bytes], position: int, data: bytes) -> None:
-    whole = bytearray(b"".join(parts))
-    views = [memoryview(bytearray(part)) for part in parts]
-    assert gather(views, position, len(data)) == whole[position : position + len(data)]
-    if position + len(data) > len(whole):
-        if data:
-            with pytest.raises(ValueError, match="do not fit"):
-                scatter(views, position, data)
-        return
-    scatter(views, position, data)
-    whole[position : position + len(data)] = data
-    assert b"".join(views) == whole
 
 
 def test_a_section_holds_the_frame() -> None:

@@ -13,7 +13,7 @@ from tests.support.net_codec import adapter
 from vhostvmbus.devices.net import nvsp, protocol
 from vhostvmbus.devices.net.errors import NvspError
 from vhostvmbus.devices.net.nvsp import Capability, MessageType, Status, Version
-from vhostvmbus.devices.net.protocol import Answer, Lend, Messages, OfferSubchannels, Revoke
+from vhostvmbus.devices.net.protocol import Answer, Lend, OfferSubchannels, Revoke
 
 VERSIONS = list(Version)
 
@@ -62,7 +62,6 @@ def test_a_range_of_versions(low: int, high: int, status: int, chosen: int) -> N
         (100, struct.pack("<II", 6, 30), Version.V1),
         (101, struct.pack("<IH", 0xE1E10, 0xCAFE), Version.V1),
         (104, struct.pack("<IH", 0xE1E11, 0), Version.V1),
-        (107, struct.pack("<III", 0, 3, 100), Version.V1),
         (125, struct.pack("<IIQ", 1514, 0, 8), Version.V2),
         (129, struct.pack("<I", 0), Version.V4),
         (133, struct.pack("<II", 1, 3), Version.V5),
@@ -80,7 +79,7 @@ def test_a_message_exists_from_its_version_on(kind: int, body: bytes, since: Ver
             nvsp.decode(message(kind, body), version)
 
 
-@pytest.mark.parametrize("kind", [100, 101, 103, 104, 106, 107, 108, 125, 129, 133, 135])
+@pytest.mark.parametrize("kind", [100, 101, 103, 104, 106, 108, 125, 129, 133, 135])
 def test_a_message_that_is_cut_short(kind: int) -> None:
     whole = message(kind, bytes(range(1, 30)))
     needed = next(length for length in range(41) if decodes(whole[:length]))
@@ -97,6 +96,23 @@ def decodes(payload: bytes) -> bool:
     except NvspError:
         return False
     return True
+
+
+def test_an_rndis_packet() -> None:
+    """It is none of the protocol's: what is in it is."""
+    whole = message(107, struct.pack("<III", 1, 3, 100))
+    assert nvsp.decode_rndis_packet(whole) == (1, 3, 100)
+    assert nvsp.decode_rndis_packet(whole[:16]) == (1, 3, 100)
+    for length in range(4, 16):
+        with pytest.raises(NvspError, match="length") as caught:
+            nvsp.decode_rndis_packet(whole[:length])
+        assert caught.value.value == length
+    for card in (protocol.Protocol(adapter()), negotiated()):
+        action = card.receive(whole)
+        assert isinstance(action, Answer)
+        assert struct.unpack_from("<II", action.payload) == (108, 2)
+        assert action.error is not None
+        assert (action.error.field, action.error.value) == ("msg_type", 107)
 
 
 @pytest.mark.parametrize("kind", [0, 2, 3, 99, 102, 105, 109, 127, 130, 132, 134, 136, 0xFFFFFFFF])
@@ -215,8 +231,6 @@ def test_what_is_not_there() -> None:
 
 def test_a_subchannel_has_only_data() -> None:
     card = negotiated()
-    body = struct.pack("<III", 0, 1, 2)
-    assert isinstance(card.receive(message(107, body), primary=False), Messages)
     for kind in (1, 100, 101, 133):
         action = card.receive(message(kind, struct.pack("<II", 1, 1)), primary=False)
         assert isinstance(action, Answer)

@@ -2,8 +2,9 @@
 """The two buffers that a guest lends the card: cut into sections, mapped for as long as it does.
 
 The receive buffer's sections belong to the card, one at a time to the guest: it gets them with a
-packet and gives them back with that packet's completion. The send buffer's sections belong to the
-guest; the card copies what a packet says is in one.
+packet and gives them back with that packet's completion. A few are for answers; those for frames
+are the data path's (:mod:`~vhostvmbus.devices.net.datapath`). The send buffer's sections belong to
+the guest; the card copies what a packet says is in one.
 
 Invariants: a section is in the free list or in one packet, never in two; nothing outside a section
 is read or written; bytes of the send buffer are copied before they are looked at.
@@ -17,17 +18,17 @@ from itertools import accumulate
 from typing import Final, Protocol
 
 from vhostvmbus.devices.net.errors import SectionError
+from vhostvmbus.engine import lib
 from vhostvmbus.memory import ExternalData
 
-FRAME_OFFSET: Final = 112
-"""Where a frame begins in a receive section: behind an RNDIS packet header (44 bytes) and four
-elements of per-packet information (16 bytes each), at a multiple of 16."""
+FRAME_OFFSET: Final[int] = lib.VVB_NET_FRAME_OFFSET
+"""Where a frame begins in a receive section."""
 DEFAULT_SECTION: Final = 1728
 """Bytes of a receive section for frames of the ordinary size; what Linux reckons with."""
 COALESCED_SECTION: Final = 16384
 """... for a guest that takes a frame in several sections: five hold any frame."""
-SEND_SECTION: Final = 6144
-"""Bytes of a send section; what Linux reckons with."""
+SEND_SECTION: Final[int] = lib.VVB_NET_SEND_SECTION
+"""Bytes of a send section."""
 MAX_BUFFER: Final = 31 << 20
 """Longest buffer taken, in bytes: what Linux has for its largest."""
 CONTROL_RESERVE: Final = 8
@@ -46,75 +47,27 @@ def section_size(frame_size: int, coalescing: bool) -> int:
 class Section:
     """One receive section."""
 
-    __slots__ = ("frame", "header", "number", "offset", "room", "spans")
+    __slots__ = ("number", "offset", "spans", "views")
 
     def __init__(
-        self,
-        number: int,
-        offset: int,
-        header: list[memoryview],
-        frame: list[memoryview],
-        spans: list[tuple[int, int]],
+        self, number: int, offset: int, views: list[memoryview], spans: list[tuple[int, int]]
     ) -> None:
         self.number = number
         self.offset = offset
         """Bytes from the buffer's start."""
-        self.header = header
-        """Guest memory, :data:`FRAME_OFFSET` bytes."""
-        self.frame = frame
-        """Guest memory behind it."""
+        self.views = views
+        """Guest memory."""
         self.spans = spans
         """All of it as ``(gpa, length)``."""
-        self.room = sum(len(view) for view in frame)
-        """Bytes of a frame that fit."""
 
     def write(self, data: bytes) -> None:
         """Puts bytes at the start; they must fit."""
-        scatter(self.header, 0, data[:FRAME_OFFSET])
-        if len(data) > FRAME_OFFSET:
-            scatter(self.frame, 0, data[FRAME_OFFSET:])
-
-    def write_frame(self, position: int, data: bytes) -> None:
-        """Puts bytes into the frame's part; they must fit."""
-        scatter(self.frame, position, data)
-
-    def read_frame(self, position: int, length: int) -> bytes:
-        """A copy of bytes of the frame's part; the guest may have changed them."""
-        return gather(self.frame, position, length)
-
-
-def scatter(views: list[memoryview], position: int, data: bytes) -> None:
-    """Puts ``data`` at ``position`` bytes; it must fit."""
-    for view in views:
-        size = len(view)
-        if position >= size:
-            position -= size
-            continue
-        if position + len(data) <= size:
-            view[position : position + len(data)] = data
-            return
-        part = size - position
-        view[position:] = data[:part]
-        data, position = data[part:], 0
-    if data:
-        raise ValueError(f"{len(data)} bytes do not fit")
-
-
-def gather(views: list[memoryview], position: int, length: int) -> bytes:
-    """A copy of ``length`` bytes from ``position`` on; fewer at the end."""
-    parts = []
-    for view in views:
-        size = len(view)
-        if position >= size:
-            position -= size
-            continue
-        part = view[position : position + length]
-        parts.append(part)
-        length -= len(part)
-        position = 0
-        if not length:
-            break
-    return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+        for view in self.views:
+            part = data[: len(view)]
+            view[: len(part)] = part
+            data = data[len(part) :]
+        if data:
+            raise ValueError(f"{len(data)} bytes do not fit")
 
 
 class Frames(Protocol):
@@ -167,24 +120,13 @@ class ReceiveBuffer:
         """Sections that the guest does not have."""
         return len(self._free) + (self._path.free_sections if self._path else 0)
 
-    def take(self, count: int = 1, *, reserve: int | None = None) -> list[Section]:
-        """``count`` free sections, or none if that would leave fewer than ``reserve``, by default
-        what is kept for answers."""
-        if reserve is None:
-            reserve = self.reserve
-        if len(self._free) < count + reserve:
-            if self._path is None or count > 1 or reserve:
-                return []
-            number = self._path.section(self.lease)
-            return [] if number is None else [self._section(number)]
-        taken = []
+    def take(self) -> Section | None:
+        """Returns a free section, one of those for answers if it can be; None: there is none."""
         try:
-            for _ in range(count):
-                taken.append(self._section(self._free.popleft()))
-        except IndexError:  # somebody else was faster
-            self.give(taken)
-            return []
-        return taken
+            return self._section(self._free.popleft())
+        except IndexError:
+            number = self._path.section(self.lease) if self._path is not None else None
+            return None if number is None else self._section(number)
 
     def give(self, sections: list[Section]) -> None:
         """Takes sections back; each must have been taken, or left over by the path."""
@@ -206,29 +148,21 @@ class ReceiveBuffer:
 
     def _cut(self, number: int) -> Section:
         offset = number * self.section_size
-        header = self._pieces(offset, FRAME_OFFSET)
-        frame = self._pieces(offset + FRAME_OFFSET, self.section_size - FRAME_OFFSET)
+        views: list[memoryview] = []
         spans: list[tuple[int, int]] = []
-        for gpa, view in header + frame:
-            if spans and spans[-1][0] + spans[-1][1] == gpa:
+        index, left = bisect_right(self._starts, offset) - 1, self.section_size
+        skip = offset - self._starts[index]
+        while left:
+            view = self._views[index][skip : skip + left]
+            gpa = self._addresses[index] + skip
+            views.append(view)
+            if spans and sum(spans[-1]) == gpa:
                 spans[-1] = (spans[-1][0], spans[-1][1] + len(view))
             else:
                 spans.append((gpa, len(view)))
-        return Section(
-            number, offset, [view for _, view in header], [view for _, view in frame], spans
-        )
-
-    def _pieces(self, offset: int, length: int) -> list[tuple[int, memoryview]]:
-        pieces = []
-        index = bisect_right(self._starts, offset) - 1
-        while length:
-            skip = offset - self._starts[index]
-            view = self._views[index][skip : skip + length]
-            pieces.append((self._addresses[index] + skip, view))
-            offset += len(view)
-            length -= len(view)
-            index += 1
-        return pieces
+            left -= len(view)
+            index, skip = index + 1, 0
+        return Section(number, offset, views, spans)
 
 
 class SendBuffer:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The synthetic network card: a link behind VMBus channels.
 
-What happens to a packet of the guest: RNDIS data goes through
-:func:`~vhostvmbus.devices.net.sender.send_packet` to the link, on the worker thread of the channel
-it came on; everything else is for :class:`~vhostvmbus.devices.net.protocol.Protocol`, on the
-primary channel's. What comes from the link is the business of a
+Frames pass in C (:class:`~vhostvmbus.devices.net.datapath.DataPath`). What comes up here of a
+guest's packets is for :class:`~vhostvmbus.devices.net.protocol.Protocol`, on the primary channel's
+worker; or it is RNDIS data that is not as it should be, on the worker of the channel that it came
+on. What comes from the link is the business of a
 :class:`~vhostvmbus.devices.net.receiver.Receiver` for each queue.
 
 Invariants: every packet is completed exactly once; a malformed one costs itself only; a buffer that
@@ -19,17 +19,15 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
-from typing import Any
+from typing import Any, assert_never
 from uuid import UUID
 
 from vhostvmbus.channel import Channel, Packet
 from vhostvmbus.channel.stats import RateLimitedLog
 from vhostvmbus.device import Device, wait_until_quiet
-from vhostvmbus.devices.net import leaving, nvsp, rndis, sender, status, takeover
+from vhostvmbus.devices.net import leaving, nvsp, rndis, status, takeover
 from vhostvmbus.devices.net.buffers import ReceiveBuffer, SendBuffer
-from vhostvmbus.devices.net.datapath import DataPath
-from vhostvmbus.devices.net.direct import DirectReceiver
+from vhostvmbus.devices.net.datapath import MAX_CHANNELS, DataPath
 from vhostvmbus.devices.net.errors import NetError, NvspError, ReturnError, SectionError
 from vhostvmbus.devices.net.link import Capabilities, Link
 from vhostvmbus.devices.net.nvsp import NO_SECTION, RndisChannel, Status
@@ -60,8 +58,6 @@ from vhostvmbus.wire.errors import (
 
 log = logging.getLogger(__name__)
 
-MAX_CHANNELS = 64
-"""Most channels of a card; Linux has room for as many."""
 _SENT = nvsp.rndis_packet_complete(Status.SUCCESS)
 _INVALID = nvsp.rndis_packet_complete(Status.INVALID_RNDIS_PACKET)
 
@@ -122,12 +118,11 @@ class NetworkCard(Device):
         self._sent: dict[int, Counters] = {}
         self._past = Counters()
         self._receivers: list[Receiver] = []
-        self._path = DataPath() if link.direct else None
+        self._path = DataPath()
         self._send: SendBuffer | None = None
         self._lent: dict[bool, int] = {}
         self._subchannels = 0
         self._leaving = False  # being unplugged
-        self._queues = 1
         self._own_mtu = self._asked_mtu = link.mtu
         link.start(self._link_changed)
         self.adapter.connected = link.carrier()
@@ -144,8 +139,7 @@ class NetworkCard(Device):
         with self._lock:
             self._sent[channel.index] = Counters()
             self._channels[channel.index] = channel
-            if self._path is not None:
-                self._path.connect(channel)
+            self._path.connect(channel)
             if channel.index:
                 return
             self._outbox.forget()  # what has become of the link meanwhile, the guest asks itself
@@ -185,14 +179,18 @@ class NetworkCard(Device):
         if found is None:
             return False
         with self._lock:
-            self._lent[True], self._outbox.buffer = found
+            self._lent[True], buffer = found
+            self._outbox.use(buffer)
             self._outbox.answer([rndis.indicate_status(status.MEDIA_DISCONNECT)])
         return True
 
     def unplug_requested(self) -> None:
         """The guest's driver sends nothing any more when this returns, if it takes a hint."""
         with self._lock:
-            self._leaving = leaving.begin(self.protocol, self._outbox, self._receivers)
+            self._leaving = leaving.has_driver(self.protocol, self._outbox)
+            if self._leaving:
+                self._configure()
+                self._outbox.answer(self.protocol.link_changed(False))
         if self._leaving:
             leaving.wait(self.name, self._outbox)
 
@@ -209,13 +207,11 @@ class NetworkCard(Device):
         with self._lock:
             self._channels.pop(channel.index, None)
             self._past.add(self._sent.pop(channel.index, Counters()))
-            if self._path is not None:
-                self._take_news(channel)
-                self._past.add(self._path.sent(channel.index))
+            self._take_news(channel)
+            self._past.add(self._path.sent(channel.index))
             if channel.index:
                 return
-        if self._path is not None:
-            self._path.wake_when_free(-1)
+        self._path.wake_when_free(-1)
         self._stop_receivers()
         with self._lock:
             for receive in list(self._lent):
@@ -229,10 +225,13 @@ class NetworkCard(Device):
 
     def _configure(self) -> None:
         """Tells the data path what is in force: the newest of it last, whoever calls."""
-        if self._path is not None:
-            with self._lock:
-                active = self.protocol.version is not None
-                self._path.configure(self.adapter, tagging=self.tagging, active=active)
+        with self._lock:
+            self._path.configure(
+                self.adapter,
+                tagging=self.tagging,
+                active=self.protocol.version is not None,
+                receiving=self._outbox.buffer is not None and not self._leaving,
+            )
 
     def woken(self) -> None:
         """Sections may have come back, for answers that waited for one.
@@ -244,33 +243,25 @@ class NetworkCard(Device):
 
     def _wait_for_section(self) -> None:
         """Has :meth:`woken` called when one comes back."""
-        if self._path is not None and self._receivers:
+        if self._receivers:
             self._path.wake_when_free(self._receivers[0].wake_fd)
 
     def _take_news(self, channel: Channel) -> None:
         """Counts what the data path did on a channel."""
-        if self._path is not None:
-            news = self._path.take_news(channel.index)
-            channel.count_sent(news.packets, news.payload_bytes, news.signals)
-            for _ in range(news.bad_returns):
-                self._complain(channel, ReturnError("msg_type", 0, 0, "no receive completion"))
+        news = self._path.take_news(channel.index)
+        channel.count_sent(news.packets, news.payload_bytes, news.signals)
+        for _ in range(news.bad_returns):
+            self._complain(channel, ReturnError("msg_type", 0, 0, "no receive completion"))
 
     def _use_queues(self, channels: int) -> None:
         """Receives from as many queues of the link as there are channels."""
-        count = self._queues = min(channels, self.link.queues)
+        count = min(channels, self.link.queues)
         self._ask_link(lambda: self.link.use_queues(count))
-        if self._path is not None:
-            self._path.use_ports([self.link.fileno(queue) for queue in range(count)])
+        self._path.use_ports([self.link.port(queue) for queue in range(count)])
         for queue in range(len(self._receivers), count):
             name = f"{self.name} receive {queue}"
-            deliver = self._outbox.deliver
-            if self._path is None:
-                receiver = Receiver(self, deliver, self.link, queue, name)
-            else:
-                receiver = DirectReceiver(self, deliver, self.link, queue, name, self._path)
+            receiver = Receiver(self._path, self._outbox, self.woken, queue, name)
             self._receivers.append(receiver)
-            if self._outbox.buffer is not None and not self._leaving:
-                receiver.attach(self._outbox.buffer)
             receiver.start()
 
     def _ask_link(self, what: Callable[[], None]) -> None:
@@ -296,8 +287,6 @@ class NetworkCard(Device):
             receivers, self._receivers = self._receivers, []
         for receiver in receivers:  # without the lock: they may be waiting for it
             receiver.stop()
-            with self._lock:
-                self._past.add(receiver.counters)
 
     def _link_changed(self) -> None:
         """The link's carrier, MTU or descriptor may be another one; any thread."""
@@ -349,8 +338,7 @@ class NetworkCard(Device):
             if packet.external_data is not None:
                 section += packet.external_data.read()
             if where.channel == RndisChannel.DATA:
-                send = partial(self.link.send, channel.index % self._queues)
-                sender.send_packet(section, self.adapter, send, counters)
+                self._path.send(channel.index, section)
             elif where.channel == RndisChannel.CONTROL and not channel.index:
                 self._control(channel, section[: rndis.MAX_CONTROL_SIZE])
             else:
@@ -381,6 +369,8 @@ class NetworkCard(Device):
                 packet.complete()
             case OfferSubchannels(count):
                 packet.complete(subchannels_answer(self._offer(channel, count)))
+            case _:
+                assert_never(action)
 
     def _offer(self, channel: Channel, count: int) -> int:
         """Has subchannels offered; how many were."""
@@ -410,18 +400,14 @@ class NetworkCard(Device):
             if receive:
                 size = self.protocol.section_size
                 buffer = ReceiveBuffer(mapping, buffer_id, size, self._path)
-                if self._path is not None:
-                    self._path.lend_receive(buffer)
+                self._path.lend_receive(buffer)
                 answer = self.protocol.lent(buffer)
                 channel.note = takeover.BufferNote(gpadl, buffer_id, size).pack()
-                with self._lock:
-                    self._outbox.buffer = buffer
-                    for receiver in () if self._leaving else self._receivers:
-                        receiver.attach(buffer)
+                self._outbox.use(buffer)
+                self._configure()
                 return answer
             self._send = SendBuffer(mapping)
-            if self._path is not None:
-                self._path.lend_send(self._send)
+            self._path.lend_send(self._send)
             return self.protocol.lent(self._send)
         except GuestError as error:
             self._complain(channel, error)
@@ -435,15 +421,10 @@ class NetworkCard(Device):
         if receive:
             with suppress(ChannelClosed):
                 channel.note = b""
-            with self._lock:
-                self._outbox.buffer = None
-                receivers = list(self._receivers)
-            for receiver in receivers:
-                receiver.detach()
+            self._outbox.use(None)
         else:
             self._send = None
-        if self._path is not None:
-            self._path.take_back(receive)
+        self._path.take_back(receive)
         gpadl = self._lent.pop(receive, None)
         if gpadl is not None:
             # The guest may have torn it down already.
@@ -477,18 +458,13 @@ class NetworkCard(Device):
         """All counters since the card was made, about: threads count without a lock."""
         total = Counters()
         with self._lock:
-            for counters in (
-                self._past,
-                *self._sent.values(),
-                *(receiver.counters for receiver in self._receivers),
-            ):
+            for counters in (self._past, *self._sent.values(), self._path.received()):
                 total.add(counters)
             for channel in self._channels.values():
                 self._take_news(channel)
-            if self._path is not None:
-                total.add(self._path.received())
-                for index in self._sent:
-                    total.add(self._path.sent(index))
+            for index in self._sent:
+                total.add(self._path.sent(index))
+        total.receive_no_buffer += self._outbox.lost
         total.control_dropped = self._outbox.dropped
         return total
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The card's frames in C, for links whose descriptors carry frames with a virtio-net header.
+"""The card's frames, in C: between the link's ports and the guest's rings.
 
-``native/`` does what :mod:`~vhostvmbus.devices.net.sender`, :mod:`~vhostvmbus.devices.net.receiver`
-and :mod:`~vhostvmbus.devices.net.outbox` do, for everything that is as it should be; the rest comes
-up and is done, or complained of, there. What was negotiated is told it from here.
+``native/`` moves them: a plan of the card's own sends what the guest puts into RNDIS packets and
+takes receive sections back, on the channels' workers; a thread for each queue of the link puts
+frames into sections and tells the guest. What was negotiated is told it from here. Only what is not
+as it should be comes up: packets that :meth:`DataPath.send` finds the mistake of, and frames that
+the guest could not be told of.
 
 Invariants: a buffer's memory is not touched any more when :meth:`DataPath.take_back` returned, or
 when the guest's GPADL is gone; a channel's ring not after the channel is closed, and sections that
@@ -14,13 +16,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from enum import IntEnum
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vhostvmbus.channel import Channel
 from vhostvmbus.devices.net.buffers import ReceiveBuffer, SendBuffer
+from vhostvmbus.devices.net.errors import FrameError, NetError, PacketInfoError, RndisError
+from vhostvmbus.devices.net.link.port import Port
 from vhostvmbus.devices.net.nvsp import MESSAGE_SIZE
 from vhostvmbus.devices.net.oids import Adapter
 from vhostvmbus.devices.net.statistics import Counters, Direction
@@ -30,7 +33,13 @@ from vhostvmbus.memory.external import SEG_SIZE
 if TYPE_CHECKING:
     from vhostvmbus._engine import Pointer, vvb_net, vvb_net_counts, vvb_plan
 
-MAX_QUEUES: Final[int] = lib.VVB_NET_CHANNELS
+MAX_CHANNELS: Final[int] = lib.VVB_NET_CHANNELS
+"""Most channels of a card, and queues of a link."""
+_ERRORS: Final[dict[int, type[NetError]]] = {
+    lib.VVB_NET_E_RNDIS: RndisError,
+    lib.VVB_NET_E_INFO: PacketInfoError,
+    lib.VVB_NET_E_FRAME: FrameError,
+}
 
 
 class Part(NamedTuple):
@@ -42,25 +51,11 @@ class Part(NamedTuple):
     byte_offset: int
 
 
-class State(IntEnum):
-    """Why :meth:`DataPath.serve` returned; the first two with parts left only."""
-
-    MORE = lib.VVB_NET_MORE
-    EMPTY = lib.VVB_NET_EMPTY
-    WOKEN = lib.VVB_NET_WOKEN
-    """The eventfd, which was not read."""
-    NO_SECTION = lib.VVB_NET_NO_SECTION
-    """The guest has them all."""
-    NO_BUFFER = lib.VVB_NET_NO_BUFFER
-    """None was lent."""
-    BROKEN = lib.VVB_NET_BROKEN
-    """The link's descriptor cannot be waited for just now."""
-
-
 class Served(NamedTuple):
     """How one :meth:`DataPath.serve` ended."""
 
-    state: State
+    woken: bool
+    """The eventfd is readable."""
     left: list[Part]
     """What the caller has to hand over; a channel's parts come in a row."""
     lease: int
@@ -103,15 +98,16 @@ class DataPath:
         if net == ffi.NULL:
             raise MemoryError("the network card's data path")
         self._net = ffi.gc(net, lib.vvb_net_free)
-        self._ports = 0
+        self._ports: list[Port] = []
         self._leases = count(1)
-        self._taken = [ffi.new("struct vvb_net_taken *") for _ in range(MAX_QUEUES)]
+        self._taken = [ffi.new("struct vvb_net_taken *") for _ in range(MAX_CHANNELS)]
 
-    def configure(self, adapter: Adapter, *, tagging: bool, active: bool) -> None:
-        """What is in force from now on."""
+    def configure(self, adapter: Adapter, *, tagging: bool, active: bool, receiving: bool) -> None:
+        """Puts in force what the guest set. It may send if ``active``, and gets frames if
+        ``receiving``."""
         config = ffi.new("struct vvb_net_config *")
         offloads, scaling = adapter.offloads, adapter.scaling.current
-        config.active = active
+        config.active, config.receiving = active, receiving
         config.max_frame = adapter.longest
         config.send_offloads = (
             offloads.ip_checksum * lib.VVB_NET_IP_CHECKSUM
@@ -130,17 +126,19 @@ class DataPath:
         config.multicast_count = len(adapter.multicast)
         ffi.memmove(config.multicast, multicast, len(multicast))
         ffi.memmove(config.addresses, adapter.current_address + adapter.permanent_address, 12)
-        if scaling.enabled and scaling.toeplitz is not None:
+        if scaling.enabled:
             config.hash_types = scaling.types
             config.table_size = len(scaling.table)
             config.table[0 : len(scaling.table)] = list(scaling.table)
-            ffi.memmove(config.key, scaling.toeplitz.key, lib.VVB_NET_KEY)
+            ffi.memmove(config.key, scaling.key, lib.VVB_NET_KEY)
         lib.vvb_net_configure(self._net, config)
 
-    def use_ports(self, fds: Sequence[int]) -> None:
-        """The descriptors of the link's queues; a channel sends to that of its number modulo."""
-        self._ports = max(self._ports, len(fds))
-        lib.vvb_net_ports(self._net, list(fds), len(fds))
+    def use_ports(self, ports: Sequence[Port]) -> None:
+        """Takes frames from the link's queues; a channel sends to that of its number modulo."""
+        for queue, port in enumerate(ports):
+            _check(lib.vvb_net_set_queue(self._net, queue, port.handle))
+        _check(lib.vvb_net_use_queues(self._net, len(ports)))
+        self._ports += ports[len(self._ports) :]
 
     # -- buffers -------------------------------------------------------------------------------
 
@@ -214,7 +212,7 @@ class DataPath:
     def received(self) -> Counters:
         """What was received, on all queues."""
         total = Counters()
-        for queue in range(self._ports):
+        for queue in range(len(self._ports)):
             counts = lib.vvb_net_received(self._net, queue)
             counters = Counters(
                 receive_filtered=counts.filtered,
@@ -228,10 +226,23 @@ class DataPath:
 
     # -- frames --------------------------------------------------------------------------------
 
+    def send(self, channel: int, data: bytes) -> None:
+        """Sends the frames in the RNDIS messages of a packet that came up.
+
+        Those in front of a malformed message are sent, those behind it are not. Raises the
+        :class:`NetError` that says what is wrong with it.
+        """
+        fault = ffi.new("struct vvb_net_fault *")
+        lib.vvb_net_send(self._net, channel, ffi.from_buffer(bytearray(data)), len(data), fault)
+        if fault.error:
+            field, detail = (ffi.string(text).decode() for text in (fault.field, fault.detail))
+            raise _ERRORS[fault.error](field, fault.value, fault.offset, detail)
+
     def serve(self, queue: int, wake_fd: int) -> Served:
         """Takes frames from a queue of the link and tells the guest of them, and waits for more.
 
         Returns when ``wake_fd`` is readable, or there is something that only the caller can do.
+        Frames that the guest cannot get are dropped: see ``vvb_net_serve()``.
         """
         taken = self._taken[queue]
         lib.vvb_net_serve(self._net, queue, wake_fd, taken)
@@ -239,7 +250,7 @@ class DataPath:
             Part(part.channel, part.section, part.byte_count, part.byte_offset)
             for part in (taken.parts[i] for i in range(taken.left))
         ]
-        return Served(State(taken.state), left, taken.lease)
+        return Served(bool(taken.woken), left, taken.lease)
 
     def wake_when_free(self, wake_fd: int) -> None:
         """Signals that eventfd once when the guest next gives sections back."""

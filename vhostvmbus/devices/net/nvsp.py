@@ -19,10 +19,11 @@ from enum import IntEnum, IntFlag
 from typing import Final, NamedTuple
 
 from vhostvmbus.devices.net.errors import NvspError
+from vhostvmbus.engine import lib
 
-MESSAGE_SIZE: Final = 40
+MESSAGE_SIZE: Final[int] = lib.VVB_NET_NVSP_SIZE
 """``sizeof(struct nvsp_message)``, bytes."""
-NO_SECTION: Final = 0xFFFFFFFF
+NO_SECTION: Final[int] = lib.VVB_NET_NVSP_NO_SECTION
 """As a section index: the send buffer is not used."""
 SEND_TABLE_SIZE: Final = 16
 """Entries of the send indirection table; Linux takes no other number."""
@@ -56,8 +57,8 @@ class MessageType(IntEnum):
     SEND_SEND_BUFFER = 104
     SEND_SEND_BUFFER_COMPLETE = 105
     REVOKE_SEND_BUFFER = 106
-    SEND_RNDIS_PACKET = 107
-    SEND_RNDIS_PACKET_COMPLETE = 108
+    SEND_RNDIS_PACKET = lib.VVB_NET_NVSP_RNDIS_PACKET
+    SEND_RNDIS_PACKET_COMPLETE = lib.VVB_NET_NVSP_RNDIS_PACKET_COMPLETE
     SEND_NDIS_CONFIG = 125
     SEND_VF_ASSOCIATION = 128
     SWITCH_DATA_PATH = 129
@@ -72,7 +73,7 @@ class MessageType(IntEnum):
 class Status(IntEnum):
     """``NVSP_STAT_*``."""
 
-    SUCCESS = 1
+    SUCCESS = lib.VVB_NET_NVSP_SUCCESS
     FAIL = 2
     PROTOCOL_TOO_NEW = 3
     PROTOCOL_TOO_OLD = 4
@@ -97,7 +98,7 @@ class Capability(IntFlag):
 class RndisChannel(IntEnum):
     """``channel_type`` of SEND_RNDIS_PACKET."""
 
-    DATA = 0
+    DATA = lib.VVB_NET_NVSP_DATA
     CONTROL = 1
 
 
@@ -189,7 +190,6 @@ Message = (
     | NdisVersion
     | SendBuffer
     | RevokeBuffer
-    | RndisPacket
     | RndisPacketComplete
     | NdisConfig
     | SwitchDataPath
@@ -214,7 +214,6 @@ _LAYOUT: dict[int, tuple[struct.Struct, int]] = {
     MessageType.REVOKE_RECEIVE_BUFFER: (_ID, Version.V1),
     MessageType.SEND_SEND_BUFFER: (_BUFFER, Version.V1),
     MessageType.REVOKE_SEND_BUFFER: (_ID, Version.V1),
-    MessageType.SEND_RNDIS_PACKET: (_THREE, Version.V1),
     MessageType.SEND_RNDIS_PACKET_COMPLETE: (_ONE, Version.V1),
     MessageType.SEND_NDIS_CONFIG: (_CONFIG, Version.V2),
     MessageType.SWITCH_DATA_PATH: (_ONE, Version.V4),
@@ -225,9 +224,9 @@ _LAYOUT: dict[int, tuple[struct.Struct, int]] = {
 
 
 def decode(payload: bytes, version: int) -> Message:
-    """The guest's message; ``version`` 0 before the negotiation, when there is only INIT.
+    """Decodes the guest's message; ``version`` 0 before the negotiation, when there is only INIT.
 
-    Raises :class:`NvspError`.
+    An RNDIS packet is none of these: :func:`decode_rndis_packet`. Raises :class:`NvspError`.
     """
     if len(payload) < 4:
         raise NvspError("length", len(payload), 0)
@@ -249,8 +248,6 @@ def decode(payload: bytes, version: int) -> Message:
             return SendBuffer(kind == MessageType.SEND_RECEIVE_BUFFER, *fields)
         case MessageType.REVOKE_RECEIVE_BUFFER | MessageType.REVOKE_SEND_BUFFER:
             return RevokeBuffer(kind == MessageType.REVOKE_RECEIVE_BUFFER, *fields)
-        case MessageType.SEND_RNDIS_PACKET:
-            return decode_rndis_packet(payload)
         case MessageType.SEND_RNDIS_PACKET_COMPLETE:
             return RndisPacketComplete(*fields)
         case MessageType.SEND_NDIS_CONFIG:
@@ -266,7 +263,7 @@ def decode(payload: bytes, version: int) -> Message:
 
 
 def decode_rndis_packet(payload: bytes) -> RndisPacket:
-    """:func:`decode` for what begins like :data:`RNDIS_PACKET`, in a version that has it."""
+    """Decodes what begins like :data:`RNDIS_PACKET`, which every version has."""
     if len(payload) < _THREE.size:
         raise NvspError("length", len(payload), 0, "of an RNDIS packet")
     return RndisPacket(*_THREE.unpack_from(payload))

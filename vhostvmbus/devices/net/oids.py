@@ -17,23 +17,26 @@ from dataclasses import dataclass, field
 from enum import Flag, auto
 from typing import Final
 
-from vhostvmbus.devices.net import offloads, rss
+from vhostvmbus.devices.net import offloads, rndis, rss
 from vhostvmbus.devices.net.errors import OidDataInvalid, OidLengthInvalid, OidUnknown
-from vhostvmbus.devices.net.frame import ETHERNET_SIZE
 from vhostvmbus.devices.net.link import Capabilities
 from vhostvmbus.devices.net.offloads import Offloads
 from vhostvmbus.devices.net.statistics import Counters
+from vhostvmbus.engine import lib
 
 SPEED: Final = 100_000_000
 """10 Gbit/s: a synthetic card has no speed of its own."""
-MAX_MULTICAST: Final = 32
+MAX_MULTICAST: Final[int] = lib.VVB_NET_MULTICAST
+ETHERNET_SIZE: Final[int] = lib.VVB_NET_ETHERNET
+"""Bytes of an Ethernet header."""
+VLAN_SIZE: Final[int] = lib.VVB_NET_VLAN
+"""Bytes of an 802.1Q tag."""
 DEFAULT_MTU: Final = 1500
 """What a driver begins with."""
 FRIENDLY_NAME: Final = "Network Adapter"
 """Linux takes any other one for the interface's alias."""
 VENDOR: Final = b"vhostvmbus network card\0"
 
-DIRECTED, MULTICAST, ALL_MULTICAST, BROADCAST, PROMISCUOUS = 0x01, 0x02, 0x04, 0x08, 0x20
 KNOWN_FILTER: Final = 0xFFFF
 _OFFERED_MAC_OPTIONS: Final = 0x02 | 0x08 | 0x40  # serialized, no loopback, 802.1p priority
 
@@ -91,20 +94,6 @@ class Adapter:
         self.packet_filter = 0
         self.multicast = frozenset()
         self.scaling.current = rss.Scaling()
-
-    def wants(self, destination: bytes) -> bool:
-        """Whether the packet filter lets a frame to that address through."""
-        wanted = self.packet_filter
-        if wanted & PROMISCUOUS:
-            return True
-        if not destination[0] & 1:
-            ours = (self.current_address, self.permanent_address)
-            return bool(wanted & DIRECTED) and destination in ours
-        if destination == b"\xff" * 6:
-            return bool(wanted & BROADCAST)
-        return bool(wanted & ALL_MULTICAST) or (
-            bool(wanted & MULTICAST) and destination in self.multicast
-        )
 
     @property
     def longest(self) -> int:
@@ -199,7 +188,7 @@ QUERIES: Final[dict[int, Query]] = {
     0x00010111: lambda adapter, _: _number(adapter.mtu + ETHERNET_SIZE),  # GEN_MAXIMUM_TOTAL_SIZE
     0x00010113: _constant(_OFFERED_MAC_OPTIONS),  # GEN_MAC_OPTIONS
     0x00010114: lambda adapter, _: _number(not adapter.connected),  # GEN_MEDIA_CONNECT_STATUS
-    0x00010115: _constant(64),  # GEN_MAXIMUM_SEND_PACKETS
+    0x00010115: _constant(rndis.MAX_PACKETS_PER_MESSAGE),  # GEN_MAXIMUM_SEND_PACKETS
     0x00010116: _constant(0x00010000),  # GEN_VENDOR_DRIVER_VERSION
     0x00010202: _constant(14),  # GEN_PHYSICAL_MEDIUM: 802.3
     0x00010203: _scaling_capabilities,  # GEN_RECEIVE_SCALE_CAPABILITIES

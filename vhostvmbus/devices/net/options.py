@@ -22,7 +22,7 @@ LINK_HELP = (
 
 
 def parsed_link(text: str) -> spec.LinkSpec:
-    """*text* understood, for argparse."""
+    """Understands ``text``, for argparse."""
     try:
         return spec.parse(text)
     except spec.SpecError as error:
@@ -38,10 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def make_device(options: argparse.Namespace) -> NetworkCard:
-    """The card; raises what making its link raises."""
+    """Makes the card; raises what making its link raises."""
     from vhostvmbus.devices.net import NetworkCard
+    from vhostvmbus.devices.net.link.opening import open_link
 
-    link = spec.open(options.link)
+    link = open_link(options.link)
     # What has a name on the host does not go by itself.
     atexit.register(link.close)
     return NetworkCard(link, instance_id=options.instance_id)

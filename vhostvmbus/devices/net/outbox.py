@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What goes to the guest in receive sections: frames and RNDIS answers, and their return.
+"""What goes to the guest in receive sections by hand: RNDIS answers, and frames that the data path
+could not tell of itself, because code may be where they were written, or its ring is full.
 
 Invariants: a section is given back once, when the guest completed the packet that it was told of
 with, or when that could not be told; answers go out in their order, and wait here, a bounded
@@ -10,16 +11,17 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Final
 
 from vhostvmbus.channel import Channel
 from vhostvmbus.devices.net import nvsp
 from vhostvmbus.devices.net.buffers import ReceiveBuffer, Section
+from vhostvmbus.devices.net.datapath import Part
 from vhostvmbus.devices.net.errors import ReturnError
 from vhostvmbus.devices.net.nvsp import MessageType, RndisChannel
-from vhostvmbus.devices.net.receiver import Delivery
 from vhostvmbus.wire.errors import ChannelClosed, GuestError, PacketTooBig, SendQueueFull
 from vhostvmbus.wire.transfer import build_transfer_pages
 from vhostvmbus.wire.vmbus import PacketType
@@ -44,12 +46,19 @@ class Outbox:
         self.channels: dict[int, Channel] = {}
         """The open channels."""
         self.buffer: ReceiveBuffer | None = None
-        """Where answers go; frames bring theirs along."""
+        """Where they go; :meth:`use` sets it."""
         self.dropped = 0
         """RNDIS answers that the guest left no room for."""
+        self.lost = 0
+        """Frames, or parts of one, that could not be told of."""
         self._complain = complain
         self._lock = threading.Lock()
         self._waiting: deque[bytes] = deque()
+
+    def use(self, buffer: ReceiveBuffer | None) -> None:
+        """Uses this buffer from now on; the one before is not touched any more."""
+        with self._lock:
+            self.buffer = buffer
 
     def forget(self) -> None:
         """Nothing waits any more."""
@@ -66,17 +75,16 @@ class Outbox:
                     self.dropped += 1
             channel, buffer = self.channels.get(0), self.buffer
             while self._waiting and channel is not None and buffer is not None:
-                taken = buffer.take(1, reserve=0)
-                if not taken:
+                section = buffer.take()
+                if section is None:
                     self._wait_for_section()
-                    taken = buffer.take(1, reserve=0)  # one may have come just before
-                    if not taken:
+                    section = buffer.take()  # one may have come just before
+                    if section is None:
                         return
                 message = self._waiting.popleft()
-                (section,) = taken
                 section.write(message)
-                delivery = Delivery([(len(message), section.offset)], taken, section.spans)
-                if not self._tell(channel, buffer, delivery, _CONTROL):
+                ranges = [(len(message), section.offset)]
+                if not self._tell(channel, buffer, ranges, [section], _CONTROL):
                     self.dropped += 1
 
     def go_on(self) -> None:
@@ -84,29 +92,46 @@ class Outbox:
         if self._waiting:
             self.answer([])
 
-    def deliver(self, channel: int, buffer: ReceiveBuffer, delivery: Delivery) -> int:
-        """Tells the guest of frames; returns how many sections could not be told of."""
-        found = self.channels.get(channel) or self.channels.get(0)
-        if found is not None and self._tell(found, buffer, delivery, _DATA):
-            return 0
-        if found is None:
-            buffer.give(delivery.sections)
-        return len(delivery.sections)
+    def deliver(self, parts: Sequence[Part], lease: int) -> bool:
+        """Tells the guest of frames in its buffer of that lease; false if there is none any more.
+
+        A channel's parts come in a row, and are told of in one packet.
+        """
+        with self._lock:
+            buffer = self.buffer
+            if buffer is None or buffer.lease != lease:
+                self.lost += len(parts)
+                return False
+            for index, group in groupby(parts, lambda part: part.channel):
+                told = list(group)
+                ranges = [(part.byte_count, part.byte_offset) for part in told]
+                sections = [buffer.section_number(part.section) for part in told]
+                channel = self.channels.get(index) or self.channels.get(0)
+                if channel is None:
+                    buffer.give(sections)
+                if channel is None or not self._tell(channel, buffer, ranges, sections, _DATA):
+                    self.lost += len(told)
+            return True
 
     def _tell(
-        self, channel: Channel, buffer: ReceiveBuffer, delivery: Delivery, payload: bytes
+        self,
+        channel: Channel,
+        buffer: ReceiveBuffer,
+        ranges: list[tuple[int, int]],
+        sections: list[Section],
+        payload: bytes,
     ) -> bool:
         """Sends a transfer page packet; else the sections are free again."""
         try:
             channel.send(
                 payload,
                 packet_type=PacketType.DATA_USING_XFER_PAGES,
-                header=build_transfer_pages(buffer.set_id, delivery.ranges),
-                on_completion=partial(self._returned, channel, buffer, delivery.sections),
-                written=delivery.written,
+                header=build_transfer_pages(buffer.set_id, ranges),
+                on_completion=partial(self._returned, channel, buffer, sections),
+                written=[span for section in sections for span in section.spans],
             )
         except (ChannelClosed, SendQueueFull, PacketTooBig):
-            buffer.give(delivery.sections)
+            buffer.give(sections)
             return False
         return True
 

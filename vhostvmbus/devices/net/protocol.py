@@ -13,14 +13,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Final, assert_never
 
 from vhostvmbus.devices.net import buffers, nvsp, oids, rndis, status
 from vhostvmbus.devices.net.errors import NetError, NvspError, OidError, RndisError
-from vhostvmbus.devices.net.frame import ETHERNET_SIZE, VLAN_SIZE
 from vhostvmbus.devices.net.nvsp import Capability, MessageType, Status, Version
-from vhostvmbus.devices.net.oids import Adapter, Change
+from vhostvmbus.devices.net.oids import ETHERNET_SIZE, VLAN_SIZE, Adapter, Change
+from vhostvmbus.engine import lib
 
-MAX_FRAME: int = 65535
+MAX_FRAME: Final[int] = lib.VVB_NET_LONGEST_IP
 """Longest ``frame_size`` of an NDIS configuration that is taken."""
 
 
@@ -49,13 +50,6 @@ class Revoke:
 
 
 @dataclass(frozen=True, slots=True)
-class Messages:
-    """RNDIS messages are there to be looked at."""
-
-    packet: nvsp.RndisPacket
-
-
-@dataclass(frozen=True, slots=True)
 class OfferSubchannels:
     """Offer so many subchannels, then complete with :func:`subchannels_answer`.
 
@@ -66,7 +60,7 @@ class OfferSubchannels:
     count: int
 
 
-Action = Answer | Lend | Revoke | Messages | OfferSubchannels
+Action = Answer | Lend | Revoke | OfferSubchannels
 
 
 class Rndis(Enum):
@@ -126,10 +120,11 @@ class Protocol:
     # -- NVSP ----------------------------------------------------------------------------------
 
     def receive(self, payload: bytes, *, primary: bool = True) -> Action:
-        """What is to be done with a packet. Never raises."""
+        """What is to be done with a packet that is no RNDIS packet in a version that has those.
+        Never raises."""
         try:
             message = nvsp.decode(payload, self.version or 0)
-            if not primary and not isinstance(message, nvsp.RndisPacket):
+            if not primary:
                 raise NvspError("msg_type", payload[0], 0, "on a subchannel")
             return self._act(message)
         except NvspError as error:
@@ -137,8 +132,6 @@ class Protocol:
 
     def _act(self, message: nvsp.Message) -> Action:
         match message:
-            case nvsp.RndisPacket():
-                return Messages(message)
             case nvsp.Init():
                 return self._init(message)
             case nvsp.NdisVersion(major, minor):
@@ -168,8 +161,10 @@ class Protocol:
                 raise NvspError(
                     "msg_type", MessageType.SEND_RNDIS_PACKET_COMPLETE, 0, "in a packet"
                 )
-            case _:
+            case nvsp.OidQueryEx():
                 raise NvspError("msg_type", MessageType.OID_QUERY_EX, 0, "RNDIS has the OIDs")
+            case _:
+                assert_never(message)
 
     def _init(self, message: nvsp.Init) -> Action:
         if self.receive_lent or self.send_lent:
@@ -252,6 +247,8 @@ class Protocol:
                 )
             case rndis.Set(number, oid, information):
                 return self._set(number, oid, information)
+            case _:
+                assert_never(message)
 
     def _initialize(self, number: int, major: int, max_transfer_size: int) -> Outcome:
         if major != rndis.MAJOR_VERSION:

@@ -14,17 +14,15 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Final
 
-from vhostvmbus.devices.net import ppi
-from vhostvmbus.devices.net.errors import PacketInfoError, RndisError
+from vhostvmbus.devices.net.errors import RndisError
+from vhostvmbus.engine import lib
 
-HEADER_SIZE: Final = 8
-PACKET_SIZE: Final = 44
-"""Bytes of a packet message before its per-packet information: header and body."""
+HEADER_SIZE: Final[int] = lib.VVB_NET_RNDIS_HEADER_SIZE
 MAX_CONTROL_SIZE: Final = 8192
 """Longest control message taken, in bytes. Linux has 4 KiB for what an OID says."""
-MAX_PACKETS_PER_MESSAGE: Final = 64
+MAX_PACKETS_PER_MESSAGE: Final[int] = lib.VVB_NET_RNDIS_MESSAGES
 """Frames in one packet of the guest, announced in INITIALIZE_COMPLETE."""
 ALIGNMENT_SHIFT: Final = 3
 """Packets in one section begin at multiples of 8 bytes; likewise."""
@@ -39,7 +37,8 @@ COMPLETION: Final = 0x80000000
 class MessageType(IntEnum):
     """``ndis_msg_type``."""
 
-    PACKET = 1
+    PACKET = lib.VVB_NET_RNDIS_PACKET
+    """A frame: ``native/messages.c`` reads it."""
     INITIALIZE = 2
     HALT = 3
     QUERY = 4
@@ -98,9 +97,7 @@ class Keepalive:
 
 Control = Initialize | Halt | Query | Set | Reset | Keepalive
 
-_BODY = PACKET_SIZE - HEADER_SIZE
 _HEADER = struct.Struct("<II")
-_PACKET = struct.Struct("<11I")
 _INITIALIZE = struct.Struct("<8xIIII")
 _U32 = struct.Struct("<8xI")
 _OID = struct.Struct("<8xIIIII")
@@ -151,73 +148,7 @@ def _body(layout: struct.Struct, data: bytes, length: int) -> tuple[int, ...]:
     return layout.unpack_from(data)
 
 
-class PacketLayout(NamedTuple):
-    """Where things are in a packet message; offsets count from the message's first byte."""
-
-    length: int
-    data_offset: int
-    data_length: int
-    info_offset: int
-    info_length: int
-
-
-def packet_layout(data: bytes, available: int, at: int = 0) -> PacketLayout:
-    """The packet message at ``data[at:]``, of ``available`` bytes with what follows.
-
-    ``data`` is private memory and has the message's first :data:`PACKET_SIZE` bytes or more.
-    Raises :class:`RndisError`.
-    """
-    if available < PACKET_SIZE or len(data) - at < PACKET_SIZE:
-        _header(data[at:], available)
-        raise RndisError("msg_len", available, 4, f"less than {PACKET_SIZE}")
-    kind, length, offset, size, oob_offset, oob_size, _, info_offset, info_size, _, _ = (
-        _PACKET.unpack_from(data, at)
-    )
-    if kind != MessageType.PACKET:
-        raise RndisError("ndis_msg_type", kind, 0, "not a packet")
-    if not PACKET_SIZE <= length <= available:
-        raise RndisError("msg_len", length, 4, f"{PACKET_SIZE} to {available}")
-    room = length - HEADER_SIZE
-    if offset < _BODY or offset > room:
-        raise RndisError("data_offset", offset, 8)
-    if size > room - offset:
-        raise RndisError("data_len", size, 12)
-    if oob_size and (oob_offset < _BODY or oob_size > room - oob_offset):
-        raise RndisError("oob_data_len", oob_size, 20)
-    if info_size:
-        if info_offset < _BODY or info_offset > room:
-            raise RndisError("per_pkt_info_offset", info_offset, 28)
-        if info_size > room - info_offset:
-            raise RndisError("per_pkt_info_len", info_size, 32)
-        if info_size > ppi.MAX_SIZE:
-            raise PacketInfoError("per_pkt_info_len", info_size, 32, f"at most {ppi.MAX_SIZE}")
-    return PacketLayout(length, offset + HEADER_SIZE, size, info_offset + HEADER_SIZE, info_size)
-
-
 # -- what the host sends --------------------------------------------------------------------------
-
-
-def packet_header(data_offset: int, data_length: int, info: bytes = b"") -> bytes:
-    """A packet message up to its frame, of which the last byte is the message's.
-
-    ``data_offset`` counts from the message's first byte; the gap behind ``info`` is not written.
-    """
-    return (
-        _PACKET.pack(
-            MessageType.PACKET,
-            data_offset + data_length,
-            data_offset - HEADER_SIZE,
-            data_length,
-            0,
-            0,
-            0,
-            PACKET_SIZE - HEADER_SIZE if info else 0,
-            len(info),
-            0,
-            0,
-        )
-        + info
-    )
 
 
 def _message(kind: int, body: bytes) -> bytes:

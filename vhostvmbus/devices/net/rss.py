@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Receive-side scaling: which channel gets a frame. Toeplitz hash and indirection table.
+"""Receive-side scaling: which channel gets a frame, as the guest sets it.
 
-Sources: *Introduction to Receive Side Scaling* and *Verifying the RSS Hash Calculation* of the
-Windows driver documentation (the tests have its vectors); Linux ``hyperv_net.h``, ``struct
-ndis_recv_scale_cap`` and ``ndis_recv_scale_param``. An entry of the table is a channel's number.
+The Toeplitz hash of a frame picks an entry of the table, which is a channel's number. Sources:
+*Introduction to Receive Side Scaling* of the Windows driver documentation; Linux ``hyperv_net.h``,
+``struct ndis_recv_scale_cap`` and ``ndis_recv_scale_param``.
 
 Invariants: a table that was taken has only channels below the number announced; what is malformed
 raises an :class:`OidError` and changes nothing.
@@ -15,23 +15,24 @@ import struct
 from dataclasses import dataclass, field
 from typing import Final
 
-from vhostvmbus.devices.net import frame
 from vhostvmbus.devices.net.errors import OidDataInvalid, OidLengthInvalid
+from vhostvmbus.engine import lib
 
-TABLE_SIZE: Final = 128
+TABLE_SIZE: Final[int] = lib.VVB_NET_TABLE
 """Entries announced."""
-KEY_SIZE: Final = 40
-HASH_BYTES: Final = 36
-"""Longest input: two IPv6 addresses and two ports."""
+KEY_SIZE: Final[int] = lib.VVB_NET_KEY
 CAPABILITIES_TYPE: Final = 0x88
 PARAMETERS_TYPE: Final = 0x89
 REVISION: Final = 2
 
 TOEPLITZ: Final = 0x00000001
-HASH_IPV4: Final = 0x00000100
-HASH_TCP_IPV4: Final = 0x00000200
-HASH_IPV6: Final = 0x00000400
-HASH_TCP_IPV6: Final = 0x00001000
+HASH_TYPES: Final[int] = (
+    lib.VVB_NET_NDIS_HASH_IPV4
+    | lib.VVB_NET_NDIS_HASH_TCP_IPV4
+    | lib.VVB_NET_NDIS_HASH_IPV6
+    | lib.VVB_NET_NDIS_HASH_TCP_IPV6
+)
+"""What may be hashed: ``native/headers.c`` does it."""
 _CAPABILITY_TCP_IPV4: Final = 0x00000100
 _CAPABILITY_TCP_IPV6: Final = 0x00000200
 _CAPABILITY_AT_DPC: Final = 0x04000000
@@ -45,65 +46,14 @@ _PARAMETERS = struct.Struct("<BBHHHIHxxIHxxI")
 _CAPABILITIES = struct.Struct("<BBHIIIH")
 
 
-class Toeplitz:
-    """The hash for one key of 40 bytes, by a table for each byte of the input."""
-
-    def __init__(self, key: bytes) -> None:
-        bits = int.from_bytes(key, "big")
-        total = len(key) * 8
-        self.key = key
-        self._tables = []
-        for position in range(HASH_BYTES):
-            table = [0]
-            for bit in range(7, -1, -1):  # the least significant bit doubles the table first
-                window = bits >> (total - 32 - position * 8 - bit) & 0xFFFFFFFF
-                table += [value ^ window for value in table]
-            self._tables.append(table)
-
-    def hash(self, data: bytes) -> int:
-        """The 32-bit hash of at most 36 bytes."""
-        value = 0
-        for table, byte in zip(self._tables, data, strict=False):
-            value ^= table[byte]
-        return value
-
-
-def hash_input(head: bytes | bytearray, types: int) -> bytes:
-    """What of a frame is hashed: addresses, and ports of TCP; empty if nothing is."""
-    ethertype, at = frame.network_layer(head)
-    if ethertype == frame.IPV4 and len(head) >= at + 20:
-        addresses = bytes(head[at + 12 : at + 20])
-        ports = at + (head[at] & 0x0F) * 4
-        with_ports, without = HASH_TCP_IPV4, HASH_IPV4
-    elif ethertype == frame.IPV6 and len(head) >= at + 40:
-        addresses = bytes(head[at + 8 : at + 40])
-        ports = at + 40
-        with_ports, without = HASH_TCP_IPV6, HASH_IPV6
-    else:
-        return b""
-    if types & with_ports and frame.transport(head) == frame.TCP and len(head) >= ports + 4:
-        return addresses + bytes(head[ports : ports + 4])
-    return addresses if types & without else b""
-
-
 @dataclass(frozen=True, slots=True)
 class Scaling:
     """What the guest set; immutable, so that any thread may use it."""
 
     types: int = 0
     table: tuple[int, ...] = ()
-    toeplitz: Toeplitz | None = None
+    key: bytes = b""
     enabled: bool = False
-
-    def channel(self, head: bytes | bytearray) -> tuple[int, int | None]:
-        """``(channel, hash)`` of a frame; hash None if nothing of it is hashed."""
-        if not self.enabled or self.toeplitz is None:
-            return 0, None
-        data = hash_input(head, self.types)
-        if not data:
-            return 0, None
-        value = self.toeplitz.hash(data)
-        return self.table[value % len(self.table)], value
 
 
 @dataclass(slots=True)
@@ -142,18 +92,18 @@ class ReceiveScaling:
             raise OidDataInvalid("hdr.rev", revision, 1)
         old = self.current
         if flags & DISABLE:
-            self.current = Scaling(old.types, old.table, old.toeplitz, enabled=False)
+            self.current = Scaling(old.types, old.table, old.key, enabled=False)
             return
         types = old.types if flags & HASH_INFO_UNCHANGED else self._types(info)
         table = old.table if flags & TABLE_UNCHANGED else self._table(data, table_at, table_size)
-        toeplitz = old.toeplitz if flags & KEY_UNCHANGED else self._key(data, key_at, key_size)
-        self.current = Scaling(types, table, toeplitz, bool(types and table and toeplitz))
+        key = old.key if flags & KEY_UNCHANGED else self._key(data, key_at, key_size)
+        self.current = Scaling(types, table, key, bool(types and table and key))
 
     @staticmethod
     def _types(info: int) -> int:
         if info and not info & TOEPLITZ:
             raise OidDataInvalid("hashinfo", info, 8, "not Toeplitz")
-        return info & (HASH_IPV4 | HASH_TCP_IPV4 | HASH_IPV6 | HASH_TCP_IPV6)
+        return info & HASH_TYPES
 
     def _table(self, data: bytes, offset: int, size: int) -> tuple[int, ...]:
         if not size or size % 4 or size > TABLE_SIZE * 4:
@@ -166,19 +116,17 @@ class ReceiveScaling:
                 raise OidDataInvalid("indirection", entry, offset + 4 * number)
         return table
 
-    def _key(self, data: bytes, offset: int, size: int) -> Toeplitz:
+    @staticmethod
+    def _key(data: bytes, offset: int, size: int) -> bytes:
         if size != KEY_SIZE:
             raise OidDataInvalid("hashkey_size", size, 20)
         if offset < _PARAMETERS.size or offset + size > len(data):
             raise OidDataInvalid("hashkey_offset", offset, 24)
-        key = data[offset : offset + size]
-        old = self.current.toeplitz
-        return old if old is not None and old.key == key else Toeplitz(key)
+        return data[offset : offset + size]
 
     def parameters(self) -> bytes:
         """The parameters in force, for a query: header, table, key."""
         current = self.current
-        key = current.toeplitz.key if current.toeplitz else b""
         table = struct.pack(f"<{len(current.table)}I", *current.table)
         start = _PARAMETERS.size + 12
         head = _PARAMETERS.pack(
@@ -190,7 +138,7 @@ class ReceiveScaling:
             current.types | TOEPLITZ if current.enabled else 0,
             len(table),
             start,
-            len(key),
+            len(current.key),
             start + len(table),
         )
-        return head + bytes(12) + table + key
+        return head + bytes(12) + table + current.key

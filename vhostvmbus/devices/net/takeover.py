@@ -20,7 +20,7 @@ from typing import Final, Self
 
 from vhostvmbus.channel import Channel
 from vhostvmbus.device import wait_until_quiet
-from vhostvmbus.devices.net.buffers import ReceiveBuffer
+from vhostvmbus.devices.net.buffers import DEFAULT_SECTION, ReceiveBuffer
 from vhostvmbus.wire.errors import ChannelClosed, FrontEndError, GuestError, UsageError
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class BufferNote:
         if len(data) != _NOTE.size:
             return None
         magic, gpadl, buffer_id, section_size = _NOTE.unpack(data)
-        if magic != _MAGIC or not section_size:
+        if magic != _MAGIC or section_size < DEFAULT_SECTION:
             return None
         return cls(gpadl, buffer_id, section_size)
 

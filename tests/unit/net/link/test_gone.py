@@ -18,8 +18,9 @@ from tests.support.network import (
     require_root,
     wait_for,
 )
-from vhostvmbus.devices.net.link import Link, spec
+from vhostvmbus.devices.net.link import Link
 from vhostvmbus.devices.net.link.namespace import NAMES, RECORDS, call_in
+from vhostvmbus.devices.net.link.opening import open_link
 
 HOST, GUEST = bytes([10, 9, 0, 1]), bytes([10, 9, 0, 2])
 MAC = bytes.fromhex("525400000001")
@@ -33,7 +34,7 @@ def network() -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(text: str) -> Iterator[Link]:
-    with contextlib.closing(spec.open(text)) as link:
+    with contextlib.closing(open_link(text)) as link:
         yield link
 
 

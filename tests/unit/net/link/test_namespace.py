@@ -17,16 +17,16 @@ from tests.support.network import (
     wait_for,
 )
 from tests.support.taps import interface
-from vhostvmbus.devices.net.link import spec
 from vhostvmbus.devices.net.link.namespace import RECORDS, call_in
+from vhostvmbus.devices.net.link.opening import open_link
 
 
 def test_a_namespace_lives_as_long_as_its_users() -> None:
     require_root()
     name = namespace_name()
     here = os.readlink("/proc/thread-self/ns/net")
-    one = spec.open(f"netns:{name},ip=10.9.0.1/24")
-    other = spec.open(f"netns:{name}")
+    one = open_link(f"netns:{name},ip=10.9.0.1/24")
+    other = open_link(f"netns:{name}")
     assert os.readlink("/proc/thread-self/ns/net") == here
     assert one.name != other.name
     assert call_in(name, lambda: interface("lo"))["up"]  # type: ignore[index]
@@ -53,8 +53,8 @@ def test_anothers_namespace_is_used_and_left() -> None:
 
 HOLDER = """
 import sys, time
-from vhostvmbus.devices.net.link import spec
-links = [spec.open(text) for text in sys.argv[1:]]
+from vhostvmbus.devices.net.link.opening import open_link
+links = [open_link(text) for text in sys.argv[1:]]
 print(*[link.name for link in links], flush=True)
 time.sleep(1000)
 """

@@ -27,8 +27,10 @@ from tests.support.network import (
     udp,
     wait_for,
 )
-from vhostvmbus.devices.net.link import Capabilities, Link, LinkDown, Offload, spec
+from tests.support.vnet import Offload
+from vhostvmbus.devices.net.link import Capabilities, Link, LinkDown
 from vhostvmbus.devices.net.link import passt as passt_module
+from vhostvmbus.devices.net.link.opening import open_link
 
 MAC = bytes.fromhex("525400000001")
 ADDRESS, ROUTER = bytes([192, 0, 2, 2]), bytes([192, 0, 2, 1])
@@ -43,7 +45,7 @@ def network(network: None) -> None:
 
 def process_of(link: Link) -> int:
     """The pid of the passt that this process started for *link*."""
-    number = os.readlink(f"/proc/self/fd/{link.fileno(0)}")
+    number = os.readlink(f"/proc/self/fd/{link.port(0).fileno()}")
     assert number.startswith("socket:")
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     for task in Path("/proc/self/task").iterdir():
@@ -105,7 +107,7 @@ def test_an_address_by_dhcp() -> None:
         assert options[3] == ROUTER
         assert options[26] == struct.pack(">H", 1400)
         request = dhcp(3, bytes([50, 4]) + ADDRESS, bytes([54, 4]) + options[54])
-        assert guest.send(request[:30], request[30:])
+        assert guest.send(request)
         acknowledged, _ = guest.wait(is_dhcp, "an acknowledgement")
         assert dhcp_options(acknowledged)[53] == b"\x05"
 
@@ -182,16 +184,16 @@ def test_a_passt_that_dies_is_started_again(
     with opened("user") as link:
         guest = Guest(link)
         router = find_router(guest)
-        number, first = link.fileno(0), process_of(link)
+        number, first = link.port(0).fileno(), process_of(link)
         os.kill(first, signal.SIGKILL)
         wait_for(lambda: not link.carrier(), "the link is down")
-        assert guest.changes == 1
+        wait_for(lambda: guest.changes == 1, "a call")
         assert not guest.send(udp(router, MAC, ADDRESS, ROUTER, (1, 2), b"x"))
         assert guest.receive() is None
         assert "passt ended with status -9" in caplog.text
         wait_for(link.carrier, "the link is up again")
         assert guest.changes == 2
-        assert link.fileno(0) == number
+        assert link.port(0).fileno() == number
         assert process_of(link) != first
         assert find_router(guest) == router
         assert link.stats()["ended"] == 1
@@ -200,12 +202,12 @@ def test_a_passt_that_dies_is_started_again(
 @pytest.mark.usefixtures("network")
 def test_nothing_is_left_of_one_that_is_closed() -> None:
     before = set(os.listdir("/proc/self/fd"))
-    link = spec.open("user")
+    link = open_link("user")
     pid = process_of(link)
     link.close()
     link.close()
     assert not is_passt(pid)
-    with contextlib.closing(spec.open("user")) as link:
+    with contextlib.closing(open_link("user")) as link:
         Guest(link)
         pid = process_of(link)
     assert not is_passt(pid)
@@ -214,8 +216,8 @@ def test_nothing_is_left_of_one_that_is_closed() -> None:
 
 HOLDER = """
 import sys, time
-from vhostvmbus.devices.net.link import spec
-link = spec.open("user")
+from vhostvmbus.devices.net.link.opening import open_link
+link = open_link("user")
 print(link._process.pid, flush=True)
 time.sleep(1000)
 """
@@ -253,13 +255,13 @@ def test_a_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(LinkDown, match=f"passt did not start.*{port}"):
-            spec.open(f"user,hostfwd=tcp:{port}:22")
+            open_link(f"user,hostfwd=tcp:{port}:22")
 
 
 def test_no_passt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(LinkDown, match="apt install passt"):
-        spec.open("user")
+        open_link("user")
 
 
 def test_one_that_never_takes_frames(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -269,7 +271,7 @@ def test_one_that_never_takes_frames(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(passt_module, "START_PATIENCE", 0.5)
     with pytest.raises(LinkDown, match="did not start: I am thinking"):
-        spec.open("user")
+        open_link("user")
 
 
 LIAR = """#!{python}
@@ -294,5 +296,5 @@ def test_one_that_does_not_send_frames(
         wait_for(lambda: guest.receive() or not link.carrier(), "found out")
         wait_for(lambda: link.stats()["ended"], "ended")
         assert not link.carrier()
+        wait_for(lambda: guest.changes == 1, "a call")
         assert "a frame of 4294967295 bytes" in caplog.text
-        assert guest.changes == 1

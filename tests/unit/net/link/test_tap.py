@@ -3,7 +3,6 @@
 
 import os
 import socket
-import struct
 import threading
 import time
 
@@ -16,13 +15,13 @@ from tests.support.network import (
     namespace_name,
     namespaces,
     opened,
-    private_network,
     require_root,
     udp,
     wait_for,
 )
 from tests.support.taps import ALL, GUEST, HOST, MAC, interface
-from vhostvmbus.devices.net.link import Capabilities, Gso, Link, Offload
+from tests.support.vnet import Gso, Offload
+from vhostvmbus.devices.net.link import Capabilities, Link
 from vhostvmbus.devices.net.link.namespace import call_in
 
 
@@ -88,7 +87,7 @@ class Bridge:
 
     def __init__(self, one: Link, other: Link) -> None:
         self.longest = 0
-        self.segments: set[Gso] = set()
+        self.segments: set[int] = set()
         self.partial = 0
         self.bad = 0
         self.last = time.monotonic()
@@ -100,20 +99,20 @@ class Bridge:
             thread.start()
 
     def _carry(self, source: Link, target: Link) -> None:
-        room = memoryview(bytearray(70000))
         while self.running:
             quiet = True
             for queue in range(source.queues):
-                while (received := source.receive_into(queue, [room])) is not None:
+                while (received := source.port(queue).receive()) is not None:
                     quiet = False
                     self.last = time.monotonic()
-                    size, offload = received
-                    self.longest = max(self.longest, size)
+                    header, frame = received
+                    offload = Offload.unpack(header)
+                    self.longest = max(self.longest, len(frame))
                     self.segments.add(offload.gso)
                     self.partial += offload.needs_checksum
-                    if not offload.needs_checksum and room[23] == 6 and room[12:14] == b"\x08\x00":
-                        self.bad += not checksum_is_good(bytes(room[:size]))
-                    target.send(queue % target.queues, [room[:54], room[54:size]], offload)
+                    if not offload.needs_checksum and frame[23] == 6 and frame[12:14] == b"\x08\0":
+                        self.bad += not checksum_is_good(frame)
+                    target.port(queue % target.queues).send(frame, header)
             if quiet:
                 time.sleep(0.001)
 
@@ -218,9 +217,9 @@ def test_a_frame_that_just_fits_and_one_that_does_not() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.sendto(bytes(101), ("10.9.0.2", 9))
             sender.sendto(bytes(100), ("10.9.0.2", 9))
-        room = memoryview(bytearray(142))
-        received = link.receive_into(0, [room[:50], room[50:]])
-        assert received == (142, Offload())
+        received = link.port(0).receive(142)
+        assert received is not None
+        assert (received[0], len(received[1])) == (Offload().pack(), 142)
         assert link.stats()["too_long"] == 1
 
 
@@ -230,27 +229,6 @@ def test_nonsense_is_refused_and_counted() -> None:
         guest = Guest(link)
         frame = udp(MAC, MAC, GUEST, HOST, (1, 2), b"")
         assert not guest.send(frame, offload=Offload(needs_checksum=True, start=40, offset=6000))
-        assert not guest.send(frame, offload=Offload(needs_checksum=True, start=1 << 20))
         assert not guest.send(b"short")
-        assert link.stats()["send_failed"] == 3
+        assert link.stats()["send_failed"] == 2
         assert guest.send(frame)
-
-
-def test_the_header_of_a_strange_segment_is_dropped() -> None:
-    """Somebody else's TAP settings may let segments through that nobody asked for."""
-    with private_network(), opened("tap,ip=10.9.0.1/24") as link:
-        guest = Guest(link)
-        reader, writer = os.pipe2(os.O_NONBLOCK)
-        frame = udp(MAC, MAC, GUEST, HOST, (1, 2), b"")
-        for kind in (3, 0):  # UDP fragments; a plain frame
-            os.write(writer, struct.pack("<BBHHHH", 0, kind, 0, 0, 0, 0) + frame)
-        # A pipe has no message boundaries: room for exactly the frame, read one at a time.
-        os.dup2(reader, link.fileno(0))
-        room = memoryview(bytearray(len(frame)))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(link, "_spare", bytearray(0))
-            assert link.receive_into(0, [room]) == (len(frame), Offload())
-        assert link.stats()["bad_header"] == 1
-        del guest
-        os.close(reader)
-        os.close(writer)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.network import Guest, arp, private_network, udp, wait_for
-from vhostvmbus.devices.net.link import spec
+from vhostvmbus.devices.net.link.opening import open_link
 
 HOST, GUEST = bytes([10, 9, 0, 1]), bytes([10, 9, 0, 2])
 MAC, BROADCAST = bytes.fromhex("525400000001"), b"\xff" * 6
@@ -38,7 +38,7 @@ def recording(tmp_path: Path) -> Path:
     """Datagrams from a guest, and its question to the host, with the answer."""
     path = tmp_path / "card.pcapng"
     with private_network(), contextlib.closing(
-        spec.open(f"tap,ip=10.9.0.1/24,pcap={path}")
+        open_link(f"tap,ip=10.9.0.1/24,pcap={path}")
     ) as link:  # fmt: skip
         guest = Guest(link)
         for size in SIZES:
@@ -94,7 +94,7 @@ def test_capinfos_describes_the_file(recording: Path) -> None:
 def test_large_segments_are_whole(tmp_path: Path) -> None:
     """64 KiB in one frame, which is more than any wire takes."""
     path = tmp_path / "large.pcapng"
-    with private_network(), contextlib.closing(spec.open(f"tap,mtu=65520,pcap={path}")) as link:
+    with private_network(), contextlib.closing(open_link(f"tap,mtu=65520,pcap={path}")) as link:
         assert Guest(link).send(udp(BROADCAST, MAC, GUEST, HOST, (7, 9), bytes(65000)))
     text = output("tshark", "-n", "-r", path, "-T", "json", "-Y", "udp.dstport == 9")
     (frame,) = json.loads(text)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The link to nowhere: a card whose cable is not plugged in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from vhostvmbus.devices.net.link import Buffer, Capabilities, Offload
-from vhostvmbus.devices.net.link.idle import Slot
+from vhostvmbus.devices.net.link import Capabilities
+from vhostvmbus.devices.net.link.port import Framing, Port
 
 
 class NoLink:
@@ -13,48 +13,39 @@ class NoLink:
     name = "none"
     queues = 1
     capabilities = Capabilities()
-    direct = False
 
     def __init__(self, mac: bytes | None = None) -> None:
         self.mac = mac
         self.mtu = 1500
-        self._slot = Slot()
+        self._port = Port(Framing.DATAGRAM)
 
     def start(self, changed: Callable[[], None]) -> None:
-        """Nothing ever changes."""
+        """Does nothing: nothing ever changes."""
 
     def carrier(self) -> bool:
-        """False."""
+        """Returns false."""
         return False
 
-    def fileno(self, queue: int) -> int:
-        """A descriptor that is never readable."""
-        return self._slot.number
-
-    def receive_into(self, queue: int, buffers: Sequence[memoryview]) -> tuple[int, Offload] | None:
-        """None."""
-        return None
-
-    def send(self, queue: int, pieces: Sequence[Buffer], offload: Offload) -> bool:
-        """False."""
-        return False
+    def port(self, queue: int) -> Port:
+        """Returns a port that is never readable."""
+        return self._port
 
     def use_queues(self, count: int) -> None:
-        """There is one."""
+        """Takes one, which there is."""
         if count != 1:
             raise ValueError("a link to nowhere has one queue")
 
     def use_receive_offloads(self, wanted: Capabilities) -> None:
-        """Nothing is received."""
+        """Takes any: nothing is received."""
 
     def set_mtu(self, mtu: int) -> None:
-        """Any will do."""
+        """Takes any."""
         self.mtu = mtu
 
     def stats(self) -> dict[str, int]:
-        """Nothing to count."""
+        """Returns nothing: there is nothing to count."""
         return {}
 
     def close(self) -> None:
-        """Give the descriptor up."""
-        self._slot.close()
+        """Gives the descriptor up."""
+        self._port.close()

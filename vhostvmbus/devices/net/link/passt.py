@@ -11,26 +11,31 @@ Made for passt 2023-03-09 (Debian 12) and newer.
 """
 
 import contextlib
+import fcntl
 import logging
 import os
 import select
 import shutil
+import socket
+import struct
 import subprocess
+import termios
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
-from vhostvmbus.devices.net.link import PLAIN, Buffer, Capabilities, LinkDown, Offload
-from vhostvmbus.devices.net.link.frames import FrameSocket, StreamBroken, connected_pair
-from vhostvmbus.devices.net.link.idle import Slot
+from vhostvmbus.devices.net.link import Capabilities, LinkDown
+from vhostvmbus.devices.net.link.port import Framing, Port
 from vhostvmbus.devices.net.link.spec import MAX_MTU, LinkSpec
 
 log = logging.getLogger(__name__)
 
 PROGRAM: Final = "passt"
 SOCKET_BUFFER: Final = 4 << 20
+_SNDBUFFORCE: Final = 32
+"""``asm-generic/socket.h``."""
 START_PATIENCE: Final = 5.0
 """Seconds that passt has from its start until it takes frames."""
 FIRST_PAUSE: Final = 1.0
@@ -51,7 +56,6 @@ class Passt:
     name = "user"
     queues = 1
     capabilities = Capabilities()
-    direct = False
 
     def __init__(self, spec: LinkSpec) -> None:
         """Start passt. Raises LinkDown if it is not there or does not start.
@@ -65,17 +69,16 @@ class Passt:
         self.mtu = spec.mtu or 1500
         self._words = [program, *arguments(spec, self.mtu)]
         self._changed: Callable[[], None] = lambda: None
-        self._slot = Slot()
         self._process: subprocess.Popen[bytes] | None = None
-        self._frames: FrameSocket | None = None
-        self._sending, self._receiving = threading.Lock(), threading.Lock()
-        self._broken = self._silent = False
-        """Frames cannot be made of what comes; nothing more will be said."""
+        self._socket: socket.socket | None = None
+        self._silent = False
+        """Nothing more will be said."""
         self._said: deque[str] = deque(maxlen=_LAST_WORDS)
-        self._counters = {"send_failed": 0, "too_long": 0, "ended": 0}
+        self._ended = 0
         self._pause = FIRST_PAUSE
         self._started_at = 0.0
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._port = Port(Framing.STREAM, self._wake)
         self._closing = False
         self._thread = threading.Thread(target=self._tend, name="passt", daemon=True)
         try:
@@ -94,7 +97,7 @@ class Passt:
     def _start(self) -> None:
         """Start passt and wait until it takes frames. Raises LinkDown."""
         ours, theirs = connected_pair(SOCKET_BUFFER)
-        frames = FrameSocket(ours)
+        ours.setblocking(False)
         self._started_at = time.monotonic()
         self._said.clear()
         with theirs:
@@ -109,25 +112,25 @@ class Passt:
                     start_new_session=True,
                 )
             except OSError as error:
-                frames.close()
+                ours.close()
                 raise LinkDown(f"passt cannot be started: {error.strerror}") from error
         assert process.stderr is not None
         os.set_blocking(process.stderr.fileno(), False)
-        if not self._takes_frames(process, frames):
-            frames.close()
+        if not self._takes_frames(process, ours):
+            ours.close()
             self._end(process)
             raise LinkDown(f"passt did not start: {self._last_words()}")
-        with self._sending, self._receiving:
-            self._slot.put(os.dup(ours.fileno()))
-            self._process, self._frames = process, frames
-            self._broken = self._silent = False
+        self._silent = False
+        self._port.put(ours.fileno())
+        self._process, self._socket = process, ours
 
-    def _takes_frames(self, process: "subprocess.Popen[bytes]", frames: FrameSocket) -> bool:
+    def _takes_frames(self, process: "subprocess.Popen[bytes]", ours: socket.socket) -> bool:
         """Send a frame that nobody answers, and see whether it is taken."""
-        frames.send([_PROBE])
+        with contextlib.suppress(OSError):  # it has ended already
+            ours.send(struct.pack(">I", len(_PROBE)) + _PROBE)
         deadline = time.monotonic() + START_PATIENCE
         while process.poll() is None and time.monotonic() < deadline:
-            if not frames.unread():
+            if not _unread(ours):
                 return True
             time.sleep(0.01)
         return False
@@ -192,35 +195,32 @@ class Passt:
 
     def _wait(self) -> None:
         """Wait until there is something to do for the process that runs."""
-        process, frames = self._process, self._frames
+        process, ours = self._process, self._socket
         assert process is not None
         assert process.stderr is not None
-        assert frames is not None
+        assert ours is not None
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         if not self._silent:
             poll.register(process.stderr.fileno(), select.POLLIN)
-        poll.register(frames.socket, select.POLLOUT if frames.unfinished else 0)
+        poll.register(ours, 0 if self._port.flush() else select.POLLOUT)
         ready = dict(poll.poll())
         if self._closing:
             return
         if self._wake in ready:
             os.eventfd_read(self._wake)
-        state = ready.get(frames.socket.fileno(), 0)
-        if state & select.POLLOUT:
-            with self._sending:
-                frames.flush()
         self._silent = not self._listen(process)
-        if state & (select.POLLHUP | select.POLLERR):
-            self._lose(process, frames)
+        if ready.get(ours.fileno(), 0) & (select.POLLHUP | select.POLLERR):
+            self._lose(process, ours)
 
-    def _lose(self, process: "subprocess.Popen[bytes]", frames: FrameSocket) -> None:
-        with self._sending, self._receiving:
-            self._slot.empty()
-            self._process = self._frames = None
-            frames.close()
+    def _lose(self, process: "subprocess.Popen[bytes]", ours: socket.socket) -> None:
+        if reason := self._port.broken:
+            self._said.append(reason)
+        self._process = self._socket = None
+        self._port.empty()
+        ours.close()
         self._end(process)
-        self._counters["ended"] += 1
+        self._ended += 1
         log.error(
             "passt ended with status %s (%s); the network card has no link until it runs again",
             process.returncode,
@@ -232,40 +232,11 @@ class Passt:
 
     def carrier(self) -> bool:
         """Whether passt runs."""
-        return self._frames is not None and not self._broken
+        return self._socket is not None and self._port.broken is None
 
-    def fileno(self, queue: int) -> int:
-        """The socket."""
-        return self._slot.number
-
-    def receive_into(self, queue: int, buffers: Sequence[memoryview]) -> tuple[int, Offload] | None:
-        """One frame from passt."""
-        with self._receiving:
-            frames = self._frames
-            if frames is None or self._broken:
-                return None
-            try:
-                size = frames.receive_into(buffers)
-            except StreamBroken as error:
-                self._broken = True
-                self._said.append(str(error))
-                self._slot.empty()
-                frames.shut_down()  # the thread that looks after it sees to the rest
-                return None
-            finally:
-                self._counters["too_long"] += frames.take_too_long()
-        return None if size is None else (size, PLAIN)
-
-    def send(self, queue: int, pieces: Sequence[Buffer], offload: Offload) -> bool:
-        """One frame to passt."""
-        with self._sending:
-            frames = self._frames
-            if frames is None or offload.needs_checksum or offload.gso or not frames.send(pieces):
-                self._counters["send_failed"] += 1
-                return False
-            if frames.unfinished:
-                os.eventfd_write(self._wake, 1)
-        return True
+    def port(self, queue: int) -> Port:
+        """Returns the port to the socket."""
+        return self._port
 
     def use_queues(self, count: int) -> None:
         """There is one."""
@@ -283,7 +254,11 @@ class Passt:
 
     def stats(self) -> dict[str, int]:
         """Frames dropped, by reason; how often passt ended."""
-        return dict(self._counters)
+        return {
+            "send_failed": self._port.refused,
+            "too_long": self._port.too_long,
+            "ended": self._ended,
+        }
 
     def close(self) -> None:
         """End passt: its connection is closed."""
@@ -293,9 +268,9 @@ class Passt:
         os.eventfd_write(self._wake, 1)
         if self._thread.is_alive():
             self._thread.join()
-        if self._frames is not None:
-            self._frames.close()
-        self._slot.close()  # the last descriptor of the connection
+        if self._socket is not None:
+            self._socket.close()
+        self._port.close()  # the last descriptor of the connection
         if self._process is not None:
             self._end(self._process)
         os.close(self._wake)
@@ -308,3 +283,24 @@ def arguments(spec: LinkSpec, mtu: int) -> list[str]:
         option = "--tcp-ports" if forward.protocol == "tcp" else "--udp-ports"
         words += [option, f"{forward.address}/{forward.host_port}:{forward.guest_port}"]
     return words
+
+
+def _unread(ours: socket.socket) -> int:
+    """Whether the peer has not yet read all that was sent: more than 0."""
+    answer = fcntl.ioctl(ours, termios.TIOCOUTQ, bytes(4))
+    unread: int = struct.unpack("=i", answer)[0]
+    return unread
+
+
+def connected_pair(buffer_size: int) -> tuple[socket.socket, socket.socket]:
+    """Two connected sockets that hold *buffer_size* bytes, or as many as the host allows.
+
+    An ordinary user gets at most ``net.core.wmem_max``, root as many as wanted.
+    """
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    for end in pair:
+        try:
+            end.setsockopt(socket.SOL_SOCKET, _SNDBUFFORCE, buffer_size)
+        except OSError:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_size)
+    return pair

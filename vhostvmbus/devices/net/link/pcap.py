@@ -11,38 +11,35 @@ suffers. When the disk is full, the file ends with the last whole block, what ca
 counted, and recording goes on when there is room again.
 """
 
+from __future__ import annotations
+
+import errno
 import fcntl
 import logging
 import os
 import stat
 import struct
 import threading
-import time
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
-from vhostvmbus.devices.net.link import Buffer, Capabilities, Link, LinkDown, Offload
+from vhostvmbus.devices.net.link import Capabilities, Link, LinkDown
+from vhostvmbus.devices.net.link.port import Port
+from vhostvmbus.engine import ffi, lib
+
+if TYPE_CHECKING:
+    from vhostvmbus._engine import vvb_net_recording_state_p
 
 log = logging.getLogger(__name__)
 
 _SECTION: Final = 0x0A0D0D0A
 _INTERFACE: Final = 1
-_PACKET: Final = 6
 _BYTE_ORDER: Final = 0x1A2B3C4D
 _ETHERNET: Final = 1
 """LINKTYPE_ETHERNET."""
 _SNAP_LENGTH: Final = 1 << 18
 _OPTION_NAME: Final = 2
 _OPTION_RESOLUTION: Final = 9
-_OPTION_FLAGS: Final = 2
-INBOUND: Final = 1
-OUTBOUND: Final = 2
-_FRAME: Final = struct.Struct("<IIIIIII")
-"""Block type and length, interface, time (high, low), captured and original length."""
-_FRAME_END: Final = struct.Struct("<HHIHHI")
-"""The option "flags", the end of options, and the block's length again."""
-MAX_PIECES: Final = 1000
-"""Below IOV_MAX of Linux, 1024."""
 RETRY: Final = 1.0
 """Seconds for which nothing is recorded after the file could not be written."""
 
@@ -69,16 +66,15 @@ def file_header(name: str) -> bytes:
 
 
 class Recording:
-    """A file that frames are appended to; any thread may."""
+    """A file that frames are appended to as they pass a port, in C (``native/recording.c``).
+
+    What happens to the file is said by a thread of its own.
+    """
 
     def __init__(self, path: str, name: str) -> None:
         """Begin *path* anew. Raises LinkDown if that is impossible or another records there."""
         self._path = path
-        self._lock = threading.Lock()
-        self._end = 0
-        self._not_before = 0.0
-        self.lost = 0
-        """Frames that could not be recorded."""
+        self._closing = False
         try:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
         except OSError as error:
@@ -91,7 +87,6 @@ class Recording:
             header = file_header(name)
             if os.write(self._fd, header) != len(header):
                 raise LinkDown(f"pcap={path}: no space left on device")
-            self._end = len(header)
         except BlockingIOError as error:
             os.close(self._fd)
             raise LinkDown(f"pcap={path}: another one records there") from error
@@ -100,58 +95,56 @@ class Recording:
             if isinstance(error, LinkDown):
                 raise
             raise LinkDown(f"pcap={path}: {error.strerror}") from error
+        self._news = os.eventfd(0, os.EFD_CLOEXEC)
+        handle = lib.vvb_net_recording_new(self._fd, len(header), int(RETRY * 1e9), self._news)
+        if handle == ffi.NULL:
+            raise MemoryError("a recording")
+        self._handle = ffi.gc(handle, lib.vvb_net_recording_free)
+        self._thread = threading.Thread(target=self._watch, name="pcap", daemon=True)
+        self._thread.start()
 
-    def add(self, direction: int, pieces: Sequence[Buffer], size: int, when: int) -> None:
-        """Record the first *size* bytes of *pieces*, a frame, *when* nanoseconds after 1970."""
-        if len(pieces) > MAX_PIECES:
-            pieces = [b"".join(pieces)]
-        padding = -size % 4
-        total = _FRAME.size + size + padding + _FRAME_END.size
-        words: list[Buffer] = [
-            _FRAME.pack(_PACKET, total, 0, when >> 32, when & 0xFFFFFFFF, size, size)
-        ]
-        left = size
-        for piece in pieces:
-            if len(piece) >= left:
-                words.append(memoryview(piece)[:left])
-                break
-            words.append(piece)
-            left -= len(piece)
-        end = _FRAME_END.pack(_OPTION_FLAGS, 4, direction, 0, 0, total)
-        words.append(bytes(padding) + end)
-        with self._lock:
-            self._append(words, total)
+    def _state(self) -> vvb_net_recording_state_p:
+        state = ffi.new("struct vvb_net_recording_state *")
+        lib.vvb_net_recording_get_state(self._handle, state)
+        return state
 
-    def _append(self, words: Sequence[Buffer], total: int) -> None:
-        if self._not_before and time.monotonic() < self._not_before:
-            self.lost += 1
-            return
-        try:
-            written = os.pwritev(self._fd, words, self._end)
-            if written == total:
-                self._end += total
-                if self._not_before:
-                    log.warning("pcap=%s: recording again", self._path)
-                    self._not_before = 0.0
-                return
-            reason = "no space left on device"
-        except OSError as error:
-            reason = error.strerror or str(error)
-        self.lost += 1
-        if not self._not_before:
+    @property
+    def lost(self) -> int:
+        """How many frames could not be recorded."""
+        return int(self._state().lost)
+
+    def record(self, port: Port) -> None:
+        """Appends what passes there from now on, until the port is closed."""
+        port.record(self._handle)
+
+    def _watch(self) -> None:
+        said = 0
+        while not self._closing:
+            os.eventfd_read(self._news)
+            said = self._say(said)
+
+    def _say(self, said: int) -> int:
+        """Says what has become of the file since ``said`` was what kept it from being written."""
+        state = self._state()
+        error = int(state.error)
+        if error and not said:
+            reason = os.strerror(error) if error != errno.ENOSPC else "no space left on device"
             log.error("pcap=%s: %s; frames are not recorded for now", self._path, reason)
-        self._not_before = time.monotonic() + RETRY
-        try:
-            os.ftruncate(self._fd, self._end)
-        except OSError as error:
-            log.error("pcap=%s: %s", self._path, error.strerror)
+            if state.cut_error:
+                log.error("pcap=%s: %s", self._path, os.strerror(state.cut_error))
+        elif said and not error:
+            log.warning("pcap=%s: recording again", self._path)
+        return error
 
     def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
+        """Close the file, which nobody appends to any more."""
+        if not self._closing:
+            self._closing = True
+            os.eventfd_write(self._news, 1)
+            self._thread.join()
+            lib.vvb_net_recording_end(self._handle)
+            os.close(self._news)
+            os.close(self._fd)
 
 
 class Recorded:
@@ -161,6 +154,8 @@ class Recorded:
         """Raises LinkDown if the file cannot be made; *link* stays the caller's then."""
         self._recording = Recording(path, link.name)
         self._link = link
+        for queue in range(link.queues):
+            self._recording.record(link.port(queue))
 
     @property
     def name(self) -> str:
@@ -183,11 +178,6 @@ class Recorded:
         return self._link.mac
 
     @property
-    def direct(self) -> bool:
-        """False: all frames have to come by."""
-        return False
-
-    @property
     def capabilities(self) -> Capabilities:
         """As of the link."""
         return self._link.capabilities
@@ -200,24 +190,9 @@ class Recorded:
         """As of the link."""
         return self._link.carrier()
 
-    def fileno(self, queue: int) -> int:
-        """As of the link."""
-        return self._link.fileno(queue)
-
-    def receive_into(self, queue: int, buffers: Sequence[memoryview]) -> tuple[int, Offload] | None:
-        """As of the link, and recorded."""
-        received = self._link.receive_into(queue, buffers)
-        if received is not None:
-            self._recording.add(OUTBOUND, buffers, received[0], time.time_ns())
-        return received
-
-    def send(self, queue: int, pieces: Sequence[Buffer], offload: Offload) -> bool:
-        """As of the link, and recorded if the link took it."""
-        when = time.time_ns()  # the answer may be recorded before this frame is
-        sent = self._link.send(queue, pieces, offload)
-        if sent:
-            self._recording.add(INBOUND, pieces, sum([len(piece) for piece in pieces]), when)
-        return sent
+    def port(self, queue: int) -> Port:
+        """As of the link: what passes there is recorded."""
+        return self._link.port(queue)
 
     def use_queues(self, count: int) -> None:
         """As of the link."""

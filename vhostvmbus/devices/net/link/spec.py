@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a user writes what a card is connected to, and the link for it.
+"""How a user writes what a card is connected to.
 
     user[,hostfwd=tcp:[ADDRESS:]HOSTPORT:GUESTPORT]...[,mtu=N]
     tap[,ip=ADDRESS/LENGTH]...[,bridge=NAME][,mtu=N][,queues=N]
@@ -8,8 +8,8 @@
     netns:NAME[,ip=ADDRESS/LENGTH]...[,mtu=N][,queues=N]
     none
 
-each with ``,mac=xx:xx:xx:xx:xx:xx`` and ``,pcap=FILE``. :func:`parse` is pure; :func:`open` is
-what makes things on the host.
+each with ``,mac=xx:xx:xx:xx:xx:xx`` and ``,pcap=FILE``. Pure:
+:mod:`~vhostvmbus.devices.net.link.opening` is what makes things on the host.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from vhostvmbus.devices.net.link import Link
+from vhostvmbus.engine import lib
 
 MIN_MTU: Final = 576
 """Bytes; what every IPv4 host has to take (RFC 791)."""
 MAX_MTU: Final = 65520
 """Bytes; the longest IP packet, 65535, less an Ethernet header, in whole words."""
-MAX_QUEUES: Final = 64
+MAX_QUEUES: Final[int] = lib.VVB_NET_CHANNELS
 _KEYS: Final = {
     "user": {"hostfwd", "mtu"},
     "tap": {"ip", "bridge", "mtu", "queues"},
@@ -173,35 +173,3 @@ def _forward(text: str) -> Forward:
         _integer("host port", host_port, 1, 65535),
         _integer("guest port", guest_port, 1, 65535),
     )
-
-
-def open(spec: str | LinkSpec) -> Link:
-    """The link that *spec* asks for. Raises :class:`SpecError` and what making it raises, which
-    is :class:`~vhostvmbus.devices.net.link.LinkDown` with a message for the user."""
-    if isinstance(spec, str):
-        spec = parse(spec)
-    link = _make(spec)
-    if spec.pcap is None:
-        return link
-    from vhostvmbus.devices.net.link.pcap import Recorded
-
-    try:
-        return Recorded(link, spec.pcap)
-    except BaseException:
-        link.close()
-        raise
-
-
-def _make(spec: LinkSpec) -> Link:
-    """Each module only when it is asked for: what one of them needs may be absent."""
-    if spec.kind == "user":
-        from vhostvmbus.devices.net.link.passt import Passt
-
-        return Passt(spec)
-    if spec.kind == "none":
-        from vhostvmbus.devices.net.link.none import NoLink
-
-        return NoLink(spec.mac)
-    from vhostvmbus.devices.net.link.tap import Tap
-
-    return Tap(spec)

@@ -17,15 +17,15 @@ import logging
 import os
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from pyroute2 import IPRoute
 
-from vhostvmbus.devices.net.link import Buffer, Capabilities, LinkDown, Offload, vnet
+from vhostvmbus.devices.net.link import Capabilities, LinkDown
 from vhostvmbus.devices.net.link import interface as interfaces
-from vhostvmbus.devices.net.link.idle import Slot
 from vhostvmbus.devices.net.link.namespace import Namespace, call_in
+from vhostvmbus.devices.net.link.port import HEADER_SIZE, Framing, Port
 from vhostvmbus.devices.net.link.spec import LinkSpec
 from vhostvmbus.devices.net.link.watch import Watch
 
@@ -63,7 +63,6 @@ class Tap:
     """A link to a TAP; see :class:`~vhostvmbus.devices.net.link.Link`."""
 
     capabilities = Capabilities(checksum=True, tso4=True, tso6=True)
-    direct = True
 
     def __init__(self, spec: LinkSpec) -> None:
         """Make what *spec* asks for, or open the existing TAP that it names.
@@ -86,17 +85,15 @@ class Tap:
         self._master: int | None = None
         self._carrier = False
         self._lost = False
-        self._counters = dict.fromkeys(("too_long", "bad_header", "send_failed", "vanished"), 0)
-        self._spare = bytearray(1)
+        self._counters = {"vanished": 0}
         self._namespace = Namespace(spec.name) if spec.kind == "netns" and spec.name else None
         self._place = self._namespace.path if self._namespace else None
-        self._slots: list[Slot] = []
+        self._ports: list[Port] = []
         self._watch: Watch | None = None
         try:
             fds = call_in(self._place, self._make)
             self.queues = len(fds)
-            self._headers = [bytearray(vnet.SIZE) for _ in fds]
-            self._slots = [Slot() for _ in fds]
+            self._ports = [Port(Framing.DATAGRAM) for _ in fds]
             self._adopt(fds)
             self._watch = Watch(self.name, self._place, self._look)
         except BaseException as error:
@@ -125,7 +122,7 @@ class Tap:
             index = interfaces.find(name)
             if index is None:
                 raise OSError(errno.ENODEV, "the interface vanished")
-            fcntl.ioctl(fds[0], _TUNSETVNETHDRSZ, struct.pack("=i", vnet.SIZE))
+            fcntl.ioctl(fds[0], _TUNSETVNETHDRSZ, struct.pack("=i", HEADER_SIZE))
             with contextlib.suppress(OSError):  # an old kernel; then it is little-endian anyway
                 fcntl.ioctl(fds[0], _TUNSETVNETLE, struct.pack("=i", 1))
             if self._existing is None:
@@ -178,12 +175,12 @@ class Tap:
         """Use these descriptors from now on, as many and with the offloads that were asked for."""
         with self._lock:
             # An existing TAP may have come back with more or fewer queues.
-            self._attached = min(len(fds), len(self._slots))
+            self._attached = min(len(fds), len(self._ports))
             for fd in fds[self._used :]:
                 _set_queue(fd, _IFF_DETACH_QUEUE)
-            for slot, fd in zip(self._slots, fds, strict=False):
-                slot.put(fd)
-            for fd in fds[len(self._slots) :]:
+            for port, fd in zip(self._ports, fds, strict=False):
+                port.put(fd)
+            for fd in fds:
                 os.close(fd)
             self._set_offloads()
             self._lost = False
@@ -247,13 +244,17 @@ class Tap:
             self._lost = True
             self._carrier = False
             self._counters["vanished"] += 1
-            for slot in self._slots:
-                slot.empty()
+            for port in self._ports:
+                port.empty()
         self._changed()
 
     def carrier(self) -> bool:
         """Whether the interface is up and has its own carrier."""
         return self._carrier
+
+    def port(self, queue: int) -> Port:
+        """Returns the queue's port."""
+        return self._ports[queue]
 
     def set_mtu(self, mtu: int) -> None:
         """Give the interface this MTU. Raises OSError, of rights for one that is another's."""
@@ -271,11 +272,11 @@ class Tap:
             before, self._used = self._used, count
             if self._lost:
                 return
-            there = self._slots[: self._attached]
-            for slot in there[count:before]:
-                _set_queue(slot.number, _IFF_DETACH_QUEUE)
-            for slot in there[before:count]:
-                _set_queue(slot.number, _IFF_ATTACH_QUEUE)
+            there = self._ports[: self._attached]
+            for port in there[count:before]:
+                _set_queue(port.fileno(), _IFF_DETACH_QUEUE)
+            for port in there[before:count]:
+                _set_queue(port.fileno(), _IFF_ATTACH_QUEUE)
 
     def use_receive_offloads(self, wanted: Capabilities) -> None:
         """Tell the kernel what it may leave undone."""
@@ -289,57 +290,25 @@ class Tap:
         flags = 0
         if wanted.checksum:
             flags = _CHECKSUM | wanted.tso4 * _TSO4 | wanted.tso6 * _TSO6
-        fcntl.ioctl(self._slots[0].number, _TUNSETOFFLOAD, flags)
+        fcntl.ioctl(self._ports[0].fileno(), _TUNSETOFFLOAD, flags)
 
     def stats(self) -> dict[str, int]:
         """Frames dropped, by reason; how often the interface, or its bridge, vanished."""
-        return dict(self._counters)
+        return {
+            "too_long": sum(port.too_long for port in self._ports),
+            "send_failed": sum(port.refused for port in self._ports),
+            **self._counters,
+        }
 
     def close(self) -> None:
         """Give the descriptors up; with them goes a TAP that was made here."""
         if self._watch is not None:
             self._watch.close()
             self._watch = None
-        for slot in self._slots:
-            slot.close()
+        for port in self._ports:
+            port.close()
         if self._namespace is not None:
             self._namespace.close()
-
-    # -- frames ------------------------------------------------------------------------------------
-
-    def fileno(self, queue: int) -> int:
-        """The queue's descriptor."""
-        return self._slots[queue].number
-
-    def receive_into(self, queue: int, buffers: Sequence[memoryview]) -> tuple[int, Offload] | None:
-        """One frame; the header lands beside, the frame in *buffers*."""
-        number = self._slots[queue].number
-        header = self._headers[queue]
-        # The spare byte tells a frame that just fits from one that was cut off.
-        pieces: list[bytearray | memoryview] = [header, *buffers, self._spare]
-        room = vnet.SIZE + sum([len(buffer) for buffer in buffers])
-        while True:
-            try:
-                size = os.readv(number, pieces)
-            except OSError:  # nothing there (EAGAIN), or the interface has just vanished
-                return None
-            if size > room:
-                self._counters["too_long"] += 1
-                continue
-            try:
-                return size - vnet.SIZE, vnet.unpack(header)
-            except vnet.BadHeader as error:
-                self._counters["bad_header"] += 1
-                log.warning("%s: a frame was dropped: %s", self.name, error)
-
-    def send(self, queue: int, pieces: Sequence[Buffer], offload: Offload) -> bool:
-        """One frame."""
-        try:
-            os.writev(self._slots[queue].number, [vnet.pack(offload), *pieces])
-        except (OSError, vnet.BadHeader):  # down (EIO), no memory, vanished, or nonsense (EINVAL)
-            self._counters["send_failed"] += 1
-            return False
-        return True
 
 
 def own_mac(mac: bytes | None) -> bytes:

@@ -7,8 +7,6 @@
 
 #include "net.h"
 
-enum { HASH_IPV4 = 0x100, HASH_TCP_IPV4 = 0x200, HASH_IPV6 = 0x400, HASH_TCP_IPV6 = 0x1000 };
-
 uint64_t net_sum(uint64_t sum, const uint8_t *data, uint64_t len, bool odd)
 {
     uint64_t words = 0;
@@ -33,17 +31,17 @@ uint64_t net_sum(uint64_t sum, const uint8_t *data, uint64_t len, bool odd)
 
 bool net_layer(const uint8_t *head, uint32_t len, uint32_t *ethertype, uint32_t *network)
 {
-    if (len < ETHERNET_SIZE) {
+    if (len < VVB_NET_ETHERNET) {
         return false;
     }
     *ethertype = be16(head + 12);
-    *network = ETHERNET_SIZE;
+    *network = VVB_NET_ETHERNET;
     if (*ethertype == ETHERTYPE_VLAN) {
-        if (len < ETHERNET_SIZE + VLAN_SIZE) {
+        if (len < VVB_NET_ETHERNET + VVB_NET_VLAN) {
             return false;
         }
         *ethertype = be16(head + 16);
-        *network = ETHERNET_SIZE + VLAN_SIZE;
+        *network = VVB_NET_ETHERNET + VVB_NET_VLAN;
     }
     return true;
 }
@@ -102,14 +100,14 @@ bool net_hash(const struct vvb_net_config *config, const uint8_t *head, uint32_t
         size = 8;
         memcpy(input, head + network + 12, size);
         ports = network + (head[network] & 0x0fu) * 4;
-        with_ports = HASH_TCP_IPV4;
-        without = HASH_IPV4;
+        with_ports = VVB_NET_NDIS_HASH_TCP_IPV4;
+        without = VVB_NET_NDIS_HASH_IPV4;
     } else if (ethertype == ETHERTYPE_IPV6 && len >= network + 40) {
         size = 32;
         memcpy(input, head + network + 8, size);
         ports = network + 40;
-        with_ports = HASH_TCP_IPV6;
-        without = HASH_IPV6;
+        with_ports = VVB_NET_NDIS_HASH_TCP_IPV6;
+        without = VVB_NET_NDIS_HASH_IPV6;
     } else {
         return false;
     }

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What the data path's files share. See netapi.h for what Python sees, and ../sender.py and
- * ../receiver.py for the same in Python, for links that have no such descriptor.
+ * What the data path's files share. See netapi.h for what Python sees.
  *
  * Rules: what the guest wrote is copied before it is believed; of a frame's headers the copy is
  * sent. Numbers of RNDIS and NVSP are little-endian, those of frames big-endian, those of a
  * virtio-net header little-endian (Virtual I/O Device 1.2, section 5.1.6).
  *
  * Locks, in this order: config (read by whoever moves frames, written by whoever changes buffers,
- * channels or settings), pool (free sections). Neither is held while anybody waits.
+ * channels or settings), a port's two directions, pool (free sections) or a recording. None is held
+ * while anybody waits.
  */
 #ifndef VVB_NET_H
 #define VVB_NET_H
@@ -20,8 +20,6 @@
 
 #include "netapi.h"
 
-#define ETHERNET_SIZE 14u
-#define VLAN_SIZE 4u
 #define ETHERTYPE_VLAN 0x8100u
 #define ETHERTYPE_IPV4 0x0800u
 #define ETHERTYPE_IPV6 0x86ddu
@@ -29,25 +27,16 @@
 #define PROTOCOL_UDP 17u
 #define TCP_CHECKSUM 16u /* bytes into the header */
 #define UDP_CHECKSUM 6u
-#define LONGEST_IP 65535u
 
-/* Where a frame begins in a receive section (see ../buffers.py), and what of it is looked at. */
-#define FRAME_OFFSET 112u
+/* The longest frame, in bytes, and what of a received one is looked at. */
+#define LONGEST_FRAME (VVB_NET_LONGEST_IP + VVB_NET_ETHERNET + VVB_NET_VLAN)
 #define HEAD_SIZE 96u
 
-#define NVSP_RNDIS_PACKET 107u
-#define NVSP_RNDIS_PACKET_COMPLETE 108u
-#define NVSP_MESSAGE_SIZE 40u
-#define NO_SECTION 0xffffffffu
-
-#define RNDIS_PACKET 1u
-#define RNDIS_PACKET_SIZE 44u
-#define RNDIS_HEADER_SIZE 8u
-
+/* Per-packet information. The top bit of a kind says that it is RNDIS's own, not NDIS's. */
 enum { PPI_CHECKSUM = 0, PPI_LARGE_SEND = 2, PPI_VLAN = 6, PPI_HASH = 8 };
 #define PPI_PACKET_ID (1u << 31 | 1u)
 #define PPI_HEADER_SIZE 12u
-#define PPI_MAX_SIZE 1024u
+#define PPI_MAX_SIZE 1024u /* of a chain; Linux sends at most 64, Windows a few hundred */
 #define PPI_TCP_VALID (1u << 3)
 #define PPI_UDP_VALID (1u << 4)
 
@@ -62,7 +51,10 @@ struct vnet {
     uint16_t start;
     uint16_t offset;
 };
-_Static_assert(sizeof(struct vnet) == 10, "as on the wire");
+_Static_assert(sizeof(struct vnet) == VVB_NET_VNET, "as on the wire");
+
+/* Pieces of memory that a frame may be in, with two more for what a port adds. */
+#define NET_PIECES 256u
 
 /* A buffer of the guest's. skips[i] is how many bytes lie before segs[i]. */
 struct buffer {
@@ -98,6 +90,13 @@ struct channel {
     struct vvb_net_counts counts;
 };
 
+/* A queue of the link, of the thread that receives from it. */
+struct queue {
+    struct vvb_net_counts counts;
+    uint64_t starved_since; /* nanoseconds; 0: the guest has sections to spare */
+    uint16_t packet_id;     /* of coalesced frames */
+};
+
 struct vvb_net {
     pthread_rwlock_t lock;
     struct vvb_net_config config;
@@ -106,11 +105,10 @@ struct vvb_net {
     uint32_t set_id;
     int wake_fd; /* see vvb_net_wake_when_free() */
     struct pool pool;
-    uint32_t ports;
-    int fds[VVB_NET_CHANNELS];
-    uint16_t packet_id[VVB_NET_CHANNELS]; /* of coalesced frames, by queue */
+    uint32_t port_count;
+    struct vvb_net_port *ports[VVB_NET_CHANNELS];
     struct channel channels[VVB_NET_CHANNELS];
-    struct vvb_net_counts received[VVB_NET_CHANNELS];
+    struct queue queues[VVB_NET_CHANNELS];
 };
 
 static inline uint16_t be16(const uint8_t *at)
@@ -127,6 +125,14 @@ static inline void put_be16(uint8_t *at, uint32_t value)
 static inline uint32_t le32(const uint8_t *at)
 {
     return (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
+}
+
+static inline void put_le32(uint8_t *at, uint32_t value)
+{
+    at[0] = (uint8_t)value;
+    at[1] = (uint8_t)(value >> 8);
+    at[2] = (uint8_t)(value >> 16);
+    at[3] = (uint8_t)(value >> 24);
 }
 
 static inline uint32_t fold(uint64_t sum)
@@ -173,8 +179,70 @@ bool net_chain_undo(struct pool *pool, uint64_t id);
 uint32_t net_spans(const struct buffer *buffer, uint64_t offset, uint64_t len,
                    struct vvb_span *spans, uint32_t max);
 
-/* transmit.c: sends all frames of an RNDIS packet, or none; under the lock, for reading */
+/*
+ * transmit.c: sends all frames of an RNDIS packet, or none, if it is not as it should be; under the
+ * lock, for reading
+ */
 bool net_transmit(struct vvb_net *net, uint32_t channel, const struct vvb_batch *batch,
                   const struct vvb_packet *packet);
+
+/* messages.c */
+
+/* The packet's bytes: copied ones up to there, the rest in segs from skip on. */
+struct bytes {
+    uint8_t *copy;
+    uint32_t copied;
+    uint64_t length;
+    const struct vvb_seg *segs;
+    uint32_t seg_count;
+    uint64_t section; /* bytes that are not in segs */
+};
+/* Where a frame is in the packet's bytes, and what is to be done with it. */
+struct frame {
+    struct vnet vnet;
+    uint32_t start;
+    uint32_t length;
+    bool tagged;
+    uint16_t tag;
+};
+/*
+ * Understands the message at that place, and puts into its headers, in the copy, what the guest
+ * left to be done there. Its length, or 0: fault says what is wrong; or nothing, if that cannot be
+ * said of what was copied.
+ */
+uint32_t net_message(const struct vvb_net_config *config, struct bytes *bytes, uint32_t at,
+                     struct frame *frame, struct vvb_net_fault *fault);
+bool net_wrong(struct vvb_net_fault *fault, uint32_t error, const char *field, uint64_t value,
+               uint32_t offset, const char *detail);
+
+/* receive.c */
+
+/* Takes some frames from a queue of the link; what it returns says what to do next. */
+enum net_next {
+    NET_MORE,       /* there may be more */
+    NET_EMPTY,      /* no frame waits */
+    NET_NO_SECTION, /* the guest has them all */
+};
+enum net_next net_take_some(struct vvb_net *net, uint32_t queue, struct vvb_net_taken *taken);
+/* Takes some frames for nothing, and counts them there. */
+enum net_next net_drop_some(struct vvb_net_port *port, uint64_t *counter);
+
+/* tell.c: hands parts over to the guest; those that it cannot are taken->parts */
+void net_tell(struct vvb_net *net, uint32_t queue, struct vvb_net_part *parts, uint32_t count,
+              struct vvb_net_taken *taken);
+
+/* ports.c: iov[0], and for reading iov[count], are the port's to use */
+
+/* Bytes of the frame, which may be more than there is room for; -1: no frame waits. */
+ssize_t net_port_read(struct vvb_net_port *port, struct vnet *vnet, struct iovec *iov,
+                      uint32_t count);
+/* False: it is refused, whole. */
+bool net_port_write(struct vvb_net_port *port, const struct vnet *vnet, struct iovec *iov,
+                    uint32_t count, uint32_t length);
+
+/* recording.c */
+uint64_t net_now(int clock); /* nanoseconds */
+void net_record(struct vvb_net_recording *recording, uint32_t direction, const struct iovec *iov,
+                uint32_t count, uint32_t length, uint64_t when);
 
 #endif

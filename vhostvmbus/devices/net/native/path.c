@@ -89,14 +89,30 @@ void vvb_net_configure(struct vvb_net *net, const struct vvb_net_config *config)
     pthread_rwlock_unlock(&net->lock);
 }
 
-void vvb_net_ports(struct vvb_net *net, const int *fds, uint32_t count)
+int vvb_net_set_queue(struct vvb_net *net, uint32_t queue, struct vvb_net_port *port)
 {
+    if (queue >= VVB_NET_CHANNELS) {
+        return EINVAL;
+    }
     pthread_rwlock_wrlock(&net->lock);
-    net->ports = count < VVB_NET_CHANNELS ? count : VVB_NET_CHANNELS;
-    for (uint32_t i = 0; i < net->ports; i++) {
-        vvb_store(&net->fds[i], fds[i]); /* vvb_net_serve() waits without the lock */
+    vvb_store(&net->ports[queue], port); /* vvb_net_serve() waits without the lock */
+    pthread_rwlock_unlock(&net->lock);
+    return 0;
+}
+
+int vvb_net_use_queues(struct vvb_net *net, uint32_t count)
+{
+    int ret = count > VVB_NET_CHANNELS ? EINVAL : 0;
+
+    pthread_rwlock_wrlock(&net->lock);
+    for (uint32_t i = 0; !ret && i < count; i++) {
+        ret = net->ports[i] ? 0 : EINVAL;
+    }
+    if (!ret) {
+        net->port_count = count;
     }
     pthread_rwlock_unlock(&net->lock);
+    return ret;
 }
 
 /* ---- buffers ---- */
@@ -175,7 +191,7 @@ int vvb_net_lend_receive(struct vvb_net *net, const void *segs, uint32_t count, 
         pool_drop(&net->pool);
     }
     if (segs) {
-        ret = section <= FRAME_OFFSET + HEAD_SIZE
+        ret = section <= VVB_NET_FRAME_OFFSET + HEAD_SIZE
                   ? EINVAL
                   : buffer_make(&net->receive, segs, count, section);
         if (!ret && first > net->receive.sections) {
@@ -275,7 +291,7 @@ void vvb_net_take_news(struct vvb_net *net, uint32_t index, struct vvb_net_news 
 
 const struct vvb_net_counts *vvb_net_received(struct vvb_net *net, uint32_t queue)
 {
-    return &net->received[queue % VVB_NET_CHANNELS];
+    return &net->queues[queue % VVB_NET_CHANNELS].counts;
 }
 
 /* ---- packets of the guest ---- */
@@ -298,10 +314,10 @@ static bool fits(const struct vvb_plan *plan, const struct vvb_batch *batch,
         return packet->transaction_id >> 63;
     case PKT_DATA_INBAND:
     case PKT_DATA_USING_GPA_DIRECT:
-        /* NVSP's data channel is number 0. */
         todo->length = packet->external_length;
         return packet->flags & VVB_COMPLETION_REQUESTED && length >= 16 &&
-               le32(payload) == NVSP_RNDIS_PACKET && !le32(payload + 4);
+               le32(payload) == VVB_NET_NVSP_RNDIS_PACKET &&
+               le32(payload + 4) == VVB_NET_NVSP_DATA;
     default:
         return false;
     }
@@ -335,7 +351,7 @@ static bool perform(const struct vvb_plan *plan, struct vvb_batch *batch,
     if (packet->type == PKT_COMP) {
         done = returned(net, mine->channel, packet->transaction_id);
         if (done && (packet->length - packet->payload_offset < 8 ||
-                     le32(payload) != NVSP_RNDIS_PACKET_COMPLETE)) {
+                     le32(payload) != VVB_NET_NVSP_RNDIS_PACKET_COMPLETE)) {
             __atomic_add_fetch(&net->channels[mine->channel].bad_returns, 1, __ATOMIC_RELAXED);
         }
         /* full: the section, then the wish; pairs with the wish, then a look for a section */
@@ -349,8 +365,8 @@ static bool perform(const struct vvb_plan *plan, struct vvb_batch *batch,
     } else {
         done = net_transmit(net, mine->channel, batch, packet);
         if (done) {
-            static const uint8_t success[NVSP_MESSAGE_SIZE] = {NVSP_RNDIS_PACKET_COMPLETE, 0, 0, 0,
-                                                               1};
+            static const uint8_t success[VVB_NET_NVSP_SIZE] = {
+                [0] = VVB_NET_NVSP_RNDIS_PACKET_COMPLETE, [4] = VVB_NET_NVSP_SUCCESS};
 
             memcpy(vvb_plan_answer(batch, packet, sizeof(success)), success, sizeof(success));
         }

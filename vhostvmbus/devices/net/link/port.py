@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Ports: the queues of a link, as the card's data path in C takes frames from them and sends them.
+
+A :class:`Port` is a descriptor number that is constant until :meth:`Port.close`. Threads of the
+card read and write it while the link replaces what is behind it, in one step: a number that was
+closed could be somebody else's file a moment later. How frames go through it is its
+:class:`Framing`; the rules are in ``native/ports.c``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+from vhostvmbus.engine import ffi, lib
+
+if TYPE_CHECKING:
+    from vhostvmbus._engine import Pointer, vvb_net_port, vvb_net_port_state_p, vvb_net_recording
+
+HEADER_SIZE: Final[int] = lib.VVB_NET_VNET
+"""Bytes of the virtio-net header in front of a frame, of :attr:`Framing.DATAGRAM`."""
+_PLAIN: Final = bytes(HEADER_SIZE)
+
+
+class Framing(IntEnum):
+    """How frames go through a descriptor, which must not block."""
+
+    DATAGRAM = lib.VVB_NET_PORT_DATAGRAM
+    """Each with a virtio-net header (Virtual I/O Device 1.2, section 5.1.6) in front, one a read or
+    write. It is how a TAP device talks."""
+    STREAM = lib.VVB_NET_PORT_STREAM
+    """On a stream socket, each behind its length, 32 bits, big-endian; checksums are complete. It
+    is how QEMU's ``-netdev stream`` and passt talk (passt(1))."""
+
+
+class Port:
+    """One queue of a link. Any thread; one at a time each direction."""
+
+    def __init__(self, framing: Framing, wake_fd: int = -1) -> None:
+        """Makes a port with nothing behind it, on which no frame comes and which takes none.
+
+        ``wake_fd`` is an eventfd that is signalled when the rest of a frame waits for room in a
+        stream: :meth:`flush` it when the socket is writable.
+        """
+        handle = lib.vvb_net_port_new(framing, wake_fd)
+        if handle == ffi.NULL:
+            raise OSError(errno.EMFILE, f"a link's port: {os.strerror(errno.EMFILE)}, or no memory")
+        self._port = ffi.gc(handle, lib.vvb_net_port_free)
+        self._recording: Pointer[vvb_net_recording] | None = None
+
+    @property
+    def handle(self) -> Pointer[vvb_net_port]:
+        """The data path's ``struct vvb_net_port *``."""
+        return self._port
+
+    def fileno(self) -> int:
+        """Returns the descriptor's number; -1 once the port is closed."""
+        return int(lib.vvb_net_port_fd(self.handle))
+
+    def put(self, fd: int) -> None:
+        """Lets the number mean what ``fd`` means, which stays the caller's.
+
+        What was begun on the descriptor before, in either direction, is forgotten.
+        """
+        error = lib.vvb_net_port_put(self.handle, fd)
+        if error:
+            raise OSError(error, os.strerror(error))
+
+    def empty(self) -> None:
+        """Lets the number mean nothing."""
+        self.put(-1)
+
+    def flush(self) -> bool:
+        """Sends what is left of a frame; true if nothing is left."""
+        return bool(lib.vvb_net_port_flush(self.handle))
+
+    def _state(self) -> vvb_net_port_state_p:
+        state = ffi.new("struct vvb_net_port_state *")
+        lib.vvb_net_port_get_state(self._port, state)
+        return state
+
+    @property
+    def refused(self) -> int:
+        """How many frames could not be sent."""
+        return int(self._state().refused)
+
+    @property
+    def too_long(self) -> int:
+        """How many frames were dropped because the card had too little room for them."""
+        return int(self._state().too_long)
+
+    @property
+    def broken(self) -> str | None:
+        """Why frames cannot be made any more of what comes; None as long as they can."""
+        state = self._state()
+        if state.broken == lib.VVB_NET_PORT_NONSENSE:
+            return f"a frame of {state.bad_length} bytes"
+        return "the connection was closed" if state.broken == lib.VVB_NET_PORT_CLOSED else None
+
+    def send(self, frame: bytes, header: bytes = _PLAIN) -> bool:
+        """Sends a frame that is no card's; false if it was refused."""
+        if len(header) != HEADER_SIZE:
+            raise ValueError(f"a virtio-net header has {HEADER_SIZE} bytes")
+        return bool(lib.vvb_net_port_send(self.handle, header, frame, len(frame)))
+
+    def receive(self, room: int = 1 << 17) -> tuple[bytes, bytes] | None:
+        """Takes a frame that is for no card: the virtio-net header and the frame.
+
+        None if none waits. One that is longer than ``room`` bytes is dropped.
+        """
+        header, data = ffi.new("char[]", HEADER_SIZE), ffi.new("char[]", room)
+        size = lib.vvb_net_port_receive(self.handle, header, data, room)
+        if size < 0:
+            return None
+        return bytes(ffi.buffer(header)), bytes(ffi.buffer(data, size))
+
+    def record(self, recording: Pointer[vvb_net_recording]) -> None:
+        """Appends what passes from now on to a recording, ``struct vvb_net_recording *``."""
+        self._recording = recording  # the port points to it
+        lib.vvb_net_port_record(self._port, recording)
+
+    def close(self) -> None:
+        """Gives the descriptor up; again does nothing. No frame comes or is taken any more."""
+        lib.vvb_net_port_close(self._port)
