@@ -37,9 +37,10 @@ from vhostvmbus.vhost_user.gpadl import SEALS, read_list
 from vhostvmbus.vhost_user.session import BackEndSession, Call, FrontEndSession
 from vhostvmbus.wire.errors import GpadlInvalid, GpaRangeError
 from vhostvmbus.wire.gpa import GpaRange, build_ranges, parse_ranges, pfn_count
+from vhostvmbus.wire.offer import Offer
 
 FEATURES = m.REQUIRED_FEATURES | m.ProtocolFeature.VMBUS_CODE_MAP
-OFFER = m.OfferReply(UUID(int=1), UUID(int=2), 0, 0, 2, 4, b"")
+OFFER = m.OfferReply(Offer(UUID(int=1), UUID(int=2), channels=2, max_channels=4))
 NEGOTIATION: list[tuple[m.Message, int]] = [
     (m.GetFeatures(), 0),
     (m.GetProtocolFeatures(), 0),

@@ -25,6 +25,7 @@ from vhostvmbus.vhost_user.server import Server
 from vhostvmbus.wire.errors import FrontEndError
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
+from vhostvmbus.wire.offer import Offer
 
 
 class Recorder:
@@ -45,8 +46,8 @@ class Recorder:
         if error is not None:
             raise error
 
-    def offer(self) -> m.OfferReply:
-        return OFFER
+    def offer(self) -> Offer:
+        return OFFER.offer
 
     def connected(self) -> None:
         assert self.offers.offer_channel is not None
@@ -140,7 +141,7 @@ class Running:
         front_end = FrontEnd(self.raw(), FEATURES, handler)
         try:
             if negotiate:
-                assert front_end.negotiate() == OFFER
+                assert front_end.negotiate() == OFFER.offer
             yield front_end
         finally:
             front_end.close()

@@ -12,10 +12,9 @@ from vhostvmbus.vhost_user.bookkeeping import Limits
 from vhostvmbus.vhost_user.codec import NEED_REPLY, Decoder, Direction, encode
 from vhostvmbus.vhost_user.messages import ProtocolFeature, Request
 from vhostvmbus.vhost_user.session import BackEndSession, Call, Refused
+from vhostvmbus.wire.offer import Offer
 
-OFFER = m.OfferReply(
-    UUID("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f"), UUID(int=0), 0, 0, 1, 2, bytes(120)
-)
+OFFER = m.OfferReply(Offer(UUID("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f"), max_channels=2))
 FEATURES = (
     m.REQUIRED_FEATURES
     | ProtocolFeature.VMBUS_CODE_MAP

@@ -9,7 +9,6 @@ channels and the guest's memory; sockets are the business of ``vhost_user.server
 from vhostvmbus.channel import Channel, ChannelState, ChannelStats, Packet
 from vhostvmbus.device.device import Device
 from vhostvmbus.device.host import DeviceHost
-from vhostvmbus.device.offer import Offer
 from vhostvmbus.device.quiet import wait_until_quiet
 from vhostvmbus.memory import CodeMap, ExternalData
 from vhostvmbus.ring import AnyPlan, Number, Operation, Plan, RingState, Rule
@@ -44,6 +43,7 @@ from vhostvmbus.wire.errors import (
 )
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
+from vhostvmbus.wire.offer import Offer
 from vhostvmbus.wire.transfer import build_transfer_pages
 from vhostvmbus.wire.vmbus import PAGE_SIZE, ChannelFlag, PacketType
 

@@ -16,7 +16,6 @@ from typing import Any
 from vhostvmbus.channel import Channel, ChannelInfo, ChannelStats, GpadlTable, Packet
 from vhostvmbus.device.device import Device
 from vhostvmbus.device.loop import DeviceLoop
-from vhostvmbus.device.offer import Offer
 from vhostvmbus.device.offers import ChannelOffers
 from vhostvmbus.device.unplug import Unplugging
 from vhostvmbus.memory import CodeMap, GuestMemory, Region
@@ -34,7 +33,8 @@ from vhostvmbus.wire.errors import (
 )
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
-from vhostvmbus.wire.vmbus import PAGE_SIZE, USER_DEFINED_SIZE
+from vhostvmbus.wire.offer import Offer
+from vhostvmbus.wire.vmbus import CHANNEL_FLAGS_MASK, PAGE_SIZE, USER_DATA_SIZE
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,10 @@ class DeviceHost:
         ):
             if getattr(device, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
+        # A front end may meet flags that are newer than itself; a device's author has none of them.
+        unknown = device.channel_flags & ~CHANNEL_FLAGS_MASK
+        if unknown:
+            raise ValueError(f"channel_flags has unknown bits {unknown:#x}")
         return Offer(
             device.class_id,
             device.instance_id,
@@ -230,7 +234,7 @@ class DeviceHost:
             try:
                 return self._open(
                     ChannelInfo(
-                        index, target_vp, version, user_data.ljust(USER_DEFINED_SIZE, b"\0"), resume
+                        index, target_vp, version, user_data.ljust(USER_DATA_SIZE, b"\0"), resume
                     ),
                     gpadl_id,
                     ring_offset,

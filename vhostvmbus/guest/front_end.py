@@ -21,6 +21,7 @@ from vhostvmbus.vhost_user.messages import ProtocolFeature
 from vhostvmbus.vhost_user.session import QUERIES, FrontEndSession, Reply
 from vhostvmbus.vhost_user.sockets import close_all, receive, receive_before, send
 from vhostvmbus.wire.ntstatus import NtStatus
+from vhostvmbus.wire.offer import Offer
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class FrontEnd:
         )
         self._thread.start()
 
-    def negotiate(self) -> m.OfferReply:
+    def negotiate(self) -> Offer:
         """Everything from ``GET_FEATURES`` to the offer."""
         self.request(m.GetFeatures())
         self.request(m.GetProtocolFeatures())
@@ -68,9 +69,9 @@ class FrontEnd:
         self.request(m.SetBackendReqFd(), [self._theirs.fileno()])
         self._theirs.close()
         self.request(m.GetMaxMemSlots())
-        offer = self.request(m.GetOffer())
-        assert isinstance(offer, m.OfferReply)
-        return offer
+        answer = self.request(m.GetOffer())
+        assert isinstance(answer, m.OfferReply)
+        return answer.offer
 
     @property
     def features(self) -> ProtocolFeature:

@@ -19,6 +19,7 @@ from vhostvmbus.guest.errors import NotOffered
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.errors import Disconnected, RequestRefused
 from vhostvmbus.wire.ntstatus import NtStatus
+from vhostvmbus.wire.offer import Offer
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class GuestOffers:
             self._withdrawn = False
             self._changed.notify_all()
 
-    def limit(self, offer: m.OfferReply) -> None:
+    def limit(self, offer: Offer) -> None:
         """The back end offers this."""
         with self._changed:
             self._channels, self._max_channels = offer.channels, offer.max_channels

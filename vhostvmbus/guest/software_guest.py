@@ -39,7 +39,8 @@ from vhostvmbus.vhost_user.messages import ProtocolFeature
 from vhostvmbus.vhost_user.server import Server
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
-from vhostvmbus.wire.vmbus import vmbus_version
+from vhostvmbus.wire.offer import Offer
+from vhostvmbus.wire.vmbus import USER_DATA_SIZE, vmbus_version
 
 #: What a guest of VMBus 5.3 puts into its opening.
 VERSION = vmbus_version(5, 3)
@@ -91,7 +92,7 @@ class SoftwareGuest:
         self._takes_offers = takes_offers
         self.gpadls: dict[int, GuestGpadl] = {}
         self.channels: dict[int, GuestChannel] = {}
-        self.offer: m.OfferReply | None = None
+        self.offer: Offer | None = None
         #: the server, where :meth:`for_device` runs one
         self.server: Server | None = None
         self.host: DeviceHost | None = None
@@ -131,7 +132,7 @@ class SoftwareGuest:
         for wanted, offered in ((class_id, offer.class_id), (instance_id, offer.instance_id)):
             if wanted is not None and wanted != offered:
                 guest.close()
-                raise NoSuchDevice(f"{offered} is offered at {os.fspath(path)}, not {wanted}")
+                raise NoSuchDevice(f"{offered or UUID(int=0)} is offered at {path}, not {wanted}")
         return guest
 
     @classmethod
@@ -440,7 +441,7 @@ class SoftwareGuest:
                 target_vp,
                 version,
                 0,
-                user_data.ljust(m.USER_DATA_SIZE, b"\0"),
+                user_data.ljust(USER_DATA_SIZE, b"\0"),
             )
             opening = _Opening(message, kick, call)
             self._open(opening, 0)

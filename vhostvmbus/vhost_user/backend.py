@@ -11,6 +11,7 @@ from typing import Protocol
 
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
+from vhostvmbus.wire.offer import Offer
 
 #: Blocks until the front end has discarded its translations of these
 #: ``(guest_phys_addr, size)`` ranges; at most 200 in one call.
@@ -19,13 +20,6 @@ Invalidate = Callable[[list[tuple[int, int]]], None]
 #: Returns when the front end has taken note that this channel is to be offered, or taken back;
 #: raises :class:`~vhostvmbus.wire.errors.OfferRefused`.
 ChannelRequest = Callable[[int], None]
-
-
-class PackedOffer(Protocol):
-    """An offer that can write itself."""
-
-    def pack(self) -> bytes:
-        """The 160 bytes of the reply to ``VMBUS_GET_OFFER``."""
 
 
 class Inflight(Protocol):
@@ -65,7 +59,7 @@ class BackEnd(Protocol):
     def connected(self) -> None:
         """The back-end channel may be used from now on."""
 
-    def offer(self) -> PackedOffer:
+    def offer(self) -> Offer:
         """What the device offers; the same for as long as the device lives."""
 
     def add_region(self, guest_phys_addr: int, size: int, fd: int, mmap_offset: int = 0) -> object:

@@ -62,8 +62,7 @@ class Connection:
         self._back_channel: BackChannel | None = None
         #: guest-physical address of a region → identity of its file
         self._files: dict[int, tuple[int, int]] = {}
-        offer = m.OfferReply.parse(back_end.offer().pack())
-        self.session = BackEndSession(offer, limits=limits)
+        self.session = BackEndSession(m.OfferReply(back_end.offer()), limits=limits)
 
     def run(self) -> None:
         """Serve until the front end leaves or `wake_fd` wakes.

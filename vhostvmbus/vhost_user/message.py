@@ -31,8 +31,6 @@ MAX_TABLE_REGIONS = 8
 MAX_INVALIDATE_RANGES = 200
 #: ``first_bit`` of a region whose translations the front end cannot tell.
 ALL_TRANSLATED = (1 << 64) - 1
-#: Bytes of user-defined data in an offer and of user data in an opening.
-USER_DATA_SIZE = 120
 #: ``VMBUS_OPEN`` flags.
 OPEN_RESUME = 1
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from typing import ClassVar, Self
-from uuid import UUID
 
 from vhostvmbus.vhost_user.errors import BadField, LimitExceeded, WrongSize
 from vhostvmbus.vhost_user.message import (
@@ -23,6 +22,7 @@ from vhostvmbus.vhost_user.message import (
     split_records,
 )
 from vhostvmbus.wire.gpa import MAX_REGIONS
+from vhostvmbus.wire.offer import Offer, OfferInvalid
 
 
 @front_end(Request.VMBUS_GET_OFFER)
@@ -204,46 +204,21 @@ class Unplug(Message):
 
 @dataclass(frozen=True, slots=True)
 class OfferReply(Message):
-    """What the device offers (``VMBUS_GET_OFFER``, 160 bytes).
+    """What the device offers (``VMBUS_GET_OFFER``)."""
 
-    `instance_id` all zero leaves the choice to the front end.  GUIDs are in
-    VMBus's wire order (:attr:`uuid.UUID.bytes_le`).
-    """
-
-    class_id: UUID
-    instance_id: UUID
-    channel_flags: int
-    mmio_megabytes: int
-    channels: int
-    max_channels: int
-    user_defined: bytes
+    offer: Offer
     REQUEST = Request.VMBUS_GET_OFFER
-    LAYOUT = struct.Struct("<16s16sHHHH120s")
+    LAYOUT = Offer.LAYOUT
 
     @classmethod
     def parse(cls, payload: bytes) -> Self:
-        class_id, instance_id, *rest = cls.LAYOUT.unpack(payload)
-        offer = cls(UUID(bytes_le=class_id), UUID(bytes_le=instance_id), *rest)
-        if offer.channels < 1:
-            raise BadField("an offer without a channel", field="channels", value=offer.channels)
-        if offer.max_channels < offer.channels:
-            raise BadField(
-                f"{offer.channels} channels are offered at start",
-                field="max_channels",
-                value=offer.max_channels,
-            )
-        return offer
+        try:
+            return cls(Offer.parse(payload))
+        except OfferInvalid as error:
+            raise BadField(str(error), field=error.field, value=error.value) from error
 
     def pack(self) -> bytes:
-        return self.LAYOUT.pack(
-            self.class_id.bytes_le,
-            self.instance_id.bytes_le,
-            self.channel_flags,
-            self.mmio_megabytes,
-            self.channels,
-            self.max_channels,
-            self.user_defined,
-        )
+        return self.offer.pack()
 
 
 @back_end(BackendRequest.VMBUS_INVALIDATE_CODE)

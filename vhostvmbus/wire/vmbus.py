@@ -30,8 +30,8 @@ GPA_DIRECT_HEADER_SIZE = 24
 COMPLETION_REQUESTED = 1
 """``VMBUS_DATA_PACKET_FLAG_COMPLETION_REQUESTED``."""
 
-USER_DEFINED_SIZE = 120
-"""``MAX_USER_DEFINED_BYTES`` of an offer and of an open message."""
+USER_DATA_SIZE = 120
+"""``MAX_USER_DEFINED_BYTES``: of the class in an offer, of the driver in an open message."""
 
 
 class PacketType(IntEnum):

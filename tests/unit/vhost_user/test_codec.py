@@ -25,6 +25,7 @@ from vhostvmbus.vhost_user.errors import (
     WrongFds,
     WrongSize,
 )
+from vhostvmbus.wire.offer import Offer
 
 CLASS_ID = UUID("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f")
 REGION = m.MemoryRegion(0x1_0000_0000, 0x20_0000, 0x7F00_0000_0000, 0x3000)
@@ -78,7 +79,7 @@ REQUESTS: list[tuple[m.Message, int, bytes, int]] = [
     (m.GetInflightFd(0, 0, 4, 0), 31, bytes(16) + b"\4" + bytes(7), 0),
     (m.SetInflightFd(0x9000, 0x1000, 4, 8), 32, struct.pack("<QQHHI", 0x9000, 0x1000, 4, 8, 0), 1),
 ]
-OFFER = m.OfferReply(CLASS_ID, UUID(int=0), 0x10, 2, 1, 4, USER_DATA)
+OFFER = m.OfferReply(Offer(CLASS_ID, None, 0x10, 2, 1, 4, USER_DATA))
 OFFER_BYTES = (
     bytes.fromhex("d96361baa104294db60572e2ffb1dc7f")
     + bytes(16)
@@ -504,7 +505,7 @@ def test_invalidate_round_trip(ranges: list[tuple[int, int]]) -> None:
 @given(st.uuids(), st.uuids(), st.lists(st.integers(1, 0xFFFF), min_size=2, max_size=2))
 def test_offer_round_trip(class_id: UUID, instance_id: UUID, channels: list[int]) -> None:
     first, most = sorted(channels)
-    offer = m.OfferReply(class_id, instance_id, 0xFFFF, 0, first, most, USER_DATA)
+    offer = m.OfferReply(Offer(class_id, instance_id, 0xFFFF, 0, first, most, USER_DATA))
     frame = decode(encode(offer, flags=REPLY), Direction.REPLIES)
     assert frame is not None
     assert frame.message == offer

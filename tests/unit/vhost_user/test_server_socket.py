@@ -124,7 +124,7 @@ def test_connecting_server_waits_reconnects_and_stops(tmp_path: Path) -> None:
                 listener.settimeout(10)
                 sock, _ = listener.accept()
                 front_end = FrontEnd(sock, FEATURES, lambda _: 0)
-                assert front_end.negotiate() == OFFER
+                assert front_end.negotiate() == OFFER.offer
                 front_end.request(m.Reset())
                 front_end.close()
             run.wait_for_disconnect()
