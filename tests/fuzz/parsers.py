@@ -38,6 +38,7 @@ from vhostvmbus.vhost_user.session import BackEndSession, Call, FrontEndSession
 from vhostvmbus.wire.errors import GpadlInvalid, GpaRangeError
 from vhostvmbus.wire.gpa import GpaRange, build_ranges, parse_ranges, pfn_count
 from vhostvmbus.wire.offer import Offer
+from vhostvmbus.wire.opening import Opening
 
 FEATURES = m.REQUIRED_FEATURES | m.ProtocolFeature.VMBUS_CODE_MAP
 OFFER = m.OfferReply(Offer(UUID(int=1), UUID(int=2), channels=2, max_channels=4))
@@ -342,7 +343,7 @@ def seeds() -> dict[str, dict[str, bytes]]:
         (m.SetMemTable((m.MemoryRegion(1 << 20, 4096, 0, 0),)), 1),
         (m.SetCodeMap(8, (m.CodeMapRegion(0, 4096, 0),)), 1),
         (m.GpadlCreate(0, 1, 1, 16), 1),
-        (m.Open(0, 1, 2, 0, 0, 0, bytes(120)), 2),
+        (m.Open(Opening(0, 1, 2)), 2),
         (m.Modify(0, 1), 0),
         (m.Close(0), 0),
         (m.GpadlTeardown(0, 1), 0),

@@ -13,6 +13,7 @@ from vhostvmbus.memory import GuestMemory
 from vhostvmbus.ring import RawPacket, Ring, Role, Sent, signal, wait
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
+from vhostvmbus.wire.opening import Opening
 from vhostvmbus.wire.vmbus import PAGE_SIZE, Descriptor, align8, pack_descriptor
 
 BASE = 0x100000
@@ -163,9 +164,8 @@ class GuestEnd:
         self.kicks = 0
 
     def open(self, resume: bool = False) -> NtStatus:
-        return self.host.open_channel(
-            0, 1, self.out_pages, 0, 0x50003, b"user", self.kick, self.call, resume
-        )
+        opening = Opening(0, 1, self.out_pages, 0, 0x50003, b"user", resume)
+        return self.host.open_channel(opening, self.kick, self.call)
 
     @property
     def channel(self) -> Channel:

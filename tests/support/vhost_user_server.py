@@ -26,6 +26,7 @@ from vhostvmbus.wire.errors import FrontEndError
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.offer import Offer
+from vhostvmbus.wire.opening import Opening
 
 
 class Recorder:
@@ -68,20 +69,9 @@ class Recorder:
     def gpadl_teardown(self, channel: int, gpadl_id: int) -> None:
         self._note("teardown", channel, gpadl_id)
 
-    def open_channel(
-        self,
-        index: int,
-        gpadl_id: int,
-        ring_offset: int,
-        target_vp: int,
-        version: int,
-        user_data: bytes,
-        kick_fd: int,
-        call_fd: int,
-        resume: bool = False,
-    ) -> NtStatus:
+    def open_channel(self, opening: Opening, kick_fd: int, call_fd: int) -> NtStatus:
         os.eventfd_write(call_fd, os.eventfd_read(kick_fd) + 1)
-        self._note("open", index, gpadl_id, ring_offset, target_vp, version, user_data, resume)
+        self._note("open", opening)
         return self.open_status
 
     def close_channel(self, index: int) -> None:

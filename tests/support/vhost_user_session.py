@@ -13,6 +13,7 @@ from vhostvmbus.vhost_user.codec import NEED_REPLY, Decoder, Direction, encode
 from vhostvmbus.vhost_user.messages import ProtocolFeature, Request
 from vhostvmbus.vhost_user.session import BackEndSession, Call, Refused
 from vhostvmbus.wire.offer import Offer
+from vhostvmbus.wire.opening import Opening
 
 OFFER = m.OfferReply(Offer(UUID("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f"), max_channels=2))
 FEATURES = (
@@ -43,7 +44,7 @@ READY: list[tuple[m.Message, int]] = [
     (m.SetMemTable((region(0x100_0000),)), 1),
     (m.SetCodeMap(8, ()), 1),
     (m.GpadlCreate(0, 1, 1, 16), 1),
-    (m.Open(0, 1, 2, 0, 0, 0, bytes(120)), 2),
+    (m.Open(Opening(0, 1, 2)), 2),
     (m.Modify(0, 1), 0),
     (m.Close(0), 0),
     (m.GpadlTeardown(0, 1), 0),

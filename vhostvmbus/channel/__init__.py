@@ -7,7 +7,7 @@ KMCL's VMBCHANNEL and VMBPACKET at the server endpoint (docs/kmcl.md); the ring 
 
 from vhostvmbus.channel.channel import Channel
 from vhostvmbus.channel.gpadl import Gpadl, GpadlTable
-from vhostvmbus.channel.handler import ChannelHandler, ChannelInfo
+from vhostvmbus.channel.handler import ChannelHandler
 from vhostvmbus.channel.life import ChannelState
 from vhostvmbus.channel.packet import Packet, PacketChannel
 from vhostvmbus.channel.stats import ChannelStats
@@ -15,7 +15,6 @@ from vhostvmbus.channel.stats import ChannelStats
 __all__ = [
     "Channel",
     "ChannelHandler",
-    "ChannelInfo",
     "ChannelState",
     "ChannelStats",
     "Gpadl",

@@ -19,7 +19,7 @@ from typing import Any
 
 from vhostvmbus.channel.completions import Completions
 from vhostvmbus.channel.gpadl import Gpadl, GpadlTable
-from vhostvmbus.channel.handler import ChannelHandler, ChannelInfo
+from vhostvmbus.channel.handler import ChannelHandler
 from vhostvmbus.channel.host_packets import HostPackets
 from vhostvmbus.channel.life import ChannelLife, ChannelState
 from vhostvmbus.channel.packet import Packet
@@ -32,6 +32,7 @@ from vhostvmbus.memory import ExternalData
 from vhostvmbus.ring import AnyPlan, Ring, RingState
 from vhostvmbus.ring.ring import RingHandle
 from vhostvmbus.wire.errors import ChannelClosed, GuestError, UsageError
+from vhostvmbus.wire.opening import Opening
 from vhostvmbus.wire.vmbus import PacketType
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Channel:
     def __init__(
         self,
         handler: "ChannelHandler[Channel]",
-        info: ChannelInfo,
+        info: Opening,
         ring: Ring,
         kick_fd: int,
         call_fd: int,

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a channel needs from the floor above, and what it is told at its opening."""
+"""What a channel needs from the floor above."""
 
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from vhostvmbus.channel.packet import Packet
@@ -11,17 +10,6 @@ from vhostvmbus.wire.errors import GuestError, PacketError
 
 AnyChannel = TypeVar("AnyChannel", contravariant=True)
 """What the callbacks get as their channel: the :class:`~vhostvmbus.channel.Channel`."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChannelInfo:
-    """What VMBUS_OPEN said; ``version`` has the major number in the high 16 bits."""
-
-    index: int
-    target_vp: int
-    version: int
-    user_data: bytes
-    resumed: bool = False
 
 
 class ChannelHandler(Protocol[AnyChannel]):

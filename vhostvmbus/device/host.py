@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vhostvmbus.channel import Channel, ChannelInfo, ChannelStats, GpadlTable, Packet
+from vhostvmbus.channel import Channel, ChannelStats, GpadlTable, Packet
 from vhostvmbus.device.device import Device
 from vhostvmbus.device.loop import DeviceLoop
 from vhostvmbus.device.offers import ChannelOffers
@@ -34,7 +34,8 @@ from vhostvmbus.wire.errors import (
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.offer import Offer
-from vhostvmbus.wire.vmbus import CHANNEL_FLAGS_MASK, PAGE_SIZE, USER_DATA_SIZE
+from vhostvmbus.wire.opening import Opening
+from vhostvmbus.wire.vmbus import CHANNEL_FLAGS_MASK, PAGE_SIZE
 
 log = logging.getLogger(__name__)
 
@@ -173,19 +174,19 @@ class DeviceHost:
             self._inflight.close()
         self._inflight = region
 
-    def _record(self, info: ChannelInfo, ring: Ring) -> None:
+    def _record(self, opening: Opening, ring: Ring) -> None:
         """Has the ring record its packets; what is broken is reported, and an empty part used."""
         if self._inflight is None:
             return
-        for resume in (True, False) if info.resumed else (False,):
+        for resume in (True, False) if opening.resumed else (False,):
             try:
-                self._inflight.record(info.index, ring, resume=resume)
+                self._inflight.record(opening.index, ring, resume=resume)
                 break
             except InflightInvalid as error:
                 self._inflight_errors += 1
-                log.error("%s/%d: %s", self.name, info.index, error)
+                log.error("%s/%d: %s", self.name, opening.index, error)
         if ring.to_replay:
-            log.info("%s/%d: %d packets once more", self.name, info.index, ring.to_replay)
+            log.info("%s/%d: %d packets once more", self.name, opening.index, ring.to_replay)
 
     def _forget_inflight(self, index: int | None = None) -> None:
         if self._inflight is not None:
@@ -217,44 +218,23 @@ class DeviceHost:
 
     # -- channels ------------------------------------------------------------------------------
 
-    def open_channel(
-        self,
-        index: int,
-        gpadl_id: int,
-        ring_offset: int,
-        target_vp: int,
-        version: int,
-        user_data: bytes,
-        kick_fd: int,
-        call_fd: int,
-        resume: bool = False,
-    ) -> NtStatus:
+    def open_channel(self, opening: Opening, kick_fd: int, call_fd: int) -> NtStatus:
         """VMBUS_OPEN. The status refuses, or is SUCCESS; both eventfds are duplicated."""
         with self._lock:
             try:
-                return self._open(
-                    ChannelInfo(
-                        index, target_vp, version, user_data.ljust(USER_DATA_SIZE, b"\0"), resume
-                    ),
-                    gpadl_id,
-                    ring_offset,
-                    kick_fd,
-                    call_fd,
-                )
+                return self._open(opening, kick_fd, call_fd)
             except FrontEndError as error:
-                log.warning("%s/%d: open refused: %s", self.name, index, error)
+                log.warning("%s/%d: open refused: %s", self.name, opening.index, error)
                 return error.status
             except RefuseOpen as error:
-                log.info("%s/%d: the device refused to open: %s", self.name, index, error)
+                log.info("%s/%d: the device refused to open: %s", self.name, opening.index, error)
                 return error.status
             except Exception:
-                log.exception("%s/%d: open failed", self.name, index)
+                log.exception("%s/%d: open failed", self.name, opening.index)
                 return NtStatus.UNSUCCESSFUL
 
-    def _open(
-        self, info: ChannelInfo, gpadl_id: int, ring_offset: int, kick_fd: int, call_fd: int
-    ) -> NtStatus:
-        index = info.index
+    def _open(self, opening: Opening, kick_fd: int, call_fd: int) -> NtStatus:
+        index = opening.index
         self._check_index(index)
         if index in self._channels:
             raise ChannelStateError(f"channel {index} is open already")
@@ -263,19 +243,21 @@ class DeviceHost:
         for fd in (kick_fd, call_fd):
             if not is_eventfd(fd):
                 raise FrontEndError("kick and call must be eventfds")
-        gpadl = self.gpadls.get(gpadl_id)
+        gpadl = self.gpadls.get(opening.gpadl_id)
         if gpadl.channel != index:
-            raise FrontEndError(f"GPADL {gpadl_id:#x} belongs to channel {gpadl.channel}")
-        ring = Ring(self.memory, gpadl.ring_pfns(), ring_offset, limits=self._handler.limits)
+            raise FrontEndError(f"GPADL {opening.gpadl_id:#x} belongs to channel {gpadl.channel}")
+        ring = Ring(
+            self.memory, gpadl.ring_pfns(), opening.ring_offset, limits=self._handler.limits
+        )
         try:
-            self._record(info, ring)
-            channel = Channel(self._handler, info, ring, kick_fd, call_fd, self.gpadls)
+            self._record(opening, ring)
+            channel = Channel(self._handler, opening, ring, kick_fd, call_fd, self.gpadls)
         except BaseException:
             ring.close()
             raise
         channel.ring_gpadl = gpadl
         try:
-            if info.resumed:
+            if opening.resumed:
                 self.device.resumed(channel)
             else:
                 self.device.opened(channel)

@@ -17,7 +17,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from vhostvmbus.device import Device, DeviceHost
@@ -40,7 +40,8 @@ from vhostvmbus.vhost_user.server import Server
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.offer import Offer
-from vhostvmbus.wire.vmbus import USER_DATA_SIZE, vmbus_version
+from vhostvmbus.wire.opening import Opening
+from vhostvmbus.wire.vmbus import vmbus_version
 
 #: What a guest of VMBus 5.3 puts into its opening.
 VERSION = vmbus_version(5, 3)
@@ -49,10 +50,10 @@ UNPLUG_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Opening:
+class _Opened:
     """What is needed to open a channel again after a reconnection."""
 
-    message: m.Open
+    opening: Opening
     kick_fd: int
     call_fd: int
 
@@ -96,7 +97,7 @@ class SoftwareGuest:
         #: the server, where :meth:`for_device` runs one
         self.server: Server | None = None
         self.host: DeviceHost | None = None
-        self._openings: dict[int, _Opening] = {}
+        self._openings: dict[int, _Opened] = {}
         self._inflight = KeptInflight() if inflight else None
         self._gpadl_ids = itertools.count(0xE1E10)
         self._want_code_map = code_map
@@ -247,8 +248,9 @@ class SoftwareGuest:
             self._connect(connect_socket(path))
             for gpadl in self.gpadls.values():
                 self._create_gpadl(gpadl)
-            for opening in self._openings.values():
-                self._open(opening, m.OPEN_RESUME)
+            for opened in self._openings.values():
+                again = replace(opened.opening, resumed=True)
+                self._open(again, opened.kick_fd, opened.call_fd)
 
     def reset(self) -> None:
         """``VMBUS_RESET``: the guest reboots, or unloads the bus."""
@@ -434,19 +436,10 @@ class SoftwareGuest:
             kick, call = (os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2))
             undo.callback(os.close, kick)
             undo.callback(os.close, call)
-            message = m.Open(
-                index,
-                gpadl.gpadl_id,
-                ring_pages[0],
-                target_vp,
-                version,
-                0,
-                user_data.ljust(USER_DATA_SIZE, b"\0"),
-            )
-            opening = _Opening(message, kick, call)
-            self._open(opening, 0)
+            opening = Opening(index, gpadl.gpadl_id, ring_pages[0], target_vp, version, user_data)
+            self._open(opening, kick, call)
             undo.pop_all()
-        self._openings[index] = opening
+        self._openings[index] = _Opened(opening, kick, call)
         self.channels[index] = GuestChannel(index, ring, kick, call)
         return self.channels[index]
 
@@ -454,22 +447,10 @@ class SoftwareGuest:
         with contextlib.suppress(Disconnected):
             self.delete_gpadl(gpadl)
 
-    def _open(self, opening: _Opening, flags: int) -> None:
-        message = opening.message
-        self.front_end.request(
-            m.Open(
-                message.channel,
-                message.gpadl_id,
-                message.ring_offset,
-                message.target_vp,
-                message.vmbus_version,
-                flags,
-                message.user_data,
-            ),
-            [opening.kick_fd, opening.call_fd],
-        )
+    def _open(self, opening: Opening, kick_fd: int, call_fd: int) -> None:
+        self.front_end.request(m.Open(opening), [kick_fd, call_fd])
         # "so that a packet put in the ring early is seen"
-        signal(opening.kick_fd)
+        signal(kick_fd)
 
     def disable(self, index: int = 0) -> None:
         """Close a channel and take its ring back.  Outstanding transactions end with an error.
@@ -483,8 +464,7 @@ class SoftwareGuest:
 
     def _disable(self, index: int) -> None:
         channel = self.channels.pop(index)
-        opening = self._openings.pop(index)
-        gpadl = self.gpadls[opening.message.gpadl_id]
+        gpadl = self.gpadls[self._openings.pop(index).opening.gpadl_id]
         try:
             if self._front_end is not None:
                 self._front_end.request(m.Close(index))

@@ -12,6 +12,7 @@ from typing import Protocol
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.offer import Offer
+from vhostvmbus.wire.opening import Opening
 
 #: Blocks until the front end has discarded its translations of these
 #: ``(guest_phys_addr, size)`` ranges; at most 200 in one call.
@@ -74,18 +75,7 @@ class BackEnd(Protocol):
     def gpadl_teardown(self, channel: int, gpadl_id: int) -> None:
         """Take the handle back; closes the channel whose ring it is."""
 
-    def open_channel(
-        self,
-        index: int,
-        gpadl_id: int,
-        ring_offset: int,
-        target_vp: int,
-        version: int,
-        user_data: bytes,
-        kick_fd: int,
-        call_fd: int,
-        resume: bool = False,
-    ) -> NtStatus:
+    def open_channel(self, opening: Opening, kick_fd: int, call_fd: int) -> NtStatus:
         """Open a channel; the status refuses it unless it is SUCCESS."""
 
     def close_channel(self, index: int) -> None:

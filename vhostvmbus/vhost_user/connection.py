@@ -33,6 +33,7 @@ from vhostvmbus.vhost_user.sockets import (
 )
 from vhostvmbus.wire.errors import FrontEndError, GuestError, RegionBusy, VmbusError
 from vhostvmbus.wire.ntstatus import NtStatus
+from vhostvmbus.wire.opening import Opening
 
 log = logging.getLogger(__name__)
 
@@ -187,8 +188,8 @@ class Connection:
                 back_end.gpadl_create(channel, gpadl_id, ranges)
             case m.GpadlTeardown(channel, gpadl_id):
                 back_end.gpadl_teardown(channel, gpadl_id)
-            case m.Open():
-                return self._open(message, call.fds)
+            case m.Open(opening):
+                return self._open(opening, call.fds)
             case m.Close(channel):
                 back_end.close_channel(channel)
             case m.Modify(channel, target_vp):
@@ -251,23 +252,13 @@ class Connection:
                 self._add(region, fd)
                 books.enter(m.AddMemReg(region))
 
-    def _open(self, message: m.Open, fds: tuple[int, ...]) -> NtStatus:
+    def _open(self, opening: Opening, fds: tuple[int, ...]) -> NtStatus:
         kick, call = fds
         require_eventfd(kick, "kick")
         require_eventfd(call, "call")
-        status = self._back_end.open_channel(
-            message.channel,
-            message.gpadl_id,
-            message.ring_offset,
-            message.target_vp,
-            message.vmbus_version,
-            message.user_data,
-            kick,
-            call,
-            message.resume,
-        )
+        status = self._back_end.open_channel(opening, kick, call)
         if status:
-            log.warning("Open of channel %d refused: %s", message.channel, status.name)
+            log.warning("Open of channel %d refused: %s", opening.index, status.name)
         return status
 
     def _set_code_map(self, fd: int, map_bytes: int, regions: tuple[m.CodeMapRegion, ...]) -> None:

@@ -23,6 +23,8 @@ from vhostvmbus.vhost_user.message import (
 )
 from vhostvmbus.wire.gpa import MAX_REGIONS
 from vhostvmbus.wire.offer import Offer, OfferInvalid
+from vhostvmbus.wire.opening import Opening
+from vhostvmbus.wire.vmbus import USER_DATA_SIZE
 
 
 @front_end(Request.VMBUS_GET_OFFER)
@@ -77,27 +79,29 @@ class GpadlTeardown(Message):
 class Open(Message):
     """Opens a channel; carries the kick and the call eventfd, in this order."""
 
-    channel: int
-    gpadl_id: int
-    ring_offset: int
-    target_vp: int
-    vmbus_version: int
-    flags: int
-    user_data: bytes
-    LAYOUT = struct.Struct("<IIIIII120s")
+    opening: Opening
+    LAYOUT = struct.Struct(f"<IIIIII{USER_DATA_SIZE}s")
     FDS = (2, 2)
 
     @classmethod
     def parse(cls, payload: bytes) -> Self:
-        message = cls(*cls.LAYOUT.unpack(payload))
-        if message.flags & ~OPEN_RESUME:
-            raise BadField("undefined flags of VMBUS_OPEN", field="flags", value=message.flags)
-        return message
+        index, gpadl, ring_offset, vp, version, flags, user_data = cls.LAYOUT.unpack(payload)
+        if flags & ~OPEN_RESUME:
+            raise BadField("undefined flags of VMBUS_OPEN", field="flags", value=flags)
+        resumed = bool(flags & OPEN_RESUME)
+        return cls(Opening(index, gpadl, ring_offset, vp, version, user_data, resumed))
 
-    @property
-    def resume(self) -> bool:
-        """The channel was open before the back end was connected."""
-        return bool(self.flags & OPEN_RESUME)
+    def pack(self) -> bytes:
+        opening = self.opening
+        return self.LAYOUT.pack(
+            opening.index,
+            opening.gpadl_id,
+            opening.ring_offset,
+            opening.target_vp,
+            opening.version,
+            OPEN_RESUME if opening.resumed else 0,
+            opening.user_data,
+        )
 
 
 @front_end(Request.VMBUS_CLOSE)

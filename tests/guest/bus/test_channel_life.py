@@ -14,6 +14,7 @@ from vhostvmbus.guest import ChannelNotOpen, GuestSideError, SoftwareGuest
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.errors import RequestRefused
 from vhostvmbus.wire.ntstatus import NtStatus
+from vhostvmbus.wire.opening import Opening
 from vhostvmbus.wire.vmbus import vmbus_version
 
 
@@ -52,7 +53,7 @@ def test_rings_that_are_too_small(pages: tuple[int, int]) -> None:
     """The guest's own engine would refuse them as well, so they are asked for by hand."""
     with SoftwareGuest.for_device(Echo()) as guest:
         gpadl = guest.create_gpadl(sum(pages))
-        message = m.Open(0, gpadl.gpadl_id, pages[0], 0, 0, 0, bytes(120))
+        message = m.Open(Opening(0, gpadl.gpadl_id, pages[0]))
         with pytest.raises(RequestRefused) as caught:
             _open_with_eventfds(guest, message)
         assert caught.value.status == NtStatus.INVALID_PARAMETER
@@ -74,10 +75,10 @@ def test_unknown_things_are_refused() -> None:
     with SoftwareGuest.for_device(GatheringEcho()) as guest:
         gpadl = guest.create_gpadl(4)
         for message in (
-            m.Open(0, 0x666, 2, 0, 0, 0, bytes(120)),
-            m.Open(1, gpadl.gpadl_id, 2, 0, 0, 0, bytes(120)),
-            m.Open(3, gpadl.gpadl_id, 2, 0, 0, 0, bytes(120)),
-            m.Open(0, gpadl.gpadl_id, 3, 0, 0, 0, bytes(120)),
+            m.Open(Opening(0, 0x666, 2)),
+            m.Open(Opening(1, gpadl.gpadl_id, 2)),
+            m.Open(Opening(3, gpadl.gpadl_id, 2)),
+            m.Open(Opening(0, gpadl.gpadl_id, 3)),
         ):
             with pytest.raises(RequestRefused):
                 _open_with_eventfds(guest, message)
@@ -96,7 +97,7 @@ def test_a_channel_is_opened_once_at_a_time() -> None:
             guest.enable()
         gpadl = guest.create_gpadl(4)
         with pytest.raises(RequestRefused) as caught:
-            _open_with_eventfds(guest, m.Open(0, gpadl.gpadl_id, 2, 0, 0, 0, bytes(120)))
+            _open_with_eventfds(guest, m.Open(Opening(0, gpadl.gpadl_id, 2)))
         assert caught.value.status == NtStatus.INVALID_DEVICE_STATE
         assert channel.send(b"the same") == b"the same"
 

@@ -16,6 +16,7 @@ from vhostvmbus.device import Device, DeviceHost, RefuseOpen
 from vhostvmbus.wire import errors
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
+from vhostvmbus.wire.opening import Opening
 
 # -- offers --------------------------------------------------------------------------------------
 
@@ -135,9 +136,8 @@ def test_started_may_send() -> None:
 )
 def test_opens_that_are_refused(change: dict[str, int], status: NtStatus) -> None:
     with GuestEnd(TestDevice()) as guest:
-        result = guest.host.open_channel(
-            change["index"], 1, 4, 0, 0, b"", guest.kick, guest.call, False
-        )
+        opening = Opening(change["index"], 1, 4)
+        result = guest.host.open_channel(opening, guest.kick, guest.call)
         assert result is status
 
 
@@ -147,7 +147,7 @@ def test_opens_with_a_bad_ring_are_refused() -> None:
         read, write = os.pipe()
 
         def attempt(gpadl: int = 1, split: int = 4, kick: int = guest.kick) -> NtStatus:
-            return guest.host.open_channel(0, gpadl, split, 0, 0, b"", kick, guest.call)
+            return guest.host.open_channel(Opening(0, gpadl, split), kick, guest.call)
 
         assert attempt(gpadl=9) is NtStatus.INVALID_HANDLE
         assert attempt(split=1) is NtStatus.INVALID_PARAMETER
@@ -164,7 +164,7 @@ def test_opens_with_a_bad_ring_are_refused() -> None:
 def test_an_open_before_memory_is_refused() -> None:
     host = DeviceHost(TestDevice())
     fd = os.eventfd(0, os.EFD_NONBLOCK)
-    assert host.open_channel(0, 1, 2, 0, 0, b"", fd, fd) is NtStatus.DEVICE_NOT_READY
+    assert host.open_channel(Opening(0, 1, 2), fd, fd) is NtStatus.DEVICE_NOT_READY
     os.close(fd)
 
 

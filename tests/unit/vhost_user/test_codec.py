@@ -26,6 +26,7 @@ from vhostvmbus.vhost_user.errors import (
     WrongSize,
 )
 from vhostvmbus.wire.offer import Offer
+from vhostvmbus.wire.opening import Opening
 
 CLASS_ID = UUID("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f")
 REGION = m.MemoryRegion(0x1_0000_0000, 0x20_0000, 0x7F00_0000_0000, 0x3000)
@@ -55,7 +56,7 @@ REQUESTS: list[tuple[m.Message, int, bytes, int]] = [
     (m.GpadlCreate(1, 0xE1E10, 2, 64), 1025, struct.pack("<IIII", 1, 0xE1E10, 2, 64), 1),
     (m.GpadlTeardown(1, 0xE1E10), 1026, struct.pack("<II", 1, 0xE1E10), 0),
     (
-        m.Open(3, 0xE1E10, 4, 1, 0x50003, 1, USER_DATA),
+        m.Open(Opening(3, 0xE1E10, 4, 1, 0x50003, USER_DATA, True)),
         1027,
         struct.pack("<IIIIII", 3, 0xE1E10, 4, 1, 0x50003, 1) + USER_DATA,
         2,

@@ -23,6 +23,7 @@ from vhostvmbus.vhost_user.errors import (
     WrongFdType,
     WrongSize,
 )
+from vhostvmbus.wire.opening import Opening
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_kick_and_call_have_to_be_eventfds(run: Running, position: int) -> None:
         fds = list(events)
         fds[position] = fd
         with pytest.raises(Disconnected):
-            front_end.request(m.Open(0, 1, 2, 0, 0, 0, bytes(120)), fds)
+            front_end.request(m.Open(Opening(0, 1, 2)), fds)
     error = run.last_error()
     assert isinstance(error, WrongFdType)
     assert error.field == ("kick", "call")[position]

@@ -16,18 +16,19 @@ from vhostvmbus.vhost_user.gpadl import SEALS, write_list
 from vhostvmbus.wire.errors import FrontEndError, GpadlUnknown, RegionBusy
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
+from vhostvmbus.wire.opening import Opening
 
 # ---- what the back end is told ----------------------------------------------------------
 
 
 def test_every_request_reaches_the_back_end(run: Running) -> None:
     gpadl, size = write_list([GpaRange(8192, 0, [3, 4]), GpaRange(100, 4000, [9, 2])])
-    user_data = bytes(range(120))
+    opening = Opening(0, 0xE1E10, 2, 1, 0x50003, bytes(range(120)), True)
     with run.front_end() as front_end, memfd() as fd, eventfds() as (kick, call):
         front_end.request(m.AddMemReg(region(0x1000, 4096, 8192)), [fd])
         front_end.request(m.SetCodeMap(8, (m.CodeMapRegion(0x1000, 4096, 3),)), [fd])
         front_end.request(m.GpadlCreate(0, 0xE1E10, 2, size), [gpadl])
-        front_end.request(m.Open(0, 0xE1E10, 2, 1, 0x50003, 1, user_data), [kick, call])
+        front_end.request(m.Open(opening), [kick, call])
         assert os.eventfd_read(call) == 2
         front_end.request(m.Modify(0, 3))
         front_end.request(m.Close(0))
@@ -41,7 +42,7 @@ def test_every_request_reaches_the_back_end(run: Running) -> None:
         ("add", 0x1000, 4096, 8192),
         ("code map", 8, [(0x1000, 4096, 3)]),
         ("gpadl", 0, 0xE1E10, [(8192, 0, [3, 4]), (100, 4000, [9, 2])]),
-        ("open", 0, 0xE1E10, 2, 1, 0x50003, user_data, True),
+        ("open", opening),
         ("modify", 0, 3),
         ("close", 0),
         ("teardown", 0, 0xE1E10),
@@ -63,7 +64,7 @@ def test_refusals_reach_the_front_end_and_the_session_goes_on(run: Running) -> N
         back_end.refuse["teardown"] = GpadlUnknown("no such GPADL")
         assert status_of(front_end, m.GpadlTeardown(0, 1)) == NtStatus.INVALID_HANDLE
         back_end.open_status = NtStatus.ACCESS_DENIED
-        opening = m.Open(0, 1, 2, 0, 0, 0, bytes(120))
+        opening = m.Open(Opening(0, 1, 2))
         assert status_of(front_end, opening, events) == NtStatus.ACCESS_DENIED
         front_end.request(m.Reset())
     run.wait_for_disconnect()

@@ -8,6 +8,7 @@ from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.bookkeeping import Limits
 from vhostvmbus.vhost_user.session import Refused
 from vhostvmbus.wire.ntstatus import NtStatus
+from vhostvmbus.wire.opening import Opening
 
 
 def test_overlapping_regions() -> None:
@@ -75,7 +76,7 @@ def test_memory_table() -> None:
 
 def test_opening_before_there_is_memory() -> None:
     back_end = BackEnd().negotiate()
-    opening = m.Open(0, 1, 2, 0, 0, 0, bytes(120))
+    opening = m.Open(Opening(0, 1, 2))
     event = back_end.event(opening, 2)
     assert isinstance(event, Refused)
     assert len(event.fds) == 2
