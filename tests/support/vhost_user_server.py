@@ -27,6 +27,7 @@ from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.offer import Offer
 from vhostvmbus.wire.opening import Opening
+from vhostvmbus.wire.regions import SharedRegion
 
 
 class Recorder:
@@ -61,6 +62,9 @@ class Recorder:
 
     def remove_region(self, guest_phys_addr: int, size: int) -> None:
         self._note("remove", guest_phys_addr, size)
+
+    def set_memory_table(self, table: Sequence[SharedRegion]) -> None:
+        self._note("table", *(item._replace(fd=os.fstat(item.fd).st_ino) for item in table))
 
     def gpadl_create(self, channel: int, gpadl_id: int, ranges: Sequence[GpaRange]) -> None:
         shown = [(r.byte_count, r.byte_offset, list(r.pfns)) for r in ranges]

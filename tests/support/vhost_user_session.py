@@ -8,8 +8,8 @@ from itertools import count
 from uuid import UUID
 
 from vhostvmbus.vhost_user import messages as m
-from vhostvmbus.vhost_user.bookkeeping import Limits
 from vhostvmbus.vhost_user.codec import NEED_REPLY, Decoder, Direction, encode
+from vhostvmbus.vhost_user.limits import Limits
 from vhostvmbus.vhost_user.messages import ProtocolFeature, Request
 from vhostvmbus.vhost_user.session import BackEndSession, Call, Refused
 from vhostvmbus.wire.offer import Offer

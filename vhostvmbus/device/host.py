@@ -18,7 +18,7 @@ from vhostvmbus.device.device import Device
 from vhostvmbus.device.loop import DeviceLoop
 from vhostvmbus.device.offers import ChannelOffers
 from vhostvmbus.device.unplug import Unplugging
-from vhostvmbus.memory import CodeMap, GuestMemory, Region
+from vhostvmbus.memory import CodeMap, GuestMemory, Region, wait_until_unused
 from vhostvmbus.ring import InflightRegion, PacketLimits, Ring, is_eventfd
 from vhostvmbus.wire.errors import (
     ChannelStateError,
@@ -35,6 +35,7 @@ from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.offer import Offer
 from vhostvmbus.wire.opening import Opening
+from vhostvmbus.wire.regions import SharedRegion
 from vhostvmbus.wire.vmbus import CHANNEL_FLAGS_MASK, PAGE_SIZE
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,10 @@ log = logging.getLogger(__name__)
 MAX_INVALIDATE = 200
 """Ranges in one VMBUS_BACKEND_INVALIDATE_CODE."""
 Invalidate = Callable[[list[tuple[int, int]]], None]
+PATIENCE = 4.0
+"""Seconds that packets get to complete when the memory of their external data is removed."""
+LAST_PATIENCE = 3.0
+"""Seconds after that, when it has been taken away from them. The front end waits for 10 in all."""
 
 
 class DeviceHost:
@@ -121,24 +126,45 @@ class DeviceHost:
     def remove_region(self, guest_phys_addr: int, size: int) -> None:
         """REM_MEM_REG. Returns when nothing refers to the region any more.
 
-        Channels whose ring lies in it are closed; GPADL mappings in it end; packets get four
-        seconds to complete before their external data is taken away from the device.
+        GPADL mappings in it end; packets get :data:`PATIENCE` to complete before their external
+        data is taken away from the device; channels whose ring lies in it are closed. Raises
+        :exc:`RegionBusy` if that was not enough; the region and the channels stay then.
         """
         with self._lock:
-            for index, channel in list(self._channels.items()):
-                gpadl = channel.ring_gpadl
-                if gpadl is not None and gpadl.touches(guest_phys_addr, size):
-                    log.warning("%s: its ring's memory is removed", channel.name)
-                    self.close_channel(index)
-            for gpadl in self.gpadls:
-                if gpadl.mapping is not None and gpadl.touches(guest_phys_addr, size):
-                    gpadl.mapping.close(wait=True)
-            try:
-                self.memory.remove_region(guest_phys_addr, size, timeout=4.0)
-            except RegionBusy:
+            self.memory.remove_region(guest_phys_addr, size, self._release)
+            self._close_rings_in(guest_phys_addr, size)
+
+    def set_memory_table(self, table: Sequence[SharedRegion]) -> None:
+        """SET_MEM_TABLE: all of ``table``, or what there was. The caller keeps the descriptors.
+
+        What is in both stays mapped; what goes is given up as :meth:`remove_region` does it.
+        """
+        with self._lock:
+            for region in self.memory.set_table(table, self._release):
+                self._close_rings_in(region.guest_phys_addr, region.size)
+
+    def _release(self, regions: Sequence[Region]) -> None:
+        """Brings whoever uses memory that goes to an end. Raises :exc:`RegionBusy`."""
+        for gpadl in self.gpadls:
+            if gpadl.mapping is not None and any(
+                gpadl.touches(region.guest_phys_addr, region.size) for region in regions
+            ):
+                gpadl.mapping.close(wait=True)
+        try:
+            wait_until_unused(regions, PATIENCE)
+        except RegionBusy:
+            for region in regions:
                 for channel in self._channels.values():
-                    channel.drop_packets_in(guest_phys_addr, size)
-                self.memory.wait_until_unused(guest_phys_addr, size, timeout=3.0)
+                    channel.drop_packets_in(region.guest_phys_addr, region.size)
+            wait_until_unused(regions, LAST_PATIENCE)
+
+    def _close_rings_in(self, guest_phys_addr: int, size: int) -> None:
+        """Closes the channels whose ring lies in memory that has gone."""
+        for index, channel in list(self._channels.items()):
+            gpadl = channel.ring_gpadl
+            if gpadl is not None and gpadl.touches(guest_phys_addr, size):
+                log.warning("%s: its ring's memory is removed", channel.name)
+                self.close_channel(index)
 
     def set_code_map(
         self, fd: int, map_bytes: int, regions: Sequence[tuple[int, int, int]]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vhostvmbus.engine import ffi, lib
 from vhostvmbus.wire.errors import FrontEndError
-from vhostvmbus.wire.gpa import MAX_REGIONS
+from vhostvmbus.wire.regions import MAX_REGIONS
 from vhostvmbus.wire.vmbus import PAGE_SIZE
 
 if TYPE_CHECKING:

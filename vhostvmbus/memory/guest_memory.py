@@ -2,9 +2,11 @@
 """The guest's RAM as the front end shared it: regions of files, mapped.
 
 docs/vhost-user-vmbus.md, *Guest memory*. Regions are whole 4 KiB pages, do not overlap, and lie
-within their files. Look-ups (in C, without the GIL) see an immutable snapshot of the map.
+within their files. Look-ups (in C, without the GIL) see an immutable snapshot of the map. A change
+of the map that is refused has changed nothing.
 """
 
+import contextlib
 import os
 import stat
 import threading
@@ -23,8 +25,9 @@ from vhostvmbus.wire.errors import (
     RegionOverlap,
     RegionUnknown,
 )
-from vhostvmbus.wire.gpa import MAX_REGIONS, GpaRange, build_ranges
+from vhostvmbus.wire.gpa import GpaRange, build_ranges
 from vhostvmbus.wire.ntstatus import NtStatus
+from vhostvmbus.wire.regions import MAX_REGIONS, SharedRegion, overlap_among
 from vhostvmbus.wire.vmbus import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -33,19 +36,41 @@ if TYPE_CHECKING:
 UNLIMITED_BYTES = 1 << 40
 
 
+class _Wanted(NamedTuple):
+    """A region that may be mapped, with device and inode of its file."""
+
+    shared: SharedRegion
+    file: tuple[int, int]
+
+    @property
+    def guest_phys_addr(self) -> int:
+        return self.shared.guest_phys_addr
+
+    @property
+    def size(self) -> int:
+        return self.shared.size
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Addresses, offset and file; the file may come by any descriptor."""
+        return (*self.shared._replace(fd=-1), self.file)
+
+
 class Region:
     """One mapped stretch of guest RAM. ``view`` is a writable view of all of it."""
 
-    __slots__ = ("_handle", "guest_phys_addr", "size", "view")
+    __slots__ = ("_handle", "guest_phys_addr", "key", "size", "view")
 
-    def __init__(self, guest_phys_addr: int, size: int, handle: "Pointer[vvb_region]") -> None:
-        self.guest_phys_addr = guest_phys_addr
-        self.size = size
+    def __init__(self, wanted: _Wanted, handle: "Pointer[vvb_region]") -> None:
+        self.guest_phys_addr = wanted.guest_phys_addr
+        self.size = wanted.size
+        self.key = wanted.key
+        """What it is a mapping of: another one of the same would be no other memory."""
         self._handle = handle
         # The buffer keeps the mapping's owner alive, and every slice of the view the buffer:
         # memory is unmapped when the last view has gone, never before.
         owner = ffi.gc(lib.vvb_region_host(handle), _keep(handle))
-        self.view = memoryview(ffi.buffer(owner, size))
+        self.view = memoryview(ffi.buffer(owner, self.size))
 
     @property
     def handle(self) -> "Pointer[vvb_region]":
@@ -80,12 +105,70 @@ def _keep(handle: "Pointer[vvb_region]") -> Callable[[object], None]:
     return drop
 
 
+def _address_of(handle: "Pointer[vvb_region]") -> int:
+    return int(ffi.cast("uintptr_t", handle))
+
+
 class Span(NamedTuple):
     """A stretch of guest memory that is contiguous in one region."""
 
     guest_phys_addr: int
     length: int
     view: memoryview
+
+
+Release = Callable[[Sequence[Region]], None]
+"""Returns when nobody uses these regions any more, which no look-up finds; or raises
+:exc:`RegionBusy`, and they go back into the map."""
+
+
+def wait_until_unused(regions: Sequence[Region], timeout: float = 8.0) -> None:
+    """Waits ``timeout`` seconds at most, in all. Raises :exc:`RegionBusy`."""
+    deadline = time.monotonic() + timeout
+    for region in regions:
+        left = max(0, int((deadline - time.monotonic()) * 1000))
+        if lib.vvb_region_wait_unused(region.handle, left):
+            raise RegionBusy(f"{region!r} is still used by {region.users} packets")
+
+
+def _check(shared: SharedRegion) -> _Wanted:
+    """Refuses what cannot be mapped, as far as that can be seen before."""
+    guest_phys_addr, size, fd, offset = shared
+    if size <= 0 or any(x % PAGE_SIZE for x in (guest_phys_addr, size, offset)):
+        raise RegionInvalid(
+            f"region {guest_phys_addr:#x} + {size:#x} from {offset:#x}: not whole pages"
+        )
+    if guest_phys_addr < 0 or guest_phys_addr + size > 1 << 64:
+        raise RegionInvalid(f"region {guest_phys_addr:#x} + {size:#x} wraps around")
+    if offset < 0 or offset + size > 1 << 62:
+        raise RegionInvalid(f"file offset {offset:#x} + {size:#x} is out of range")
+    try:
+        status = os.fstat(fd)
+    except OSError as error:
+        raise RegionInvalid(f"a memory region's descriptor: {error}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise RegionInvalid("a memory region's descriptor is not a file")
+    if status.st_size < offset + size:
+        raise RegionInvalid(
+            f"the region ends at {offset + size:#x} of its file, which has"
+            f" {status.st_size:#x} bytes"
+        )
+    return _Wanted(shared, (status.st_dev, status.st_ino))
+
+
+def _check_table(regions: Sequence[Region | _Wanted]) -> None:
+    """Refuses regions that cannot be in one map."""
+    if len(regions) > MAX_REGIONS:
+        raise RegionInvalid(
+            f"more than {MAX_REGIONS} memory regions", NtStatus.INSUFFICIENT_RESOURCES
+        )
+    overlap = overlap_among(regions)
+    if overlap is not None:
+        below, above = overlap
+        raise RegionOverlap(
+            f"region {below.guest_phys_addr:#x} + {below.size:#x} overlaps"
+            f" {above.guest_phys_addr:#x} + {above.size:#x}"
+        )
 
 
 class GuestMemory:
@@ -98,9 +181,10 @@ class GuestMemory:
             raise MemoryError("guest memory map")
         self.written = WrittenMemory(self._handle)
         """The tracker that everybody reports to who writes to this memory."""
-        self._regions: list[Region] = []
-        self._by_handle: dict[int, Region] = {}
-        self._retiring: list[Region] = []
+        self._regions: tuple[Region, ...] = ()
+        # By the engine's address: the regions of the map, and those that have left it while
+        # somebody still used them.
+        self._mapped: dict[int, Region] = {}
 
     @property
     def handle(self) -> "Pointer[vvb_memory]":
@@ -109,133 +193,121 @@ class GuestMemory:
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        """The regions, by address."""
-        return tuple(self._regions)
+        """The regions of the map, by address."""
+        return self._regions
 
     # -- the map -------------------------------------------------------------------------------
+    #
+    # Every change is made in the same order: what may be refused is looked at, what is new is
+    # mapped, the new map takes the place of the old one, and whoever uses what has gone is waited
+    # for. If any of that fails the map is the one of before.
 
     def add_region(self, guest_phys_addr: int, size: int, fd: int, mmap_offset: int = 0) -> Region:
         """Maps ``size`` bytes of ``fd`` from ``mmap_offset`` at ``guest_phys_addr``.
 
         The caller keeps ``fd``. Raises :exc:`RegionInvalid` (empty, not whole pages, wraps around,
-        file too short, too many, mapping refused) or :exc:`RegionOverlap`.
+        file too short, too many, mapping refused) or :exc:`RegionOverlap`; nothing has changed
+        then.
         """
-        if size <= 0 or any(x % PAGE_SIZE for x in (guest_phys_addr, size, mmap_offset)):
-            raise RegionInvalid(
-                f"region {guest_phys_addr:#x} + {size:#x} from {mmap_offset:#x}: not whole pages"
-            )
-        if guest_phys_addr < 0 or guest_phys_addr + size > 1 << 64:
-            raise RegionInvalid(f"region {guest_phys_addr:#x} + {size:#x} wraps around")
-        if mmap_offset < 0 or mmap_offset + size > 1 << 62:
-            raise RegionInvalid(f"file offset {mmap_offset:#x} + {size:#x} is out of range")
-        self._check_file(fd, mmap_offset + size)
+        wanted = _check(SharedRegion(guest_phys_addr, size, fd, mmap_offset))
         with self._lock:
-            if len(self._regions) >= MAX_REGIONS:
-                raise RegionInvalid(
-                    f"more than {MAX_REGIONS} memory regions", NtStatus.INSUFFICIENT_RESOURCES
-                )
-            for other in self._regions:
-                if guest_phys_addr < other.end and other.guest_phys_addr < guest_phys_addr + size:
-                    raise RegionOverlap(
-                        f"region {guest_phys_addr:#x} + {size:#x} overlaps {other!r}"
-                    )
-            error = ffi.new("int *")
-            handle = lib.vvb_region_new(guest_phys_addr, size, fd, mmap_offset, error)
-            if handle == ffi.NULL:
-                raise RegionInvalid(
-                    f"region {guest_phys_addr:#x} + {size:#x}: {os.strerror(error[0])}",
-                    NtStatus.INSUFFICIENT_RESOURCES,
-                )
-            region = Region(guest_phys_addr, size, ffi.gc(handle, lib.vvb_region_free, size))
-            # Installed while the look-up table has it already: a packet may come in at once.
-            self._by_handle[int(ffi.cast("uintptr_t", handle))] = region
-            self._install([*self._regions, region])
-            return region
+            return self._replace([*self._regions, wanted])[-1]
 
-    @staticmethod
-    def _check_file(fd: int, needed: int) -> None:
-        """Refuses what is no file or is shorter than ``needed``."""
-        try:
-            status = os.fstat(fd)
-        except OSError as error:
-            raise RegionInvalid(f"a memory region's descriptor: {error}") from error
-        if not stat.S_ISREG(status.st_mode):
-            raise RegionInvalid("a memory region's descriptor is not a file")
-        if status.st_size < needed:
-            raise RegionInvalid(
-                f"the region ends at {needed:#x} of its file, which has {status.st_size:#x} bytes"
-            )
-
-    def _install(self, regions: list[Region]) -> None:
-        regions.sort(key=lambda region: region.guest_phys_addr)
-        handles = ffi.new("struct vvb_region *[]", [region.handle for region in regions])
-        result = lib.vvb_memory_set(self._handle, handles, len(regions))
-        if result:
-            raise MemoryError(os.strerror(-result))
-        self._regions = regions
-
-    def remove_region(self, guest_phys_addr: int, size: int, timeout: float = 8.0) -> None:
+    def remove_region(
+        self, guest_phys_addr: int, size: int, release: Release = wait_until_unused
+    ) -> None:
         """Gives a region up; returns when no packet refers to it any more.
 
-        :exc:`RegionUnknown` if there is none exactly like that; :exc:`RegionBusy` after ``timeout``
-        seconds: then the region is out of the map for good, and its pages are let go by a later
-        change of the map or by :meth:`close`, once its last user is done.
+        Raises :exc:`RegionUnknown` if there is none exactly like that, :exc:`RegionBusy` if it was
+        not released; nothing has changed then.
         """
         with self._lock:
-            for region in self._regions:
-                if (region.guest_phys_addr, region.size) == (guest_phys_addr, size):
-                    break
-            else:
-                raise RegionUnknown(f"no memory region {guest_phys_addr:#x} + {size:#x}")
-            self._install([other for other in self._regions if other is not region])
-        self._sweep()
-        if not self._retire(region, timeout):
-            raise RegionBusy(f"{region!r} is still used by {region.users} packets")
-
-    def _retire(self, region: Region, timeout: float) -> bool:
-        if lib.vvb_region_wait_unused(region.handle, max(0, int(timeout * 1000))):
-            with self._lock:
-                self._retiring.append(region)
-            return False
-        # Views that somebody kept see private zeros from now on, not the guest's memory.
-        lib.vvb_region_detach(region.handle)
-        with self._lock:
-            self._by_handle.pop(int(ffi.cast("uintptr_t", region.handle)), None)
-        return True
-
-    def wait_until_unused(self, guest_phys_addr: int, size: int, timeout: float) -> None:
-        """Waits once more for a region that :meth:`remove_region` found busy."""
-        with self._lock:
-            waiting = [
+            rest = [
                 region
-                for region in self._retiring
-                if (region.guest_phys_addr, region.size) == (guest_phys_addr, size)
+                for region in self._regions
+                if (region.guest_phys_addr, region.size) != (guest_phys_addr, size)
             ]
-            for region in waiting:
-                self._retiring.remove(region)
-        for region in waiting:
-            if not self._retire(region, timeout):
-                raise RegionBusy(f"{region!r} is still used by {region.users} packets")
+            if len(rest) == len(self._regions):
+                raise RegionUnknown(f"no memory region {guest_phys_addr:#x} + {size:#x}")
+            self._replace(rest, release)
 
-    def _sweep(self) -> None:
-        """Another try for regions whose users took too long."""
+    def set_table(
+        self, table: Sequence[SharedRegion], release: Release = wait_until_unused
+    ) -> Sequence[Region]:
+        """Makes ``table`` the whole map, or changes nothing; returns the regions that have gone.
+
+        What is in the old map and in the table, with the same file, stays mapped. Raises what
+        :meth:`add_region` and :meth:`remove_region` raise.
+        """
+        wanted = [_check(shared) for shared in table]
         with self._lock:
-            retiring, self._retiring = self._retiring, []
-        for region in retiring:
-            self._retire(region, 0)
+            before = self._regions
+            known = {region.key: region for region in before}
+            regions = self._replace([known.get(item.key, item) for item in wanted], release)
+            return [region for region in before if region not in regions]
+
+    def _replace(
+        self, table: Sequence[Region | _Wanted], release: Release = wait_until_unused
+    ) -> list[Region]:
+        """Makes ``table`` the map, mapping what is new in it, or leaves the map that there is."""
+        before = self._regions
+        _check_table(table)
+        try:
+            regions = [item if isinstance(item, Region) else self._map(item) for item in table]
+            self._install(regions)
+            gone = [region for region in before if region not in regions]
+            if gone:
+                release(gone)
+        except BaseException:
+            if self._regions is not before:
+                self._install(before)
+            raise
+        finally:
+            self._unmap()
+        return regions
+
+    def _map(self, wanted: _Wanted) -> Region:
+        error = ffi.new("int *")
+        address, size, fd, offset = wanted.shared
+        handle = lib.vvb_region_new(address, size, fd, offset, error)
+        if handle == ffi.NULL:
+            raise RegionInvalid(
+                f"region {address:#x} + {size:#x}: {os.strerror(error[0])}",
+                NtStatus.INSUFFICIENT_RESOURCES,
+            )
+        region = Region(wanted, ffi.gc(handle, lib.vvb_region_free, size))
+        # Known before the engine has it: a packet may come in at once.
+        self._mapped[_address_of(handle)] = region
+        return region
+
+    def _install(self, regions: Sequence[Region]) -> None:
+        """Has look-ups see ``regions``; returns when none is at work that sees others."""
+        ordered = tuple(sorted(regions, key=lambda region: region.guest_phys_addr))
+        handles = ffi.new("struct vvb_region *[]", [region.handle for region in ordered])
+        result = lib.vvb_memory_set(self._handle, handles, len(ordered))
+        if result:
+            raise MemoryError(os.strerror(-result))
+        self._regions = ordered
+
+    def _unmap(self) -> None:
+        """Lets the pages go of each region that is not in the map and that nobody uses."""
+        for address, region in list(self._mapped.items()):
+            if region not in self._regions and not region.users:
+                # Views that somebody kept see private zeros from now on, not the guest's memory.
+                lib.vvb_region_detach(region.handle)
+                del self._mapped[address]
 
     def close(self, timeout: float = 2.0) -> None:
         """Forgets every region; waits up to ``timeout`` seconds in all for their users.
 
-        The object can be filled again afterwards.
+        The pages of one that is used still are let go with the next change. The object can be
+        filled again afterwards.
         """
         with self._lock:
-            regions = self._regions
-            self._install([])
-        self._sweep()
-        deadline = time.monotonic() + timeout
-        for region in regions:
-            self._retire(region, deadline - time.monotonic())
+            self._install(())
+            with contextlib.suppress(RegionBusy):
+                wait_until_unused(list(self._mapped.values()), timeout)
+            self._unmap()
 
     # -- look-up -------------------------------------------------------------------------------
 
@@ -243,7 +315,7 @@ class GuestMemory:
         self, region: "Pointer[vvb_region]", guest_phys_addr: int, length: int
     ) -> memoryview:
         """A view of memory in an engine's region that is in use (for :class:`ExternalData`)."""
-        found = self._by_handle[int(ffi.cast("uintptr_t", region))]
+        found = self._mapped[_address_of(region)]
         start = guest_phys_addr - found.guest_phys_addr
         return found.view[start : start + length]
 

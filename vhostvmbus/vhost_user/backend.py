@@ -13,6 +13,7 @@ from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.offer import Offer
 from vhostvmbus.wire.opening import Opening
+from vhostvmbus.wire.regions import SharedRegion
 
 #: Blocks until the front end has discarded its translations of these
 #: ``(guest_phys_addr, size)`` ranges; at most 200 in one call.
@@ -47,8 +48,8 @@ class BackEnd(Protocol):
     """One device.
 
     Methods are called from the server's thread, one at a time.  They raise
-    :class:`~vhostvmbus.wire.errors.FrontEndError` (with ``status``) to refuse; descriptors
-    stay the caller's, a back end that keeps one duplicates it.
+    :class:`~vhostvmbus.wire.errors.FrontEndError` (with ``status``) to refuse, and have
+    changed nothing then; descriptors stay the caller's, a back end that keeps one duplicates it.
     """
 
     invalidate: Invalidate | None
@@ -68,6 +69,9 @@ class BackEnd(Protocol):
 
     def remove_region(self, guest_phys_addr: int, size: int) -> None:
         """Unmap a region; returns when nothing refers to it any more."""
+
+    def set_memory_table(self, table: Sequence[SharedRegion]) -> None:
+        """Make these the regions, all of them or none."""
 
     def gpadl_create(self, channel: int, gpadl_id: int, ranges: Sequence[GpaRange]) -> None:
         """Give guest pages a handle."""

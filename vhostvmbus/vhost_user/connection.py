@@ -20,9 +20,9 @@ from typing import assert_never
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.backchannel import ANSWER_TIMEOUT, BackChannel
 from vhostvmbus.vhost_user.backend import BackEnd
-from vhostvmbus.vhost_user.bookkeeping import Limits
 from vhostvmbus.vhost_user.errors import Disconnected, OutOfOrder, ProtocolError
 from vhostvmbus.vhost_user.gpadl import read_list
+from vhostvmbus.vhost_user.limits import Limits
 from vhostvmbus.vhost_user.session import BackEndSession, Call, Refused
 from vhostvmbus.vhost_user.sockets import (
     close_all,
@@ -31,9 +31,10 @@ from vhostvmbus.vhost_user.sockets import (
     require_stream_socket,
     send,
 )
-from vhostvmbus.wire.errors import FrontEndError, GuestError, RegionBusy, VmbusError
+from vhostvmbus.wire.errors import FrontEndError, GuestError, VmbusError
 from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.opening import Opening
+from vhostvmbus.wire.regions import SharedRegion
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +62,6 @@ class Connection:
         self._wake_fd = wake_fd
         self._answer_timeout = answer_timeout
         self._back_channel: BackChannel | None = None
-        #: guest-physical address of a region → identity of its file
-        self._files: dict[int, tuple[int, int]] = {}
         self.session = BackEndSession(m.OfferReply(back_end.offer()), limits=limits)
 
     def run(self) -> None:
@@ -178,11 +177,13 @@ class Connection:
             case m.SetBackendReqFd():
                 self._set_back_channel(call.fds[0])
             case m.AddMemReg(region):
-                self._add(region, call.fds[0])
+                back_end.add_region(*_shared(region, call.fds[0]))
             case m.RemMemReg(region):
-                self._remove(region)
+                back_end.remove_region(region.guest_phys_addr, region.size)
             case m.SetMemTable(regions):
-                self._set_table(regions, call.fds)
+                back_end.set_memory_table(
+                    [_shared(region, fd) for region, fd in zip(regions, call.fds, strict=True)]
+                )
             case m.GpadlCreate(channel, gpadl_id, range_count, range_bytes):
                 ranges = read_list(call.fds[0], range_count, range_bytes)
                 back_end.gpadl_create(channel, gpadl_id, ranges)
@@ -221,37 +222,6 @@ class Connection:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
-    def _add(self, region: m.MemoryRegion, fd: int) -> None:
-        self._back_end.add_region(region.guest_phys_addr, region.size, fd, region.mmap_offset)
-        self._files[region.guest_phys_addr] = _identity(fd)
-
-    def _remove(self, region: m.MemoryRegion) -> None:
-        try:
-            self._back_end.remove_region(region.guest_phys_addr, region.size)
-        except RegionBusy:
-            # It has left the map although somebody still uses it; it can be added anew.
-            self.session.books.enter(m.RemMemReg(region))
-            raise
-        finally:
-            del self._files[region.guest_phys_addr]
-
-    def _set_table(self, regions: tuple[m.MemoryRegion, ...], fds: tuple[int, ...]) -> None:
-        """Replace the table; what is in the old one and in the new one stays mapped.
-
-        Open channels have their rings there.  That is why the file is compared as well: the same
-        addresses may come with another file behind them.
-        """
-        books = self.session.books
-        wanted = {(region, _identity(fd)) for region, fd in zip(regions, fds, strict=True)}
-        for region in list(books.regions.values()):
-            if (region, self._files[region.guest_phys_addr]) not in wanted:
-                self._remove(region)
-                books.enter(m.RemMemReg(region))
-        for region, fd in zip(regions, fds, strict=True):
-            if region.guest_phys_addr not in books.regions:
-                self._add(region, fd)
-                books.enter(m.AddMemReg(region))
-
     def _open(self, opening: Opening, fds: tuple[int, ...]) -> NtStatus:
         kick, call = fds
         require_eventfd(kick, "kick")
@@ -270,6 +240,5 @@ class Connection:
         )
 
 
-def _identity(fd: int) -> tuple[int, int]:
-    status = os.fstat(fd)
-    return status.st_dev, status.st_ino
+def _shared(region: m.MemoryRegion, fd: int) -> SharedRegion:
+    return SharedRegion(region.guest_phys_addr, region.size, fd, region.mmap_offset)

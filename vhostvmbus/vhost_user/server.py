@@ -18,8 +18,8 @@ from pathlib import Path
 
 from vhostvmbus.vhost_user.backchannel import ANSWER_TIMEOUT
 from vhostvmbus.vhost_user.backend import BackEnd
-from vhostvmbus.vhost_user.bookkeeping import Limits
 from vhostvmbus.vhost_user.connection import Connection
+from vhostvmbus.vhost_user.limits import Limits
 from vhostvmbus.vhost_user.sockets import bind_listener
 from vhostvmbus.wire.errors import FrontEndError
 

@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vhostvmbus.vhost_user import messages as m
-from vhostvmbus.vhost_user.bookkeeping import Books, Limits, Refusal
 from vhostvmbus.vhost_user.codec import NEED_REPLY, REPLY, Decoder, Direction, Frame, encode
 from vhostvmbus.vhost_user.errors import (
     FeatureMissing,
@@ -34,6 +33,8 @@ from vhostvmbus.vhost_user.errors import (
     ProtocolError,
     UnexpectedReply,
 )
+from vhostvmbus.vhost_user.limits import Limits, Refusal
+from vhostvmbus.vhost_user.memory_table import MemoryTable
 from vhostvmbus.vhost_user.messages import (
     F_PROTOCOL_FEATURES,
     REQUIRED_FEATURES,
@@ -220,7 +221,7 @@ class BackEndSession(Session):
         self.offer = offer
         self.offered = features
         self.limits = limits or Limits()
-        self.books = Books(self.limits)
+        self.table = MemoryTable(self.limits.mem_slots)
         #: the call that is being carried out
         self._current: Call | None = None
         #: descriptors of the request at which an error ended the session
@@ -261,7 +262,7 @@ class BackEndSession(Session):
             raise ValueError("a call is answered once")
         self._current = None
         if status == 0:
-            self.books.enter(call.message)
+            self.table.enter(call.message)
         elif not call.need_reply:
             self.state = State.CLOSED
             raise NeedReplyMissing(
@@ -307,7 +308,7 @@ class BackEndSession(Session):
             if request not in QUERIES:
                 self._acknowledge(message, frame.need_reply, 0)
             return None
-        refusal = self.books.refusal(message)
+        refusal = self.limits.refusal(message) or self.table.refusal(message)
         if refusal is not None and frame.need_reply:
             self._acknowledge(message, True, refusal.status)
             return Refused(message, frame.fds, refusal)

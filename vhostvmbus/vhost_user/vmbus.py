@@ -21,9 +21,9 @@ from vhostvmbus.vhost_user.message import (
     front_end,
     split_records,
 )
-from vhostvmbus.wire.gpa import MAX_REGIONS
 from vhostvmbus.wire.offer import Offer, OfferInvalid
 from vhostvmbus.wire.opening import Opening
+from vhostvmbus.wire.regions import MAX_REGIONS
 from vhostvmbus.wire.vmbus import USER_DATA_SIZE
 
 

@@ -22,9 +22,6 @@ from vhostvmbus.wire.errors import (
 )
 from vhostvmbus.wire.vmbus import PAGE_SIZE
 
-MAX_REGIONS = 100
-"""Regions of guest RAM that a front end may have: the answer to ``GET_MAX_MEM_SLOTS``. Each is one
-of the code map, too, and one ``VMBUS_SET_CODE_MAP`` holds that many (docs/vhost-user-vmbus.md)."""
 RANGE_HEADER_SIZE = 8
 _HEADER = struct.Struct("<II")
 

@@ -5,6 +5,7 @@ import gc
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 from tests.support.core import BASE, BASE_PFN, PAGES, Ram
 from vhostvmbus.engine import lib
 from vhostvmbus.engine.faults import guest_error
-from vhostvmbus.memory import ExternalData, GuestMemory
+from vhostvmbus.memory import ExternalData, GuestMemory, Region, wait_until_unused
 from vhostvmbus.wire import errors
-from vhostvmbus.wire.gpa import MAX_REGIONS, GpaRange, pfn_count
+from vhostvmbus.wire.gpa import GpaRange, pfn_count
 from vhostvmbus.wire.ntstatus import NtStatus
+from vhostvmbus.wire.regions import MAX_REGIONS
 
 MIB = 1 << 20
 
@@ -331,18 +333,61 @@ def test_every_fault_of_the_engine_has_a_name() -> None:
 # -- removal -------------------------------------------------------------------------------------
 
 
+def impatient(regions: Sequence[Region]) -> None:
+    wait_until_unused(regions, 0.05)
+
+
 def test_removal_waits_for_the_last_user(memory: GuestMemory, ram: Ram) -> None:
     external = memory.external_data([GpaRange.of_pages([BASE_PFN])])
-    with pytest.raises(errors.RegionBusy):
-        memory.remove_region(BASE, ram.size, timeout=0.05)
+    looked: list[Sequence[Region]] = []
+
+    def release(regions: Sequence[Region]) -> None:
+        looked.append(regions)
+        with pytest.raises(errors.PfnOutsideMemory):
+            memory.external_data([GpaRange.of_pages([BASE_PFN])])
+        with pytest.raises(errors.RegionBusy):
+            impatient(regions)
+        external.write(b"still there")
+        assert ram.peek(BASE, 11) == b"still there"
+        external.close()
+        impatient(regions)
+
+    before = memory.regions
+    memory.remove_region(BASE, ram.size, release)
+    assert looked == [list(before)]
     assert memory.regions == ()
-    with pytest.raises(errors.PfnOutsideMemory):
-        memory.external_data([GpaRange.of_pages([BASE_PFN])])
+    memory.add_region(BASE, ram.size, ram.fd)
+
+
+def test_a_region_that_stays_busy_stays_in_the_map(memory: GuestMemory, ram: Ram) -> None:
+    external = memory.external_data([GpaRange.of_pages([BASE_PFN])])
+    (region,) = memory.regions
+    with pytest.raises(errors.RegionBusy):
+        memory.remove_region(BASE, ram.size, impatient)
+    assert memory.regions == (region,)
+    external.write(b"the first ")
+    with memory.external_data([GpaRange.of_pages([BASE_PFN])]) as later:
+        later.write(b"the second", 10)
+    assert ram.peek(BASE, 20) == b"the first the second"
+    external.close()
+    memory.remove_region(BASE, ram.size, impatient)
+    assert memory.regions == ()
+
+
+def test_regions_that_are_used_beyond_the_end_go_with_the_next_change(
+    memory: GuestMemory, ram: Ram
+) -> None:
+    external = memory.external_data([GpaRange.of_pages([BASE_PFN])])
+    memory.close(timeout=0.05)
+    assert memory.regions == ()
     external.write(b"still there")
     assert ram.peek(BASE, 11) == b"still there"
+    files = len(os.listdir("/proc/self/fd"))
     external.close()
-    memory.wait_until_unused(BASE, ram.size, timeout=1)
     memory.add_region(BASE, ram.size, ram.fd)
+    # One descriptor came with the new region and that of the old one went.
+    assert len(os.listdir("/proc/self/fd")) == files
+    assert memory.regions[0].users == 0
 
 
 def test_removal_ends_when_a_packet_ends(memory: GuestMemory, ram: Ram) -> None:
@@ -350,7 +395,7 @@ def test_removal_ends_when_a_packet_ends(memory: GuestMemory, ram: Ram) -> None:
     timer = threading.Timer(0.1, external.close)
     timer.start()
     begin = time.monotonic()
-    memory.remove_region(BASE, ram.size, timeout=10)
+    memory.remove_region(BASE, ram.size)
     assert 0.05 < time.monotonic() - begin < 5
     timer.join()
 
@@ -361,7 +406,7 @@ def test_a_view_that_was_kept_is_harmless_after_removal(memory: GuestMemory, ram
     ram.poke(BASE + 10, b"0123456789")
     assert bytes(kept) == b"0123456789"
     external.close()
-    memory.remove_region(BASE, ram.size, timeout=1)
+    memory.remove_region(BASE, ram.size)
     gc.collect()
     assert bytes(kept) == bytes(10)
 
@@ -398,7 +443,7 @@ def test_look_ups_and_removals_at_the_same_time(ram: Ram) -> None:
     while (rounds < 100 or not seen["hit"] or not seen["miss"]) and time.monotonic() < deadline:
         memory.add_region(BASE, ram.size, ram.fd)
         time.sleep(0.001)
-        memory.remove_region(BASE, ram.size, timeout=5)
+        memory.remove_region(BASE, ram.size)
         rounds += 1
     stop.set()
     thread.join()
@@ -438,7 +483,7 @@ def test_truncated_memory_is_an_error_not_a_crash(memory: GuestMemory, ram: Ram)
     with pytest.raises(errors.GuestMemoryLost):
         external.views()
     external.close()
-    memory.remove_region(BASE, ram.size, timeout=1)
+    memory.remove_region(BASE, ram.size)
 
 
 def test_file_io_into_truncated_memory_is_named(

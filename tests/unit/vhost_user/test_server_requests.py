@@ -17,6 +17,7 @@ from vhostvmbus.wire.errors import FrontEndError, GpadlUnknown, RegionBusy
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.opening import Opening
+from vhostvmbus.wire.regions import SharedRegion
 
 # ---- what the back end is told ----------------------------------------------------------
 
@@ -78,38 +79,42 @@ def test_a_bug_in_the_back_end_is_a_status(run: Running) -> None:
         front_end.request(m.SetCodeMap(16, ()), [fd])
 
 
-def test_a_busy_region_has_left_the_table_all_the_same(run: Running) -> None:
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("add", m.AddMemReg(region(0x1000))),
+        ("remove", m.RemMemReg(region(0))),
+        ("table", m.SetMemTable((region(0x1000),))),
+    ],
+)
+def test_what_the_back_end_refuses_leaves_the_table_as_it_was(
+    run: Running, call: str, message: m.Message
+) -> None:
     with run.front_end() as front_end, memfd() as fd:
         front_end.request(m.AddMemReg(region(0)), [fd])
-        run.back_end.refuse["remove"] = RegionBusy("packets refer to it")
-        assert status_of(front_end, m.RemMemReg(region(0))) == NtStatus.IO_TIMEOUT
+        run.back_end.refuse[call] = RegionBusy("packets refer to it")
+        fds = [] if call == "remove" else [fd]
+        assert status_of(front_end, message, fds) == NtStatus.IO_TIMEOUT
         run.back_end.refuse.clear()
-        front_end.request(m.AddMemReg(region(0)), [fd])
+        # The session still has the region of before, and no other.
+        overlapping = m.AddMemReg(region(0))
+        assert status_of(front_end, overlapping, [fd]) == NtStatus.CONFLICTING_ADDRESSES
+        unknown = m.RemMemReg(region(0x1000))
+        assert status_of(front_end, unknown) == NtStatus.INVALID_PARAMETER
         front_end.request(m.RemMemReg(region(0)))
 
 
-def test_memory_table_keeps_what_stays(run: Running) -> None:
-    back_end = run.back_end
+def test_a_memory_table_reaches_the_back_end_as_a_whole(run: Running) -> None:
     with run.front_end() as front_end, memfd() as one, memfd() as two:
         front_end.request(m.AddMemReg(region(0)), [one])
-        front_end.request(m.SetMemTable((region(0), region(0x1000))), [one, two])
-        assert back_end.calls == [("add", 0, 4096, 0), ("add", 0x1000, 4096, 0)]
-        back_end.calls.clear()
-        # the same addresses with another file, and another offset
-        front_end.request(m.SetMemTable((region(0), region(0x1000, 4096, 4096))), [two, two])
-        assert back_end.calls == [
-            ("remove", 0, 4096),
-            ("remove", 0x1000, 4096),
-            ("add", 0, 4096, 0),
-            ("add", 0x1000, 4096, 4096),
+        run.back_end.calls.clear()
+        table = m.SetMemTable((region(0), region(0x1000, 4096, 8192)))
+        front_end.request(table, [one, two])
+        first, second = (os.fstat(fd).st_ino for fd in (one, two))
+        assert run.back_end.calls == [
+            ("table", SharedRegion(0, 4096, first, 0), SharedRegion(0x1000, 4096, second, 8192))
         ]
-        back_end.calls.clear()
-        # a failure half-way leaves what was done
-        back_end.refuse["add"] = FrontEndError("no", NtStatus.NO_MEMORY)
-        table = m.SetMemTable((region(0), region(0x5000)))
-        assert status_of(front_end, table, [two, one]) == NtStatus.NO_MEMORY
-        back_end.refuse.clear()
-        assert status_of(front_end, m.RemMemReg(region(0x5000))) == NtStatus.INVALID_PARAMETER
+        front_end.request(m.RemMemReg(region(0x1000)))
         front_end.request(m.RemMemReg(region(0)))
 
 

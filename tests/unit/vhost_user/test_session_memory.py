@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from tests.support.vhost_user_session import BackEnd, region
 from vhostvmbus.vhost_user import messages as m
-from vhostvmbus.vhost_user.bookkeeping import Limits
+from vhostvmbus.vhost_user.limits import Limits
 from vhostvmbus.vhost_user.session import Refused
 from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.opening import Opening
@@ -61,6 +61,25 @@ def test_memory_slots() -> None:
     assert back_end.call(m.AddMemReg(region(2 << 30)), 1) == 0
 
 
+def test_a_table_has_no_more_regions_than_slots() -> None:
+    back_end = BackEnd(limits=Limits(mem_slots=2)).negotiate()
+    assert back_end.call(m.AddMemReg(region(0)), 1) == 0
+    three = m.SetMemTable(tuple(region(i << 30) for i in range(1, 4)))
+    assert back_end.call(three, 3) == NtStatus.INSUFFICIENT_RESOURCES
+    assert back_end.session.table.regions == (region(0),)
+    two = m.SetMemTable(three.regions[:2])
+    assert back_end.call(two, 2) == 0
+    assert back_end.session.table.regions == two.regions
+
+
+def test_a_table_that_the_back_end_refuses_is_not_entered() -> None:
+    back_end = BackEnd().negotiate()
+    assert back_end.call(m.AddMemReg(region(0)), 1) == 0
+    table = m.SetMemTable((region(1 << 30), region(0)))
+    assert back_end.call(table, 2, NtStatus.NO_MEMORY) == NtStatus.NO_MEMORY
+    assert back_end.session.table.regions == (region(0),)
+
+
 def test_memory_table() -> None:
     back_end = BackEnd().negotiate()
     assert back_end.call(m.AddMemReg(region(0)), 1) == 0
@@ -71,7 +90,7 @@ def test_memory_table() -> None:
     overlapping = (region(0), region(0x8_0000))
     assert back_end.call(m.SetMemTable(overlapping), 2) == NtStatus.CONFLICTING_ADDRESSES
     assert back_end.call(m.SetMemTable(())) == 0
-    assert back_end.session.books.regions == {}
+    assert back_end.session.table.regions == ()
 
 
 def test_opening_before_there_is_memory() -> None:
