@@ -19,7 +19,7 @@ from vhostvmbus.device.loop import DeviceLoop
 from vhostvmbus.device.offers import ChannelOffers
 from vhostvmbus.device.unplug import Unplugging
 from vhostvmbus.memory import CodeMap, GuestMemory, Region, wait_until_unused
-from vhostvmbus.ring import InflightRegion, PacketLimits, Ring, is_eventfd
+from vhostvmbus.ring import InflightRegion, PacketLimits, Ring
 from vhostvmbus.wire.errors import (
     ChannelStateError,
     ChannelUnknown,
@@ -40,8 +40,6 @@ from vhostvmbus.wire.vmbus import CHANNEL_FLAGS_MASK, PAGE_SIZE
 
 log = logging.getLogger(__name__)
 
-MAX_INVALIDATE = 200
-"""Ranges in one VMBUS_BACKEND_INVALIDATE_CODE."""
 Invalidate = Callable[[list[tuple[int, int]]], None]
 PATIENCE = 4.0
 """Seconds that packets get to complete when the memory of their external data is removed."""
@@ -52,8 +50,7 @@ LAST_PATIENCE = 3.0
 class DeviceHost:
     """Owns a device's memory, GPADLs and channels.
 
-    ``invalidate`` (set by the server) sends ``(gpa, size)`` ranges, 200 at most, to the front end
-    and returns when they are acknowledged. ``channel_failed`` (optional) is told of each channel
+    ``channel_failed`` (optional) is told of each channel
     that stopped because of the guest.
     """
 
@@ -61,9 +58,7 @@ class DeviceHost:
         self.device = device
         self.name = device.name or type(device).__name__
         self.memory = GuestMemory()
-        self.memory.written.discard = self._discard
         self.gpadls = GpadlTable(self.memory)
-        self.invalidate: Invalidate | None = None
         self.channel_failed: Callable[[int, GuestError], None] | None = None
         self._offer = self._make_offer(device)
         self.offers = ChannelOffers(device.channels, device.max_channels)
@@ -109,6 +104,16 @@ class DeviceHost:
     def channels(self) -> dict[int, Channel]:
         """The open channels by index: a copy."""
         return dict(self._channels)
+
+    @property
+    def invalidate(self) -> Invalidate | None:
+        """Set by the server: has the front end discard its translations of these ``(gpa, size)``
+        ranges and returns when it has acknowledged that. Step 3 of *Translated code*."""
+        return self.memory.written.discard
+
+    @invalidate.setter
+    def invalidate(self, invalidate: Invalidate | None) -> None:
+        self.memory.written.discard = invalidate
 
     def connected(self) -> None:
         """A front end can be asked for something from now on."""
@@ -264,11 +269,6 @@ class DeviceHost:
         self._check_index(index)
         if index in self._channels:
             raise ChannelStateError(f"channel {index} is open already")
-        if not self.memory.regions:
-            raise ChannelStateError("there is no guest memory yet", NtStatus.DEVICE_NOT_READY)
-        for fd in (kick_fd, call_fd):
-            if not is_eventfd(fd):
-                raise FrontEndError("kick and call must be eventfds")
         gpadl = self.gpadls.get(opening.gpadl_id)
         if gpadl.channel != index:
             raise FrontEndError(f"GPADL {opening.gpadl_id:#x} belongs to channel {gpadl.channel}")
@@ -364,13 +364,6 @@ class DeviceHost:
         self._handler.close()
 
     # -- translated code, statistics -----------------------------------------------------------
-
-    def _discard(self, hits: list[tuple[int, int]]) -> None:
-        """Has the front end discard translations: step 3 of *Translated code*."""
-        if self.invalidate is None:
-            raise ChannelStateError("a code map without a way to tell the front end")
-        for start in range(0, len(hits), MAX_INVALIDATE):
-            self.invalidate(hits[start : start + MAX_INVALIDATE])
 
     def stats(self) -> dict[str, Any]:
         """Counters of the device and its open channels, ready for JSON: docs/statistics.md."""

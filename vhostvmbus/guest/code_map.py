@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from vhostvmbus.guest.ram import RamRegion
 from vhostvmbus.vhost_user import messages as m
+from vhostvmbus.wire.regions import EVERY_PAGE
 from vhostvmbus.wire.vmbus import PAGE_SIZE
 
 
@@ -41,7 +42,7 @@ class GuestCodeMap:
                 m.CodeMapRegion(
                     region.guest_phys_addr,
                     region.size,
-                    m.ALL_TRANSLATED if self.cannot_tell else first,
+                    EVERY_PAGE if self.cannot_tell else first,
                 )
                 for region, first in self._first_bits
             ),

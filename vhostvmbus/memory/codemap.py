@@ -12,14 +12,11 @@ from typing import TYPE_CHECKING
 
 from vhostvmbus.engine import ffi, lib
 from vhostvmbus.wire.errors import FrontEndError
-from vhostvmbus.wire.regions import MAX_REGIONS
+from vhostvmbus.wire.regions import MAX_REGIONS, lies_in_code_map
 from vhostvmbus.wire.vmbus import PAGE_SIZE
 
 if TYPE_CHECKING:
     from vhostvmbus._engine import Pointer, vvb_codemap
-
-EVERY_PAGE = (1 << 64) - 1
-"""As ``first_bit``: the front end cannot tell, every page of the region counts as translated."""
 
 
 class CodeMap:
@@ -35,11 +32,13 @@ class CodeMap:
                 f"{len(regions)} regions in a code map, at most {MAX_REGIONS} are allowed"
             )
         if map_bytes and os.fstat(fd).st_size < map_bytes:
-            raise FrontEndError(f"the code map's file is shorter than {map_bytes} bytes")
+            raise FrontEndError(
+                f"the code map has {map_bytes} bytes, its file {os.fstat(fd).st_size}"
+            )
         for gpa, size, first_bit in regions:
             if gpa % PAGE_SIZE or size % PAGE_SIZE or gpa + size > 1 << 64:
                 raise FrontEndError(f"code map region {gpa:#x} + {size:#x} is not whole pages")
-            if first_bit != EVERY_PAGE and first_bit + size // PAGE_SIZE > map_bytes * 8:
+            if not lies_in_code_map(size, first_bit, map_bytes):
                 raise FrontEndError(f"code map region {gpa:#x} + {size:#x} exceeds the map")
         table = ffi.new("struct vvb_code_region[]", len(regions))
         for entry, (gpa, size, first_bit) in zip(table, regions, strict=True):

@@ -9,7 +9,7 @@ from vhostvmbus.ring.inflight import InflightRegion
 from vhostvmbus.ring.plan import AnyPlan, Done, Number, Operation, Outgoing, Plan, Rule
 from vhostvmbus.ring.results import Batch, PacketLimits, RawPacket, RingState, Sent, Served
 from vhostvmbus.ring.ring import Ring, Role
-from vhostvmbus.ring.waiting import is_eventfd, signal, wait
+from vhostvmbus.ring.waiting import signal, wait
 
 __all__ = [
     "AnyPlan",
@@ -28,7 +28,6 @@ __all__ = [
     "Rule",
     "Sent",
     "Served",
-    "is_eventfd",
     "signal",
     "wait",
 ]

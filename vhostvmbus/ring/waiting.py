@@ -26,11 +26,3 @@ def signal(fd: int) -> None:
     result = lib.vvb_signal(fd)
     if result < 0:
         raise OSError(-result, os.strerror(-result))
-
-
-def is_eventfd(fd: int) -> bool:
-    """Returns whether ``fd`` is an eventfd: nothing else may stand where one is owed."""
-    try:
-        return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]"
-    except OSError:
-        return False

@@ -16,7 +16,7 @@ from vhostvmbus.wire.opening import Opening
 from vhostvmbus.wire.regions import SharedRegion
 
 #: Blocks until the front end has discarded its translations of these
-#: ``(guest_phys_addr, size)`` ranges; at most 200 in one call.
+#: ``(guest_phys_addr, size)`` ranges, any number of them.
 Invalidate = Callable[[list[tuple[int, int]]], None]
 
 #: Returns when the front end has taken note that this channel is to be offered, or taken back;

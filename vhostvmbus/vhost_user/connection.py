@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import select
 import socket
 from collections.abc import Sequence
@@ -202,7 +201,8 @@ class Connection:
             case m.Unplug():
                 back_end.unplug()
             case m.SetCodeMap(map_bytes, regions):
-                self._set_code_map(call.fds[0], map_bytes, regions)
+                where = [(item.guest_phys_addr, item.size, item.first_bit) for item in regions]
+                back_end.set_code_map(call.fds[0], map_bytes, where)
             case _:
                 assert_never(message)
         return NtStatus.SUCCESS
@@ -230,14 +230,6 @@ class Connection:
         if status:
             log.warning("Open of channel %d refused: %s", opening.index, status.name)
         return status
-
-    def _set_code_map(self, fd: int, map_bytes: int, regions: tuple[m.CodeMapRegion, ...]) -> None:
-        size = os.fstat(fd).st_size
-        if size < map_bytes:
-            raise FrontEndError(f"the code map has {map_bytes} bytes, its memfd {size}")
-        self._back_end.set_code_map(
-            fd, map_bytes, [(r.guest_phys_addr, r.size, r.first_bit) for r in regions]
-        )
 
 
 def _shared(region: m.MemoryRegion, fd: int) -> SharedRegion:

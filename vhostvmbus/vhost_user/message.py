@@ -29,8 +29,6 @@ F_PROTOCOL_FEATURES = 1 << 30
 MAX_TABLE_REGIONS = 8
 #: Ranges in one ``VMBUS_BACKEND_INVALIDATE_CODE``.
 MAX_INVALIDATE_RANGES = 200
-#: ``first_bit`` of a region whose translations the front end cannot tell.
-ALL_TRANSLATED = (1 << 64) - 1
 #: ``VMBUS_OPEN`` flags.
 OPEN_RESUME = 1
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from vhostvmbus.vhost_user.message import (
-    ALL_TRANSLATED,
     BACK_END_REQUESTS,
     F_PROTOCOL_FEATURES,
     FRONT_END_REQUESTS,
@@ -80,7 +79,6 @@ BackEndWork = (
 """Requests that the session leaves to the back end and that are answered with a status."""
 
 __all__ = [
-    "ALL_TRANSLATED",
     "BACK_END_REPLIES",
     "BACK_END_REQUESTS",
     "FRONT_END_REPLIES",

@@ -9,7 +9,6 @@ from typing import ClassVar, Self
 
 from vhostvmbus.vhost_user.errors import BadField, LimitExceeded, WrongSize
 from vhostvmbus.vhost_user.message import (
-    ALL_TRANSLATED,
     MAX_INVALIDATE_RANGES,
     OPEN_RESUME,
     BackendRequest,
@@ -23,7 +22,7 @@ from vhostvmbus.vhost_user.message import (
 )
 from vhostvmbus.wire.offer import Offer, OfferInvalid
 from vhostvmbus.wire.opening import Opening
-from vhostvmbus.wire.regions import MAX_REGIONS
+from vhostvmbus.wire.regions import MAX_REGIONS, lies_in_code_map
 from vhostvmbus.wire.vmbus import USER_DATA_SIZE
 
 
@@ -135,11 +134,6 @@ class CodeMapRegion:
     first_bit: int
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<QQQ")
 
-    @property
-    def all_translated(self) -> bool:
-        """The front end cannot tell: take every page as translated."""
-        return self.first_bit == ALL_TRANSLATED
-
 
 @front_end(Request.VMBUS_SET_CODE_MAP)
 @dataclass(frozen=True, slots=True)
@@ -189,12 +183,9 @@ def _check_code_map_region(region: CodeMapRegion, map_bytes: int) -> None:
             field="size",
             value=region.size,
         )
-    if region.all_translated:
-        return
-    pages = (region.size + 4095) // 4096
-    if region.first_bit + pages > map_bytes * 8:
+    if not lies_in_code_map(region.size, region.first_bit, map_bytes):
         raise BadField(
-            f"the bits of {pages} pages do not lie in a map of {map_bytes} bytes",
+            f"the bits of {region.size} bytes do not lie in a map of {map_bytes} bytes",
             field="first_bit",
             value=region.first_bit,
         )

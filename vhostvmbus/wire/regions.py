@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Regions of guest memory as a front end describes them: docs/vhost-user-vmbus.md, *Guest memory*.
 
-The rules here hold for the table that a session keeps and for the map that is made from it.
+The rules here hold for what a session is told of them and for what is made from it.
 """
 
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple, Protocol, TypeVar
 
+from vhostvmbus.wire.vmbus import PAGE_SIZE
+
 MAX_REGIONS = 100
 """Regions of guest RAM that a front end may have: the answer to ``GET_MAX_MEM_SLOTS``. Each is one
 of the code map, too, and one ``VMBUS_SET_CODE_MAP`` holds that many (docs/vhost-user-vmbus.md)."""
+
+EVERY_PAGE = (1 << 64) - 1
+"""As ``first_bit`` of a region of the code map: the front end cannot tell, so every page of the
+region counts as translated."""
 
 
 class SharedRegion(NamedTuple):
@@ -44,3 +50,9 @@ def overlap_among(regions: Iterable[A]) -> tuple[A, A] | None:
         if below.guest_phys_addr + below.size > above.guest_phys_addr:
             return below, above
     return None
+
+
+def lies_in_code_map(size: int, first_bit: int, map_bytes: int) -> bool:
+    """Whether a code map of ``map_bytes`` has a bit for each page of a region of ``size`` bytes."""
+    pages = (size + PAGE_SIZE - 1) // PAGE_SIZE
+    return first_bit == EVERY_PAGE or first_bit + pages <= map_bytes * 8

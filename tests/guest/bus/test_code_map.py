@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 import time
@@ -14,7 +15,8 @@ from tests.support.devices import Backwards, Digest, Fill, GatheringEcho, Touch
 from vhostvmbus.channel import Channel, Packet
 from vhostvmbus.guest import GuestChannel, SoftwareGuest
 from vhostvmbus.vhost_user import messages as m
-from vhostvmbus.vhost_user.errors import FeatureMissing
+from vhostvmbus.vhost_user.errors import FeatureMissing, RequestRefused
+from vhostvmbus.wire.ntstatus import NtStatus
 
 Ranges = Sequence[tuple[int, int]]
 
@@ -178,6 +180,24 @@ def test_a_front_end_without_a_code_map() -> None:
         assert guest.invalidations == []
         with pytest.raises(FeatureMissing):
             guest.share_code_map()
+
+
+def test_a_map_that_is_longer_than_its_file_is_refused() -> None:
+    """And the one of before is looked into still."""
+    with (
+        SoftwareGuest.for_device(Touch(), code_map=True) as guest,
+        guest.open_channel() as channel,
+    ):
+        assert guest.code_map is not None
+        size = os.fstat(guest.code_map.fd).st_size
+        regions = guest.code_map.message().regions
+        with pytest.raises(RequestRefused) as caught:
+            guest.front_end.request(m.SetCodeMap(size + 1, regions), [guest.code_map.fd])
+        assert caught.value.status == NtStatus.INVALID_PARAMETER
+        pfns = guest.ram.alloc_pages(2)
+        guest.code_map.mark(pfns[1])
+        touch(channel, pfns, 0, 8192)
+        assert pages_of(guest.invalidations) == {pfns[1]}
 
 
 def test_more_ranges_than_one_message_holds() -> None:

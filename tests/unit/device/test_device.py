@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.support.core import BASE_PFN, TEST_CLASS, GuestEnd, TestDevice
+from tests.support.core import BASE, BASE_PFN, TEST_CLASS, GuestEnd, TestDevice
 from tests.support.waiting import eventually
 from vhostvmbus.channel import Channel, ChannelState, Packet
 from vhostvmbus.device import Device, DeviceHost, RefuseOpen
@@ -144,28 +144,27 @@ def test_opens_that_are_refused(change: dict[str, int], status: NtStatus) -> Non
 def test_opens_with_a_bad_ring_are_refused() -> None:
     with GuestEnd(TestDevice()) as guest:
         guest.host.close_channel(0)
-        read, write = os.pipe()
 
-        def attempt(gpadl: int = 1, split: int = 4, kick: int = guest.kick) -> NtStatus:
-            return guest.host.open_channel(Opening(0, gpadl, split), kick, guest.call)
+        def attempt(gpadl: int = 1, split: int = 4) -> NtStatus:
+            return guest.host.open_channel(Opening(0, gpadl, split), guest.kick, guest.call)
 
         assert attempt(gpadl=9) is NtStatus.INVALID_HANDLE
         assert attempt(split=1) is NtStatus.INVALID_PARAMETER
         assert attempt(split=7) is NtStatus.INVALID_PARAMETER
-        assert attempt(kick=read) is NtStatus.INVALID_PARAMETER
         guest.host.gpadl_create(0, 2, [GpaRange(8000, 0, [BASE_PFN, BASE_PFN + 1])])
         assert attempt(gpadl=2) is NtStatus.INVALID_PARAMETER
         assert guest.host.device.events[-1] == "closed"  # type: ignore[attr-defined]
         assert attempt() is NtStatus.SUCCESS
-        os.close(read)
-        os.close(write)
 
 
-def test_an_open_before_memory_is_refused() -> None:
+def test_an_open_without_the_rings_memory_is_refused() -> None:
     host = DeviceHost(TestDevice())
     fd = os.eventfd(0, os.EFD_NONBLOCK)
-    assert host.open_channel(Opening(0, 1, 2), fd, fd) is NtStatus.DEVICE_NOT_READY
+    assert host.open_channel(Opening(0, 1, 2), fd, fd) is NtStatus.INVALID_HANDLE
     os.close(fd)
+    with GuestEnd(TestDevice()) as guest:
+        guest.host.remove_region(BASE, guest.ram.size)
+        assert guest.open() is NtStatus.INVALID_PARAMETER
 
 
 def test_close_drops_what_is_outstanding() -> None:

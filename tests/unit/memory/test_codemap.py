@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vhostvmbus.memory import CodeMap, GuestMemory
-from vhostvmbus.memory.codemap import EVERY_PAGE
 from vhostvmbus.wire.errors import FrontEndError
+from vhostvmbus.wire.regions import EVERY_PAGE
 
 REGIONS = [(0, 64 * 4096, 5), (128 * 4096, 32 * 4096, 100), (256 * 4096, 8 * 4096, EVERY_PAGE)]
 BYTES = 20

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.core import Ram, ring_pair, set_word, word
 from vhostvmbus.memory import GuestMemory
-from vhostvmbus.ring import Sent, is_eventfd, signal, wait
+from vhostvmbus.ring import Sent, signal, wait
 from vhostvmbus.wire.vmbus import (
     RING_FEATURE_BITS,
     RING_INTERRUPT_MASK,
@@ -161,12 +161,9 @@ def test_waiting_empties_what_fired() -> None:
     os.eventfd_write(fds[1], (1 << 64) - 2)
     signal(fds[1])  # the counter is at its limit: that is a signal already
     assert wait(fds, 1) == 0b010
-    assert is_eventfd(fds[0])
     for fd in fds:
         os.close(fd)
-    assert not is_eventfd(fds[0])
     with pytest.raises(OSError, match="Bad file descriptor"):
         signal(fds[0])
-    assert not is_eventfd(0)
     with pytest.raises(OSError, match="Invalid argument"):
         wait([0] * 9, 0)

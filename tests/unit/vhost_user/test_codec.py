@@ -27,6 +27,7 @@ from vhostvmbus.vhost_user.errors import (
 )
 from vhostvmbus.wire.offer import Offer
 from vhostvmbus.wire.opening import Opening
+from vhostvmbus.wire.regions import EVERY_PAGE
 
 CLASS_ID = UUID("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f")
 REGION = m.MemoryRegion(0x1_0000_0000, 0x20_0000, 0x7F00_0000_0000, 0x3000)
@@ -71,7 +72,7 @@ REQUESTS: list[tuple[m.Message, int, bytes, int]] = [
         1,
     ),
     (
-        m.SetCodeMap(0, (m.CodeMapRegion(0, 1 << 32, m.ALL_TRANSLATED),)),
+        m.SetCodeMap(0, (m.CodeMapRegion(0, 1 << 32, EVERY_PAGE),)),
         1031,
         struct.pack("<QIIQQ", 0, 1, 0, 0, 1 << 32) + b"\xff" * 8,
         1,

@@ -8,6 +8,7 @@ import os
 import random
 import socket
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,7 @@ from vhostvmbus.vhost_user.errors import (
     WrongFdType,
     WrongSize,
 )
+from vhostvmbus.vhost_user.sockets import require_eventfd
 from vhostvmbus.wire.opening import Opening
 
 
@@ -100,6 +102,21 @@ def test_kick_and_call_have_to_be_eventfds(run: Running, position: int) -> None:
     error = run.last_error()
     assert isinstance(error, WrongFdType)
     assert error.field == ("kick", "call")[position]
+
+
+def test_what_is_an_eventfd_and_what_is_not(tmp_path: Path) -> None:
+    with memfd() as file, eventfds() as (kick, call):
+        require_eventfd(kick, "kick")
+        require_eventfd(call, "call")
+        named = os.open(tmp_path / "anon_inode:[eventfd]", os.O_CREAT | os.O_RDWR)
+        ends = os.pipe()
+        for fd in (file, named, *ends):
+            with pytest.raises(WrongFdType, match="kick"):
+                require_eventfd(fd, "kick")
+        for fd in (named, *ends):
+            os.close(fd)
+        with pytest.raises(OSError, match="No such file"):
+            require_eventfd(named, "kick")
 
 
 def test_back_end_channel_has_to_be_a_stream_socket(run: Running) -> None:
