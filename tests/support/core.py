@@ -11,6 +11,7 @@ from vhostvmbus.channel import Channel
 from vhostvmbus.device import Device, DeviceHost
 from vhostvmbus.memory import GuestMemory
 from vhostvmbus.ring import RawPacket, Ring, Role, Sent, signal, wait
+from vhostvmbus.wire.errors import FrontEndError, RefuseOpen
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.opening import Opening
@@ -136,6 +137,15 @@ class TestDevice(Device):
             packet.complete(packet.payload)
 
 
+def status_of_open(host: DeviceHost, opening: Opening, kick: int, call: int) -> NtStatus:
+    """Opens a channel, as a request of the front end would: the status that it gets."""
+    try:
+        host.open_channel(opening, kick, call)
+    except (FrontEndError, RefuseOpen) as error:
+        return error.status
+    return NtStatus.SUCCESS
+
+
 class GuestEnd:
     """A guest's end of channel 0 of a device, without a socket."""
 
@@ -165,7 +175,7 @@ class GuestEnd:
 
     def open(self, resume: bool = False) -> NtStatus:
         opening = Opening(0, 1, self.out_pages, 0, 0x50003, b"user", resume)
-        return self.host.open_channel(opening, self.kick, self.call)
+        return status_of_open(self.host, opening, self.kick, self.call)
 
     @property
     def channel(self) -> Channel:

@@ -24,7 +24,6 @@ from vhostvmbus.vhost_user.errors import RequestRefused
 from vhostvmbus.vhost_user.server import Server
 from vhostvmbus.wire.errors import FrontEndError
 from vhostvmbus.wire.gpa import GpaRange
-from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.offer import Offer
 from vhostvmbus.wire.opening import Opening
 from vhostvmbus.wire.regions import SharedRegion
@@ -35,8 +34,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []
-        self.refuse: dict[str, FrontEndError] = {}
-        self.open_status = NtStatus.SUCCESS
+        self.refuse: dict[str, Exception] = {}
         self.invalidate: Invalidate | None = None
         self.offers = ChannelOffers(1, 2)
         self.disconnected = threading.Semaphore(0)
@@ -73,10 +71,9 @@ class Recorder:
     def gpadl_teardown(self, channel: int, gpadl_id: int) -> None:
         self._note("teardown", channel, gpadl_id)
 
-    def open_channel(self, opening: Opening, kick_fd: int, call_fd: int) -> NtStatus:
+    def open_channel(self, opening: Opening, kick_fd: int, call_fd: int) -> None:
         os.eventfd_write(call_fd, os.eventfd_read(kick_fd) + 1)
         self._note("open", opening)
-        return self.open_status
 
     def close_channel(self, index: int) -> None:
         self._note("close", index)

@@ -32,7 +32,6 @@ from vhostvmbus.wire.errors import (
     RegionBusy,
 )
 from vhostvmbus.wire.gpa import GpaRange
-from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.offer import Offer
 from vhostvmbus.wire.opening import Opening
 from vhostvmbus.wire.regions import SharedRegion
@@ -249,22 +248,21 @@ class DeviceHost:
 
     # -- channels ------------------------------------------------------------------------------
 
-    def open_channel(self, opening: Opening, kick_fd: int, call_fd: int) -> NtStatus:
-        """VMBUS_OPEN. The status refuses, or is SUCCESS; both eventfds are duplicated."""
+    def open_channel(self, opening: Opening, kick_fd: int, call_fd: int) -> None:
+        """VMBUS_OPEN; both eventfds are duplicated.
+
+        Raises :exc:`FrontEndError`, or :exc:`RefuseOpen` if the device refuses or fails.
+        """
         with self._lock:
             try:
-                return self._open(opening, kick_fd, call_fd)
-            except FrontEndError as error:
-                log.warning("%s/%d: open refused: %s", self.name, opening.index, error)
-                return error.status
-            except RefuseOpen as error:
-                log.info("%s/%d: the device refused to open: %s", self.name, opening.index, error)
-                return error.status
-            except Exception:
+                self._open(opening, kick_fd, call_fd)
+            except (FrontEndError, RefuseOpen):
+                raise
+            except Exception as error:
                 log.exception("%s/%d: open failed", self.name, opening.index)
-                return NtStatus.UNSUCCESSFUL
+                raise RefuseOpen(message=f"{type(error).__name__} in the device") from error
 
-    def _open(self, opening: Opening, kick_fd: int, call_fd: int) -> NtStatus:
+    def _open(self, opening: Opening, kick_fd: int, call_fd: int) -> None:
         index = opening.index
         self._check_index(index)
         if index in self._channels:
@@ -298,7 +296,6 @@ class DeviceHost:
         channel.begin()
         if type(self.device).post_started is not Device.post_started:
             channel.run_beside(lambda: self.device.post_started(channel))
-        return NtStatus.SUCCESS
 
     def close_channel(self, index: int) -> None:
         """VMBUS_CLOSE. Returns when neither ring nor external data is touched any more."""

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from vhostvmbus.wire.gpa import GpaRange
-from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.offer import Offer
 from vhostvmbus.wire.opening import Opening
 from vhostvmbus.wire.regions import SharedRegion
@@ -79,8 +78,8 @@ class BackEnd(Protocol):
     def gpadl_teardown(self, channel: int, gpadl_id: int) -> None:
         """Take the handle back; closes the channel whose ring it is."""
 
-    def open_channel(self, opening: Opening, kick_fd: int, call_fd: int) -> NtStatus:
-        """Open a channel; the status refuses it unless it is SUCCESS."""
+    def open_channel(self, opening: Opening, kick_fd: int, call_fd: int) -> None:
+        """Open a channel.  Raises :class:`~vhostvmbus.wire.errors.RefuseOpen` as well."""
 
     def close_channel(self, index: int) -> None:
         """Returns when nothing touches the channel's ring or external data any more."""

@@ -30,9 +30,8 @@ from vhostvmbus.vhost_user.sockets import (
     require_stream_socket,
     send,
 )
-from vhostvmbus.wire.errors import FrontEndError, GuestError, VmbusError
+from vhostvmbus.wire.errors import FrontEndError, GuestError, RefuseOpen, VmbusError
 from vhostvmbus.wire.ntstatus import NtStatus
-from vhostvmbus.wire.opening import Opening
 from vhostvmbus.wire.regions import SharedRegion
 
 log = logging.getLogger(__name__)
@@ -72,6 +71,8 @@ class Connection:
         """
         try:
             self._serve()
+        except Disconnected as error:
+            log.info("%s", error)
         finally:
             offers = self._back_end.offers
             close_all(self.session.release_fds())
@@ -107,39 +108,40 @@ class Connection:
             self.session.receive_data(data, fds)
             while (event := self.session.next_event()) is not None:
                 try:
-                    answered = self._handle(event)
+                    self._handle(event)
                 finally:
                     close_all(event.fds)
-                if not answered or not self._flush():
-                    return
+                self._flush()
                 if isinstance(event.message, m.SetBackendReqFd):
                     self._back_end.connected()
-            if not self._flush():
-                return
+            self._flush()
 
-    def _flush(self, fds: Sequence[int] = ()) -> bool:
+    def _flush(self, fds: Sequence[int] = ()) -> None:
+        """Sends what there is to send.  Raises :class:`Disconnected`."""
         data = self.session.data_to_send()
         try:
             if data:
                 send(self._sock, data, fds)
         except OSError as error:
-            log.info("the front end does not take answers: %s", error)
-            return False
-        return True
+            raise Disconnected(f"the front end does not take answers: {error}") from error
 
-    def _handle(self, event: Call | Refused) -> bool:
-        """Carries it out and answers; false if the front end does not take answers."""
+    def _handle(self, event: Call | Refused) -> None:
+        """Carries a request out and answers it."""
         name = type(event.message).__name__
+        if isinstance(event.message, m.Open):
+            name += f" of channel {event.message.opening.index}"
         if isinstance(event, Refused):
             log.warning("%s refused: %s", name, event.refusal.reason)
-            return True
+            return
         if isinstance(event.message, m.GetInflightFd):
-            return self._make_inflight(event, event.message.num_queues)
+            self._make_inflight(event, event.message.num_queues)
+            return
+        status = NtStatus.SUCCESS
         try:
-            status = self._carry_out(event)
+            self._carry_out(event)
         except ProtocolError:
             raise
-        except FrontEndError as error:
+        except (FrontEndError, RefuseOpen) as error:
             log.warning("%s refused: %s", name, error)
             status = error.status
         except GuestError as error:
@@ -149,22 +151,20 @@ class Connection:
             log.exception("%s failed", name)
             status = NtStatus.UNSUCCESSFUL
         self.session.answer(event, status)
-        return True
 
-    def _make_inflight(self, call: Call, channels: int) -> bool:
-        if not self._flush():  # descriptors go with the first byte
-            return False
+    def _make_inflight(self, call: Call, channels: int) -> None:
+        self._flush()  # descriptors go with the first byte
         try:
             region = self._back_end.make_inflight(channels)
         except (FrontEndError, OSError) as error:
             log.error("no in-flight region: %s", error)
             self.session.reply(call, m.InflightReply(0, 0, 0, 0))
-            return self._flush()
+            return
         answer = m.InflightReply(region.size, region.offset, region.channels, region.slots)
         self.session.reply(call, answer)
-        return self._flush([region.fd])
+        self._flush([region.fd])
 
-    def _carry_out(self, call: Call) -> NtStatus:
+    def _carry_out(self, call: Call) -> None:
         back_end, message = self._back_end, call.message
         if not isinstance(message, m.BackEndWork):
             raise OutOfOrder(
@@ -189,7 +189,10 @@ class Connection:
             case m.GpadlTeardown(channel, gpadl_id):
                 back_end.gpadl_teardown(channel, gpadl_id)
             case m.Open(opening):
-                return self._open(opening, call.fds)
+                kick, call_fd = call.fds
+                require_eventfd(kick, "kick")
+                require_eventfd(call_fd, "call")
+                back_end.open_channel(opening, kick, call_fd)
             case m.Close(channel):
                 back_end.close_channel(channel)
             case m.Modify(channel, target_vp):
@@ -205,7 +208,6 @@ class Connection:
                 back_end.set_code_map(call.fds[0], map_bytes, where)
             case _:
                 assert_never(message)
-        return NtStatus.SUCCESS
 
     def _set_back_channel(self, fd: int) -> None:
         sock = require_stream_socket(fd, "backend_req_fd")
@@ -221,15 +223,6 @@ class Connection:
         log.log(level, "the session ends: %s", error)
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
-
-    def _open(self, opening: Opening, fds: tuple[int, ...]) -> NtStatus:
-        kick, call = fds
-        require_eventfd(kick, "kick")
-        require_eventfd(call, "call")
-        status = self._back_end.open_channel(opening, kick, call)
-        if status:
-            log.warning("Open of channel %d refused: %s", opening.index, status.name)
-        return status
 
 
 def _shared(region: m.MemoryRegion, fd: int) -> SharedRegion:

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.support.core import BASE, BASE_PFN, TEST_CLASS, GuestEnd, TestDevice
+from tests.support.core import BASE, BASE_PFN, TEST_CLASS, GuestEnd, TestDevice, status_of_open
 from tests.support.waiting import eventually
 from vhostvmbus.channel import Channel, ChannelState, Packet
 from vhostvmbus.device import Device, DeviceHost, RefuseOpen
@@ -137,7 +137,7 @@ def test_started_may_send() -> None:
 def test_opens_that_are_refused(change: dict[str, int], status: NtStatus) -> None:
     with GuestEnd(TestDevice()) as guest:
         opening = Opening(change["index"], 1, 4)
-        result = guest.host.open_channel(opening, guest.kick, guest.call)
+        result = status_of_open(guest.host, opening, guest.kick, guest.call)
         assert result is status
 
 
@@ -146,7 +146,7 @@ def test_opens_with_a_bad_ring_are_refused() -> None:
         guest.host.close_channel(0)
 
         def attempt(gpadl: int = 1, split: int = 4) -> NtStatus:
-            return guest.host.open_channel(Opening(0, gpadl, split), guest.kick, guest.call)
+            return status_of_open(guest.host, Opening(0, gpadl, split), guest.kick, guest.call)
 
         assert attempt(gpadl=9) is NtStatus.INVALID_HANDLE
         assert attempt(split=1) is NtStatus.INVALID_PARAMETER
@@ -160,7 +160,7 @@ def test_opens_with_a_bad_ring_are_refused() -> None:
 def test_an_open_without_the_rings_memory_is_refused() -> None:
     host = DeviceHost(TestDevice())
     fd = os.eventfd(0, os.EFD_NONBLOCK)
-    assert host.open_channel(Opening(0, 1, 2), fd, fd) is NtStatus.INVALID_HANDLE
+    assert status_of_open(host, Opening(0, 1, 2), fd, fd) is NtStatus.INVALID_HANDLE
     os.close(fd)
     with GuestEnd(TestDevice()) as guest:
         guest.host.remove_region(BASE, guest.ram.size)

@@ -13,7 +13,7 @@ import pytest
 from tests.support.vhost_user_server import Running, eventfds, memfd, region, status_of
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.gpadl import SEALS, write_list
-from vhostvmbus.wire.errors import FrontEndError, GpadlUnknown, RegionBusy
+from vhostvmbus.wire.errors import FrontEndError, GpadlUnknown, RefuseOpen, RegionBusy
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.opening import Opening
@@ -64,7 +64,7 @@ def test_refusals_reach_the_front_end_and_the_session_goes_on(run: Running) -> N
         front_end.request(m.AddMemReg(region(0)), [fd])
         back_end.refuse["teardown"] = GpadlUnknown("no such GPADL")
         assert status_of(front_end, m.GpadlTeardown(0, 1)) == NtStatus.INVALID_HANDLE
-        back_end.open_status = NtStatus.ACCESS_DENIED
+        back_end.refuse["open"] = RefuseOpen(NtStatus.ACCESS_DENIED)
         opening = m.Open(Opening(0, 1, 2))
         assert status_of(front_end, opening, events) == NtStatus.ACCESS_DENIED
         front_end.request(m.Reset())
@@ -73,7 +73,7 @@ def test_refusals_reach_the_front_end_and_the_session_goes_on(run: Running) -> N
 
 def test_a_bug_in_the_back_end_is_a_status(run: Running) -> None:
     with run.front_end() as front_end, memfd(16) as fd:
-        run.back_end.refuse["reset"] = OSError(5, "disk on fire")  # type: ignore[assignment]
+        run.back_end.refuse["reset"] = OSError(5, "disk on fire")
         assert status_of(front_end, m.Reset()) == NtStatus.UNSUCCESSFUL
         front_end.request(m.SetCodeMap(16, ()), [fd])
 
