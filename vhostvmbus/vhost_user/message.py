@@ -86,9 +86,9 @@ class Request(enum.IntEnum):
 class BackendRequest(enum.IntEnum):
     """Back-end requests, on the socket passed with ``SET_BACKEND_REQ_FD``."""
 
-    VMBUS_INVALIDATE_CODE = 1024
-    VMBUS_OFFER_CHANNEL = 1025
-    VMBUS_RESCIND_CHANNEL = 1026
+    VMBUS_BACKEND_INVALIDATE_CODE = 1024
+    VMBUS_BACKEND_OFFER_CHANNEL = 1025
+    VMBUS_BACKEND_RESCIND_CHANNEL = 1026
 
 
 @dataclass(frozen=True, slots=True)

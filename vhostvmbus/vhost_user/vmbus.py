@@ -216,7 +216,7 @@ class OfferReply(Message):
         return self.offer.pack()
 
 
-@back_end(BackendRequest.VMBUS_INVALIDATE_CODE)
+@back_end(BackendRequest.VMBUS_BACKEND_INVALIDATE_CODE)
 @dataclass(frozen=True, slots=True)
 class InvalidateCode(Message):
     """Discard all translations from these ``(guest_phys_addr, size)`` ranges."""
@@ -257,13 +257,13 @@ class InvalidateCode(Message):
         return head + b"".join(self.RANGE.pack(*r) for r in self.ranges)
 
 
-@back_end(BackendRequest.VMBUS_OFFER_CHANNEL)
+@back_end(BackendRequest.VMBUS_BACKEND_OFFER_CHANNEL)
 @dataclass(frozen=True, slots=True)
 class OfferChannel(ChannelMessage):
     """Offers a subchannel to the guest."""
 
 
-@back_end(BackendRequest.VMBUS_RESCIND_CHANNEL)
+@back_end(BackendRequest.VMBUS_BACKEND_RESCIND_CHANNEL)
 @dataclass(frozen=True, slots=True)
 class RescindChannel(ChannelMessage):
     """Takes a subchannel back; channel 0 means the whole device."""
