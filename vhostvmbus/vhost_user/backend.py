@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the server needs of a device: the shape that ``vhostvmbus.device.DeviceHost`` has.
+"""What a connection needs of whoever carries its requests out.
 
-Kept as a protocol, so that this room imports nothing from the rooms above.
+A protocol, so that this room knows nothing of the rooms above.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ def serve(
     ready_callback: Callable[[], None] | None = None,
     stop_event: threading.Event | None = None,
 ) -> None:
-    """Serve `back_end` (a ``DeviceHost``) at `path` until `stop_event` is set.
+    """Serve `back_end` at `path` until `stop_event` is set.
 
     ``KeyboardInterrupt`` ends it cleanly as well, and is passed on.  Raises as
     :meth:`Server.run`.
