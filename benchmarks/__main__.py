@@ -6,9 +6,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import pkgutil
+import sys
 
 import benchmarks
 from benchmarks.table import Bystanders, machine
+from vhostvmbus.vm.errors import VmError
 
 QUIET = 0.05
 """The part of the processors' time that others may use without spoiling the figures."""
@@ -35,10 +37,17 @@ def main() -> None:
     unknown = set(arguments.name) - set(known)
     if unknown:
         parser.error(f"no benchmark called {', '.join(sorted(unknown))}")
+    chosen = [importlib.import_module(f"benchmarks.{name}") for name in arguments.name or known]
+    try:
+        for module in chosen:
+            if hasattr(module, "prepare"):
+                module.prepare()
+    except VmError as error:
+        sys.exit(f"python -m benchmarks: {error}")
     print(f"Machine: {machine()}", flush=True)
     bystanders = Bystanders()
-    for name in arguments.name or known:
-        for table in importlib.import_module(f"benchmarks.{name}").tables(arguments.seconds):
+    for module in chosen:
+        for table in module.tables(arguments.seconds):
             print(f"\n{table}", flush=True)
     if bystanders.share > QUIET:
         print(

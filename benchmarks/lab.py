@@ -23,20 +23,21 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from benchmarks.disk import IMAGE_SIZE, make_image
+from benchmarks.guest import plain_guest
 from benchmarks.table import HostTime
 from vhostvmbus.vm import images
-from vhostvmbus.vm.accel import choose
 from vhostvmbus.vm.backend import BackEndProcess
 from vhostvmbus.vm.initramfs import sbin_tool
-from vhostvmbus.vm.machine import Machine, MachinePlan
+from vhostvmbus.vm.machine import Machine
 from vhostvmbus.wire.vmbus import PAGE_SIZE
 
+KERNEL = "6.1"
 ROUNDS = 3
 OURS, VIRTIO, BLIND = "ours", "virtio", "blind"
 PROGRAMS = images.TREE / "tests" / "vm" / "programs"
@@ -286,7 +287,7 @@ def code(value: int) -> bytes:
     return (b"\xb8" + value.to_bytes(4, "little") + b"\xc3").ljust(PAGE_SIZE, b"\xcc")
 
 
-def prepare(folder: Path) -> None:
+def make_disks(folder: Path) -> None:
     """The images: a data disk for each server, one root file system, one program."""
     first = folder / f"{OURS}.raw"
     make_image(first)
@@ -331,23 +332,17 @@ def qemu_words(folder: Path, blind: Path | None) -> list[str]:
 @contextmanager
 def open_lab(seconds: float) -> Iterator[Lab]:
     """A guest that is up, with all disks."""
-    accel = choose("auto")
-    kernel = images.find_kernel("6.1")
-    qemu = images.qemu_binary()
+    guest = plain_guest(KERNEL)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vhostvmbus-")))
         print("  making disks and booting a guest ...", file=sys.stderr, flush=True)
-        prepare(folder)
+        make_disks(folder)
         blind = None
-        if accel.name == "tcg":
+        if guest.accel == "tcg":
             blind = BackEndProcess(BLIND, ["scsi", *disk_words(folder, BLIND)], folder, BLIND_SERVE)
             stack.callback(blind.stop)
-        plan = MachinePlan(
-            qemu=qemu,
-            kernel=kernel.image,
-            initramfs=images.find_initramfs(kernel),
-            accel=accel.name,
-            root=images.root_template(),
+        plan = replace(
+            guest,
             disks=disk_words(folder, OURS),
             extra=qemu_words(folder, blind.socket if blind else None),
         )
@@ -374,5 +369,5 @@ def open_lab(seconds: float) -> Iterator[Lab]:
             )
             for name, pid in pids.items()
         ]
-        yield Lab(machine, accel.name, disks, seconds)
+        yield Lab(machine, guest.accel, disks, seconds)
         machine.poweroff()

@@ -16,16 +16,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyroute2 import IPRoute, netns
 
+from benchmarks.guest import plain_guest
 from benchmarks.table import Table
 from vhostvmbus.devices.net.link.namespace import Namespace
-from vhostvmbus.vm import images
-from vhostvmbus.vm.accel import choose
 from vhostvmbus.vm.machine import Machine, MachinePlan
 
+KERNEL = "6.12"
 ROUNDS = 9
 OURS, VIRTIO = "ours", "virtio"
 MAC = {OURS: "52:54:00:00:00:01", VIRTIO: "52:54:00:00:00:02"}
@@ -87,17 +87,15 @@ def iperf_server() -> Iterator[None]:
 
 
 def plan() -> MachinePlan:
-    """A machine with both cards."""
-    kernel = images.find_kernel("6.12")
+    """Returns the plan of a guest with both cards.
+
+    Call it outside of the namespace: what is missing is fetched.
+    """
     queues = QUEUES[-1]
     tap = f"tap,id=other,ifname=other,script=no,downscript=no,vhost=off,queues={queues}"
     virtio = f"netdev=other,romfile=,mq=on,vectors={2 * queues + 2},mac={MAC[VIRTIO]}"
-    return MachinePlan(
-        qemu=images.qemu_binary(),
-        kernel=kernel.image,
-        initramfs=images.find_initramfs(kernel),
-        accel=choose("auto").name,
-        root=images.root_template(),
+    return replace(
+        plain_guest(KERNEL),
         append="vhostvmbus.dhcp=0",
         smp=queues,
         networks=(f"tap,mac={MAC[OURS]},ip={SUBNET[OURS]}.1/24",),
@@ -180,6 +178,17 @@ def compare(machine: Machine, pattern: Pattern, seconds: float) -> tuple[float, 
     return ours, virtio, middle, f"{low:.2f} to {high:.2f}"
 
 
+def may_run() -> bool:
+    """Tells whether this process may make a network namespace and TAPs."""
+    return os.geteuid() == 0
+
+
+def prepare() -> None:
+    """Has what the guest is made of built and fetched; the namespace will have no way out."""
+    if may_run():
+        plain_guest(KERNEL)
+
+
 def tables(seconds: float) -> Iterator[Table]:
     """The table of this benchmark."""
     table = Table(
@@ -187,10 +196,11 @@ def tables(seconds: float) -> Iterator[Table]:
         ("load", "queues", "unit", "ours", "virtio-net", "ratio", "half of the rounds"),
         notes=["a TAP each, checksum and segmentation offloads on; UDP: what arrived"],
     )
-    if os.geteuid() != 0:
+    if not may_run():
         print("net_vm is left out: it makes TAPs in a network namespace, as root", file=sys.stderr)
         return
-    with inside(f"vhostvmbus-bench-{os.getpid()}"), Machine(plan()) as machine:
+    guest = plan()
+    with inside(f"vhostvmbus-bench-{os.getpid()}"), Machine(guest) as machine:
         machine.wait_ready()
         connect(machine)
         for queues in QUEUES:

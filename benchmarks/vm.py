@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from benchmarks.lab import BLIND, OURS, ROUNDS, STARTS, VIRTIO, Lab, Pattern, open_lab
+from benchmarks.guest import plain_guest
+from benchmarks.lab import BLIND, KERNEL, OURS, ROUNDS, STARTS, VIRTIO, Lab, Pattern, open_lab
 from benchmarks.table import Table
 
 BUSY = 0.8
@@ -119,6 +120,11 @@ def code_table(lab: Lab) -> Table:
     if any(sample.wrong for sample in lab.samples["reads of code", OURS]):
         raise RuntimeError("stale code was executed in spite of the invalidation")
     return table
+
+
+def prepare() -> None:
+    """Has what the guest is made of built and fetched."""
+    plain_guest(KERNEL)
 
 
 def tables(seconds: float) -> Iterator[Table]:
