@@ -3,7 +3,7 @@
 
 A step's commands write to a log file. On success one line remains on stderr; on failure the
 line names the log and shows its end. Commands run in a process group of their own that dies
-with the step, whatever ends it.
+with the step, whatever ends it. A download that the network failed is tried again (``retry``).
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from . import retry
 from .cache import cache_root
 
 COUNTED = re.compile(rb"^\[(\d+)/(\d+)\]")
@@ -77,6 +78,7 @@ class Step:
         self.log_path = logs / f"{name}.log"
         self._terminal = sys.stderr.isatty()
         self._said = 0.0
+        self._waited = 0.0
 
     def __enter__(self) -> "Step":
         self._log = open(self.log_path, "wb")
@@ -94,7 +96,7 @@ class Step:
         self._log.close()
         seconds = time.monotonic() - self._start
         if kind is None:
-            _remember_seconds(self.name, seconds)
+            _remember_seconds(self.name, seconds - self._waited)
             self._line(f"{self.what}: done in {_minutes(seconds)}", last=True)
             return
         if issubclass(kind, KeyboardInterrupt):
@@ -135,8 +137,54 @@ class Step:
         env: Mapping[str, str] | None = None,
         stdin: bytes | None = None,
     ) -> None:
-        """Run a command, its output to the log; BuildError if it fails."""
+        """Run a command, its output to the log; BuildError if it fails.
+
+        A download that fails for a reason that may pass is tried again, after a while.
+        """
         words = [os.fspath(word) for word in argv]
+        if not retry.downloads(words):
+            self._require(words, self._run_once(words, cwd, env, stdin))
+            return
+        env = retry.in_english(os.environ if env is None else env)
+        try:
+            delays = retry.delays()
+        except ValueError as error:
+            raise BuildError(str(error)) from error
+        for number, delay in enumerate([*delays, None], 1):
+            start = self._log.tell()
+            status = self._run_once(words, cwd, env, stdin)
+            reason = retry.passing_reason(self._logged(start)) if status else ""
+            if not reason:
+                self._require(words, status)
+                return
+            if delay is None:
+                raise BuildError(f"{self.what}: {words[0]} {retry.advice(number, reason)}")
+            self._wait(f"try {number} of {len(delays) + 1} failed", delay, reason)
+
+    def _require(self, words: Sequence[str], status: int) -> None:
+        if status != 0:
+            raise BuildError(f"{self.what}: {words[0]} ended with status {status}")
+
+    def _logged(self, start: int) -> str:
+        """What commands wrote to the log from an offset on."""
+        with open(self.log_path, "rb") as log:
+            log.seek(start)
+            return log.read().decode(errors="replace")
+
+    def _wait(self, what: str, delay: float, reason: str) -> None:
+        self._waited += delay
+        self._line(f"{self.what}: {what}, the next in {delay:g} s: {reason}", last=True)
+        self.note(f"{what}; waiting for {delay:g} s")
+        time.sleep(delay)
+
+    def _run_once(
+        self,
+        words: Sequence[str],
+        cwd: Path | None,
+        env: Mapping[str, str] | None,
+        stdin: bytes | None,
+    ) -> int:
+        """Run a command, its output to the log; its exit status."""
         self.note("+ " + " ".join(words))
         with _child(
             words,
@@ -150,9 +198,7 @@ class Step:
                     child.stdin.write(stdin)
                     child.stdin.close()
             self._follow(child)
-            status = child.wait()
-        if status != 0:
-            raise BuildError(f"{self.what}: {words[0]} ended with status {status}")
+            return child.wait()
 
     def _follow(self, child: subprocess.Popen[bytes]) -> None:
         assert child.stdout is not None
