@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import importlib
 import importlib.util
+import io
 import logging
 import os
 import pkgutil
@@ -115,6 +116,9 @@ def run(options: argparse.Namespace) -> int:
         print(f"vhostvmbus serve: {error}", file=sys.stderr)
         return 2
     set_up(options.verbose)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Whoever reads a device's output gets each line when it is written, and whole.
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         make: Callable[[argparse.Namespace], Device] = options.make_device
         device = make(options)

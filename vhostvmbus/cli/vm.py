@@ -9,11 +9,12 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import vhostvmbus
+from vhostvmbus.cli.printer import Printer
 from vhostvmbus.devices.net.link import LinkDown
 from vhostvmbus.devices.net.link.passt import Passt
 from vhostvmbus.devices.net.link.spec import SpecError, parse
@@ -60,7 +61,8 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="a network card: user (the default), tap, tap:NAME, bridge:NAME, netns:NAME; "
         "none for none; see vhostvmbus serve net --help; repeatable")  # fmt: skip
     add("--device", action="append", default=[], metavar="PATH.py:CLASS", dest="devices",
-        help="a further VMBus device of your own; repeatable")  # fmt: skip
+        help="a further VMBus device of your own; what it writes is shown; repeatable")  # fmt: skip
+    add("--keep-no-output", action="store_true", help=argparse.SUPPRESS)
     add("--root", metavar="IMAGE", help="use this root image, and write to it")
     add("--no-root", action="store_true", help="no root disk: stay in the initramfs")
     add("--initramfs", metavar="FILE", help="use this initramfs")
@@ -141,6 +143,7 @@ def make_plan(options: argparse.Namespace) -> MachinePlan:
         shell=options.cmd is None,
         extra=options.extra,
         console_log=Path(options.log) if options.log else None,
+        keep_output=not options.keep_no_output,
     )
 
 
@@ -182,9 +185,10 @@ def _run(plan: MachinePlan, options: argparse.Namespace) -> int:
         inner = nested.Inner(options.cmd, patience, options.devices, PACKAGE)
         script = nested.script(plan, inner)
         plan = nested.wrap(replace(plan, disks=_made(plan.disks)), inner)
-    machine = Machine(plan)
+    printer = Printer()
+    machine = Machine(replace(plan, show=printer.show))
     say(f"booting; console log: {machine.console_log}")
-    with machine:
+    with _told_at_the_end(machine, printer), machine:
         machine.wait_ready(options.timeout)
         say(f"the guest is up after {time.monotonic() - started:.1f} s")
         _say_troubles(machine)
@@ -198,6 +202,18 @@ def _run(plan: MachinePlan, options: argparse.Namespace) -> int:
         result = machine.run(script, left, stdout=_sink(1), stderr=_sink(2))
         machine.poweroff()
         return result.status
+
+
+@contextlib.contextmanager
+def _told_at_the_end(machine: Machine, printer: Printer) -> Iterator[None]:
+    """Whatever happened: the last lines of the devices, then where all of their lines are."""
+    try:
+        yield
+    finally:
+        printer.close()
+        for output in machine.outputs:
+            if output.fate:
+                say(output.fate)
 
 
 def _made(disks: Sequence[Path | str]) -> list[str]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from vhostvmbus.vm.device_output import DeviceOutput
 from vhostvmbus.vm.errors import SetupError
 from vhostvmbus.vm.process import Child
 
@@ -20,15 +21,24 @@ START_PATIENCE = 30.0
 
 
 class BackEndProcess:
-    """Serves one device; *words* are what follows ``vhostvmbus serve``."""
+    """Serves one device; *words* are what follows ``vhostvmbus serve``.
+
+    What it writes goes to a file in *folder*, or to *output*, which somebody else closes.
+    """
 
     def __init__(
-        self, name: str, words: Sequence[str], folder: Path, serve: Sequence[str] = SERVE
+        self,
+        name: str,
+        words: Sequence[str],
+        folder: Path,
+        serve: Sequence[str] = SERVE,
+        output: DeviceOutput | None = None,
     ) -> None:
         self.name = name
         self.socket = folder / f"{name}.sock"
         self._words = [*serve, *words]
         self._log = folder / f"{name}.log"
+        self._output = output
         self._child: Child | None = None
         self.start()
 
@@ -37,7 +47,7 @@ class BackEndProcess:
         reader, writer = os.pipe()
         try:
             argv = [*self._words, "--socket", str(self.socket), "--ready-fd", str(writer)]
-            self._child = Child(self.name, argv, self._log, pass_fds=(writer,))
+            self._child = Child(self.name, argv, self._log, pass_fds=(writer,), output=self._output)
             os.close(writer)
             writer = -1
             deadline = time.monotonic() + START_PATIENCE

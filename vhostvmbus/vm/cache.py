@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 
 UNUSED_SECONDS = 30 * 86400
+KEPT_LOGS = 10
+"""How many old logs of a kind stay when there is another one."""
 KEY = re.compile(r"(?:.+-)?[0-9a-f]{20}(?:\.cpio)?")
 """The names of results: the key, alone for a folder; an initramfs says the kernel, too."""
 
@@ -29,6 +31,25 @@ def cache_root() -> Path:
     root = Path(base) / "vhostvmbus"
     root.mkdir(parents=True, exist_ok=True)
     return root
+
+
+def new_log(kind: str, name: str) -> Path:
+    """Returns the path for a log, ``<cache>/logs/KIND-NAME.log``.
+
+    Of the logs of its kind that are there, removes all but the newest.
+    """
+    logs = cache_root() / "logs"
+    logs.mkdir(exist_ok=True)
+    for path in sorted(logs.glob(f"{kind}-*.log"), key=_last_written)[:-KEPT_LOGS]:
+        path.unlink(missing_ok=True)
+    return logs / f"{kind}-{name}.log"
+
+
+def _last_written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another run has just removed it
+        return 0.0
 
 
 def use(path: Path) -> bool:

@@ -17,7 +17,8 @@ from types import TracebackType
 
 from vhostvmbus.vm import images
 from vhostvmbus.vm.backend import SERVE, BackEndProcess
-from vhostvmbus.vm.cache import cache_root
+from vhostvmbus.vm.cache import new_log
+from vhostvmbus.vm.device_output import DeviceOutput, titles
 from vhostvmbus.vm.errors import GuestFailure, GuestTimeout, SetupError, VmError
 from vhostvmbus.vm.ports import Control
 from vhostvmbus.vm.process import Child, RunFolder
@@ -27,7 +28,6 @@ from vhostvmbus.vm.streams import Sink, Streams, discard
 
 POWEROFF_PATIENCE = 60.0
 LOOK_INTERVAL = 0.2
-KEPT_LOGS = 10
 ROOT_SERIAL = "vhostvmbus-root"
 """How the guest knows its root disk, whatever else it has and however Linux names it."""
 
@@ -50,7 +50,8 @@ class MachinePlan:
     *root* is an image to copy for the run, *persistent_root* one to use as it is; with
     neither the guest stays in its initramfs. *networks* has a link for each network card, as
     ``vhostvmbus serve net --link`` takes it. *backends* are further ``vhostvmbus serve`` argument
-    lists, each one more VMBus device.
+    lists, each one more VMBus device; *show* gets each line that one of them writes, behind its
+    name, and must not block.
     """
 
     qemu: Path
@@ -62,6 +63,9 @@ class MachinePlan:
     disks: Sequence[Path | str] = ()
     networks: Sequence[str] = ()
     backends: Sequence[Sequence[str]] = ()
+    show: Callable[[str, str], None] | None = None
+    keep_output: bool = True
+    """Whether files with what those devices write are left behind; only with *show*."""
     append: str = ""
     smp: int = 2
     memory: str = "1G"
@@ -96,7 +100,9 @@ class Machine:
         self.backends_may_end = False
         """True while a test kills back ends on purpose."""
         self._folder = RunFolder()
-        self._log_path = plan.console_log or self._own_log()
+        self.outputs: list[DeviceOutput] = []
+        """What the devices of the user's own write, if it is shown."""
+        self._log_path = plan.console_log or new_log("console", self._folder.path.name)
         self._log = open(self._log_path, "wb", buffering=0)  # noqa: SIM115 - closed by close()
         self._streams = Streams(self._log)
         self._qemu: Child | None = None
@@ -169,8 +175,8 @@ class Machine:
             disks = []
         for index, link in enumerate(plan.networks):
             self._add_backend(f"{CARD}{index}", ["net", "--link", with_address(link)])
-        for index, words in enumerate(plan.backends):
-            self._add_backend(f"device{index}", words)
+        for index, title in enumerate(titles([words[0] for words in plan.backends])):
+            self._add_backend(f"device{index}", plan.backends[index], self._follow(title))
         ours, theirs = socket.socketpair()
         hardware = Hardware(
             qemu=plan.qemu,
@@ -204,8 +210,19 @@ class Machine:
             words = self._qemu.last_words()
             raise SetupError(f"QEMU did not start: {error}\n{words}") from error
 
-    def _add_backend(self, name: str, words: Sequence[str]) -> None:
-        self.backends.append(BackEndProcess(name, words, self.folder, self.plan.serve))
+    def _add_backend(
+        self, name: str, words: Sequence[str], output: DeviceOutput | None = None
+    ) -> None:
+        back_end = BackEndProcess(name, words, self.folder, self.plan.serve, output)
+        self.backends.append(back_end)
+
+    def _follow(self, title: str) -> DeviceOutput | None:
+        """The way for what a device of the user's own writes; None if it is not shown."""
+        if self.plan.show is None:
+            return None
+        path = new_log("device", f"{self.folder.name}-{title}") if self.plan.keep_output else None
+        self.outputs.append(DeviceOutput(title, path, self.plan.show))
+        return self.outputs[-1]
 
     def _initramfs(self) -> Path:
         if not self.plan.files:
@@ -224,14 +241,6 @@ class Machine:
                 words.append(f"root=serial:{ROOT_SERIAL}")
         words.append(f"vhostvmbus.shell={int(plan.shell)}")
         return " ".join([*words, plan.append]).strip()
-
-    def _own_log(self) -> Path:
-        logs = cache_root() / "logs"
-        logs.mkdir(exist_ok=True)
-        old = sorted(logs.glob("console-*.log"), key=lambda path: path.stat().st_mtime)
-        for path in old[:-KEPT_LOGS]:
-            path.unlink(missing_ok=True)
-        return logs / f"console-{self._folder.path.name}.log"
 
     def wait_until(self, condition: Callable[[], bool], deadline: float, what: str) -> None:
         """Wait for *condition* (looked at whenever the guest says something) until *deadline*.
@@ -351,7 +360,10 @@ class Machine:
             raise GuestFailure(f"QEMU ended with status {status}\n{words}", self._last_lines())
 
     def close(self) -> None:
-        """End everything and leave nothing behind, except the console log of a failure."""
+        """End everything and leave nothing behind.
+
+        Excepted are the console log of a failure, and what devices wrote.
+        """
         if self._monitor is not None:
             if self.qemu.status is None:
                 with contextlib.suppress(VmError):
@@ -361,6 +373,8 @@ class Machine:
             self._qemu.terminate(2.0)
         for backend in self.backends:
             backend.stop()
+        for output in self.outputs:
+            output.close()
         self._streams.close()
         self._log.close()
         if not self.failed and self.plan.console_log is None:

@@ -109,6 +109,7 @@ def script(plan: MachinePlan, inner: Inner) -> str:
         words += ["--disk", _disk(first + index) + options]
     for name in inner.devices:
         words += ["--device", f"{PLACE}/devices/{Path(name).name}"]
+    words.append("--keep-no-output")  # level 1's files end with it
     words += [f"--qemu-arg={word}" for word in plan.extra]
     lines = [
         "modprobe kvm-amd || exit 125",

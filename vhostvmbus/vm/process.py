@@ -21,9 +21,9 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 from vhostvmbus.vm.cache import cache_root
+from vhostvmbus.vm.device_output import DeviceOutput
 from vhostvmbus.vm.errors import SetupError
 
 SOCKET_PATH_LIMIT = 80
@@ -90,7 +90,7 @@ def left_over(room: Path) -> list[Path]:
 
 
 class Child:
-    """A process of ours; its output goes to *log*."""
+    """A process of ours; its output goes to *log*, or to *output* if that is given."""
 
     def __init__(
         self,
@@ -100,17 +100,20 @@ class Child:
         *,
         pass_fds: Sequence[int] = (),
         env: Mapping[str, str] | None = None,
+        output: DeviceOutput | None = None,
     ) -> None:
         self.name = name
         self.log = log
-        with open(log, "ab") as output:
-            self._process = self._start(argv, output, pass_fds, env)
+        self._output = output
+        with contextlib.ExitStack() as stack:
+            target = output or stack.enter_context(open(log, "ab"))
+            self._process = self._start(argv, target.fileno(), pass_fds, env)
         self.pid = self._process.pid
 
     def _start(
         self,
         argv: Sequence[str | os.PathLike[str]],
-        output: IO[bytes],
+        output: int,
         pass_fds: Sequence[int],
         env: Mapping[str, str] | None,
     ) -> "subprocess.Popen[bytes]":
@@ -156,8 +159,11 @@ class Child:
 
     def last_words(self, lines: int = 15) -> str:
         """The end of its output."""
-        try:
-            text = self.log.read_text(errors="replace")
-        except OSError:
-            return ""
+        if self._output is not None:
+            text = self._output.last_words()
+        else:
+            try:
+                text = self.log.read_text(errors="replace")
+            except OSError:
+                return ""
         return "\n".join("  | " + line for line in text.splitlines()[-lines:])

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.waiting import together
 from vhostvmbus.vm import images
-from vhostvmbus.vm.cache import UNUSED_SECONDS, cache_root, use
+from vhostvmbus.vm.cache import KEPT_LOGS, UNUSED_SECONDS, cache_root, new_log, use
 from vhostvmbus.vm.errors import SetupError
 
 OLD, NEW = "0123456789abcdef0123", "fedcba9876543210fedc"
@@ -148,3 +148,19 @@ def test_a_recipe_without_a_result_is_an_error(
     recipe_in(tmp_path, f"echo {room}/{NEW}", monkeypatch)
     with pytest.raises(SetupError, match=NEW):
         images.recipe("build")
+
+
+@pytest.mark.usefixtures("room")
+def test_the_newest_logs_of_a_kind_stay() -> None:
+    other = new_log("console", "x")
+    other.touch()
+    aged(other, 1e6)
+    for number in range(2 * KEPT_LOGS):
+        path = new_log("device", f"{number:02}")
+        assert not path.exists()
+        path.touch()
+        aged(path, 1000 - number)
+    names = [path.name for path in sorted(path.parent.glob("device-*"))]
+    first = 2 * KEPT_LOGS - KEPT_LOGS - 1
+    assert names == [f"device-{number:02}.log" for number in range(first, 2 * KEPT_LOGS)]
+    assert other.exists()

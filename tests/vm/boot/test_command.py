@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.machines import DISK_SCRIPT, MEBIBYTE
+from tests.support.paths import EXAMPLES, PROGRAMS
 from vhostvmbus.vm import images
 from vhostvmbus.vm.cache import cache_root
 from vhostvmbus.vm.process import left_over
@@ -178,17 +180,35 @@ def test_disks_are_made_and_kept(qemu: Path, tmp_path: Path) -> None:
     assert hashlib.sha256(disk.read_bytes()[: int(length)]).hexdigest() == digest
 
 
-def test_a_device_of_the_users_own_is_offered(qemu: Path) -> None:
-    """Next to the disk's controller, and with its class id; both examples at once."""
-    examples = images.TREE / "examples"
-    names = [f"{examples}/echo.py:Echo", f"{examples}/pfn_digest.py:PfnDigest"]
+def test_devices_of_the_users_own_are_offered_and_heard(qemu: Path) -> None:
+    """Several at once, each with its class id; what one writes is on stderr, and in a file."""
+    names = [
+        f"{EXAMPLES}/echo.py:Echo",
+        f"{EXAMPLES}/pfn_digest.py:PfnDigest",
+        f"{PROGRAMS}/talkative.py:Talkative",
+    ]
     words = [word for name in names for word in ("--device", name)]
-    done = vm("--no-root", *words, "--cmd", "cat /sys/bus/vmbus/devices/*/class_id", qemu=qemu)
+    talk = "vmbus-user send -b -d 7f2c9a54-2f0f-4b7e-9a0f-0d6a3a7d9c11 -m"
+    script = (
+        f"cat /sys/bus/vmbus/devices/*/class_id; {talk} print >/dev/null; {talk} log >/dev/null"
+    )
+    done = vm("--no-root", *words, "--cmd", script, qemu=qemu)
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.decode().split()) >= {
         "{6c0cb9a5-5b1b-4c0f-9d0b-6fb8d2a0e4c1}",
         "{2d5bc5a2-4a86-4d0a-8b6f-3a0c9f1f6e57}",
+        "{7f2c9a54-2f0f-4b7e-9a0f-0d6a3a7d9c11}",
     }
+    said = done.stderr.decode()
+    begin = said.index("Talkative: the file is read\n")
+    assert begin < said.index("the guest is up") < said.index("Talkative: printed in two words\n")
+    assert re.search(r"^Talkative: .* WARNING talkative: logged$", said, re.MULTILINE)
+    (kept,) = re.findall(r"^what (\S+) wrote is in (.*)$", said, re.MULTILINE)
+    assert kept[0] == "Talkative"
+    assert Path(kept[1]).parent == cache_root() / "logs"
+    heard = re.findall(r"^Talkative: (.*\n)", said, re.MULTILINE)
+    assert Path(kept[1]).read_text() == "".join(heard)
+    Path(kept[1]).unlink()
 
 
 def test_the_root_template_is_never_written(qemu: Path, root_template: Path) -> None:
