@@ -9,18 +9,19 @@ What a thread raises and nobody takes fails the test, unless it has virtual mach
 a warning, since what is on its way when a machine ends may well break.
 """
 
-import os
 import signal
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tests.support.soak import SOAK
+
 MACHINES = Path(__file__).parent / "vm"
 
 settings.register_profile("same", derandomize=True, database=None, deadline=None)
 settings.register_profile("new", max_examples=1000, deadline=None)
-settings.load_profile("new" if os.environ.get("VHOSTVMBUS_SOAK") == "1" else "same")
+settings.load_profile("new" if SOAK else "same")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

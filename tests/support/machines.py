@@ -13,7 +13,6 @@ from tests.support.paths import PROGRAMS
 from vhostvmbus.vm.errors import VmError
 from vhostvmbus.vm.machine import Machine, MachinePlan
 
-SOAK = os.environ.get("VHOSTVMBUS_SOAK") == "1"
 MEBIBYTE = 1 << 20
 DATA_SIZE = 256 * MEBIBYTE
 SCRATCH_SIZE = 1024 * MEBIBYTE

@@ -18,13 +18,13 @@ from tests.support.machines import (
     DATA_SIZE,
     MEBIBYTE,
     SCRATCH_SIZE,
-    SOAK,
     Guest,
     MakePlan,
     write_random,
 )
 from tests.support.net_rig import HOST4, HOST6, MAC, QUEUES, Rig
 from tests.support.network import namespace_name, require_root
+from tests.support.soak import SOAK
 from vhostvmbus.vm import images
 from vhostvmbus.vm.accel import choose
 from vhostvmbus.vm.machine import Machine, MachinePlan

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import random
 import struct
 import threading
@@ -14,11 +13,12 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.net_card import MAC, SocketLink, ethernet, ip_frame, rig
+from tests.support.soak import times
 from vhostvmbus.devices.net import NetworkCard
 from vhostvmbus.guest import ReceiveTimeout, SoftwareGuest
 from vhostvmbus.guest.netvsc import RSC_CAPABLE, VLAN_CAPABLE, Netvsc
 
-ROUNDS = 40 if os.environ.get("VHOSTVMBUS_SOAK") == "1" else 6
+ROUNDS = times(6, 40)
 KEY = bytes(range(40))
 
 

@@ -4,12 +4,12 @@
 docs/engine.md has the commands; the same sources make the extension module.
 """
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.support.sanitized import ADDRESS, COMPILER, FLAGS, FUZZ, NO_LEAKS, THREAD, build, run
+from tests.support.soak import times
 
 
 def test_the_engine_check_passes(tmp_path: Path) -> None:
@@ -19,9 +19,8 @@ def test_the_engine_check_passes(tmp_path: Path) -> None:
 
 def test_a_host_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     """At each step of the record, and 300 times at any moment (with the soak tests, 5000 times)."""
-    times = "5000" if os.environ.get("VHOSTVMBUS_SOAK") == "1" else "300"
     program = build(tmp_path, "inflight_check", "-DVVB_STEPS")
-    status, output, complaints = run(program, times, ASAN_OPTIONS=NO_LEAKS)
+    status, output, complaints = run(program, f"{times(300, 5000)}", ASAN_OPTIONS=NO_LEAKS)
     assert (status, output) == (0, "ok\n"), complaints
 
 

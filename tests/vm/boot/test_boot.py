@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.machines import SOAK, Guest, MakePlan
+from tests.support.machines import Guest, MakePlan
+from tests.support.soak import times
 from vhostvmbus.vm import images
 from vhostvmbus.vm.machine import Machine
 
-REBOOTS = 30 if SOAK else 3
-BOOTS = 100 if SOAK else 10
+REBOOTS = times(3, 30)
+BOOTS = times(10, 100)
 
 
 def test_the_root_file_system_is_on_our_disk(guest: Guest) -> None:

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.machines import DISK_SCRIPT, MEBIBYTE, SOAK, MakePlan, write_random
+from tests.support.machines import DISK_SCRIPT, MEBIBYTE, MakePlan, write_random
+from tests.support.soak import times
 from vhostvmbus.vm import images
 from vhostvmbus.vm.machine import Machine
 
-RELOADS = 300 if SOAK else 20
-RESTARTS = 20 if SOAK else 3
+RELOADS = times(20, 300)
+RESTARTS = times(3, 20)
 
 
 @pytest.mark.parametrize("series", images.KERNEL_SERIES)

@@ -12,13 +12,13 @@ from tests.support.machines import (
     MEBIBYTE,
     SCRATCH_LUN,
     SCRATCH_SIZE,
-    SOAK,
     Guest,
 )
+from tests.support.soak import SOAK, times
 from vhostvmbus.vm.initramfs import sbin_tool
 
-FIO_SIZE = "512M" if SOAK else "96M"
-FIO_LOOPS = 20 if SOAK else 1
+FIO_SIZE = f"{times(96, 512)}M"
+FIO_LOOPS = times(1, 20)
 
 
 def test_every_byte_of_the_data_disk(guest: Guest) -> None:

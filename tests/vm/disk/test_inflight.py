@@ -16,18 +16,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.machines import DISK_SCRIPT, MEBIBYTE, SOAK, MakePlan
+from tests.support.machines import DISK_SCRIPT, MEBIBYTE, MakePlan
 from tests.support.net_rig import ADDRESSES, HOST4, HOST6, MAC, MODULE, Rig
 from tests.support.network import namespace_name, require_root
 from tests.support.paths import PROGRAMS
+from tests.support.soak import times
 from vhostvmbus.observe.statistics import read_statistics
 from vhostvmbus.vm import images
 from vhostvmbus.vm.backend import SERVE
 from vhostvmbus.vm.machine import Machine
 
 SLOWLY = (sys.executable, str(PROGRAMS / "serve_slowly.py"))
-KILLS = 40 if SOAK else 8
-TURNS = 20 if SOAK else 5
+KILLS = times(8, 40)
+TURNS = times(5, 20)
 FIO = (
     "fio --name=mix --filename=$(disk 1) --direct=1 --rw=randrw --ioengine=libaio --iodepth=32 "
     "--numjobs=2 --offset_increment=96M --size=96M --time_based --runtime=%d --bsrange=512-128k "

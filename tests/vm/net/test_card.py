@@ -15,8 +15,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.machines import MEBIBYTE, SOAK, plug, unplug
+from tests.support.machines import MEBIBYTE, plug, unplug
 from tests.support.net_rig import ADDRESSES, GUEST4, HOST4, HOST6, MAC, NET_CHARDEV, Rig, trouble
+from tests.support.soak import times
 from vhostvmbus.devices.net.link.namespace import call_in
 
 LOADS = ("--parallel 1", "--parallel 4", "--udp -b 10M", "--udp -b 3M --parallel 4")
@@ -61,7 +62,7 @@ def test_a_larger_mtu(rig: Rig) -> None:
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_bytes_arrive_as_they_were(rig: Rig, family: socket.AddressFamily) -> None:
     """Both ways at once; the segments that cross are larger than the MTU."""
-    size = (256 if SOAK else 32) * MEBIBYTE
+    size = times(32, 256) * MEBIBYTE
     down, up = os.urandom(size), hashlib.sha256()
     before = rig.guest("cat /sys/class/net/eth0/statistics/tx_packets").strip()
     address = HOST4 if family == socket.AF_INET else HOST6

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.machines import SOAK, plug, unplug
+from tests.support.machines import plug, unplug
 from tests.support.net_rig import (
     HOST6,
     MAC,
@@ -27,9 +27,10 @@ from tests.support.net_rig import (
 )
 from tests.support.network import wait_for
 from tests.support.paths import PROGRAMS
+from tests.support.soak import times
 from vhostvmbus.devices.net.link.namespace import call_in
 
-TURNS = 20 if SOAK else 3
+TURNS = times(3, 20)
 RMMOD = "for i in $(seq 100); do rmmod hv_netvsc 2>/dev/null && break; sleep 0.1; done"
 """Whoever looks at the interface just now holds the module."""
 RELOAD = f"{RMMOD}; [ ! -e /sys/class/net/eth0 ] && modprobe hv_netvsc && {MODULE}"

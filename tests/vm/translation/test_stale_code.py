@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.machines import DISK_SCRIPT, PROGRAMS, SOAK, MakePlan, compiled
+from tests.support.machines import DISK_SCRIPT, PROGRAMS, MakePlan, compiled
+from tests.support.soak import times
 from vhostvmbus.vm.backend import SERVE
 from vhostvmbus.vm.cpio import CpioArchive
 from vhostvmbus.vm.machine import Machine, Result
 
-TRIES = 1_000_000 if SOAK else 100_000
+TRIES = times(100_000, 1_000_000)
 TRIES_WITHOUT = 2_000
-MINUTES = 15 if SOAK else 2
+MINUTES = times(2, 15)
 WITHOUT = (sys.executable, str(PROGRAMS / "serve_without_invalidation.py"))
 
 
