@@ -7,14 +7,18 @@ all that they start; with a handler here it is not.
 
 What a thread raises and nobody takes fails the test, unless it has virtual machines: there it is
 a warning, since what is on its way when a machine ends may well break.
+
+``--times`` ends with the slowest tests, and how long the tests of each folder took.
 """
 
+import itertools
 import signal
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tests.support import durations
 from tests.support.soak import SOAK
 
 MACHINES = Path(__file__).parent / "vm"
@@ -30,3 +34,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if MACHINES not in item.path.parents:
             item.add_marker(mark)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--times", action="store_true", help="which tests took how long")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if terminalreporter.config.getoption("times"):
+        found = itertools.chain.from_iterable(terminalreporter.stats.values())
+        reports = [report for report in found if isinstance(report, pytest.TestReport)]
+        terminalreporter.section("times")
+        terminalreporter.write("\n".join([*durations.table(reports), ""]))
