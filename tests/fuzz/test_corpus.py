@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz import parsers
 from tests.support.paths import FUZZ
+from tests.support.soak import examples
 from tests.support.vnet import Offload
 from vhostvmbus.devices.scsi import session, storvsp
 from vhostvmbus.vhost_user import codec
@@ -38,7 +39,7 @@ def test_replay(target: str) -> None:
 
 @pytest.mark.parametrize("target", parsers.TARGETS)
 def test_any_bytes(target: str) -> None:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=examples(150), deadline=None)
     @given(st.binary(max_size=400))
     def throw(data: bytes) -> None:
         parsers.TARGETS[target](data)
@@ -48,7 +49,7 @@ def test_any_bytes(target: str) -> None:
 
 @pytest.mark.parametrize("target", parsers.TARGETS)
 def test_seeds_with_a_byte_changed(target: str) -> None:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=examples(150), deadline=None)
     @given(st.sampled_from(sorted(SEEDS[target].values())), st.data())
     def throw(seed: bytes, data: st.DataObject) -> None:
         changed = bytearray(seed)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.devices import Backwards, Echo, GatheringEcho, HostPush, Silent
+from tests.support.soak import examples
 from tests.support.waiting import together
 from vhostvmbus.guest import CompletionTimeout, ReceiveTimeout, RingFullTimeout, SoftwareGuest
 from vhostvmbus.wire.errors import PacketTooBig
@@ -41,7 +42,7 @@ def test_echo_of_anything() -> None:
     with SoftwareGuest.for_device(Echo()) as guest:
         with guest.open_channel(ring_pages=(2, 2)) as channel:
 
-            @settings(max_examples=200, deadline=None)
+            @settings(max_examples=examples(200), deadline=None)
             @given(st.lists(st.binary(max_size=600), max_size=20))
             def echo(payloads: list[bytes]) -> None:
                 transactions = [channel.submit(payload) for payload in payloads]

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.devices import Digest, Fill, GpadlDigest, Silent, pattern
+from tests.support.soak import examples
 from vhostvmbus.guest import GuestRam, SendRefused, SoftwareGuest
 from vhostvmbus.vhost_user.errors import RequestRefused
 from vhostvmbus.wire.errors import PacketTooBig
@@ -61,7 +62,7 @@ def test_any_offset_and_count() -> None:
         data = random.Random(1).randbytes(64 * 4096)
         reader.ram.write(pool_r, data)
 
-        @settings(max_examples=100, deadline=None)
+        @settings(max_examples=examples(100), deadline=None)
         @given(st.data())
         def check(draw: st.DataObject) -> None:
             count = draw.draw(st.integers(1, 64))

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.devices import Digest, Silent
+from tests.support.soak import examples
 from vhostvmbus.guest import GuestChannel, GuestRam, HostileChannel, RamRegion, SoftwareGuest
 from vhostvmbus.vhost_user.errors import RequestRefused
 from vhostvmbus.wire.gpa import GpaRange
@@ -291,7 +292,9 @@ def test_random_rings() -> None:
     """Whatever bytes are in the ring, and wherever the index is."""
     with fuzzed_scene() as scene:
 
-        @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @settings(
+            max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        )
         @given(st.binary(min_size=0, max_size=2000), st.integers(0, (1 << 32) - 1), st.booleans())
         def throw(data: bytes, index: int, aligned: bool) -> None:
             scene.liar.out_ring.write(0, data)
@@ -309,7 +312,7 @@ def test_random_packets() -> None:
     """Descriptors that are right about their length, and arbitrary otherwise."""
     with fuzzed_scene() as scene:
 
-        @settings(max_examples=300, deadline=None)
+        @settings(max_examples=examples(300), deadline=None)
         @given(
             st.sampled_from([*PacketType, 0x77]),
             st.binary(max_size=400),

@@ -20,6 +20,7 @@ import pytest
 from tests.support.devices import Digest, Echo, Noting, Silent
 from tests.support.inflight_devices import Keeps, Muddles
 from tests.support.paths import TREE
+from tests.support.soak import times
 from vhostvmbus.channel import Channel, Packet
 from vhostvmbus.guest import SoftwareGuest
 from vhostvmbus.guest.channel import GuestChannel
@@ -35,6 +36,8 @@ from vhostvmbus.vhost_user.errors import RequestRefused
 from vhostvmbus.wire.gpa import GpaRange
 
 DEVICES = TREE / "tests" / "support" / "inflight_devices.py"
+KILLS = times(4, 40)
+TURNS = times(2, 20)
 
 
 class Served:
@@ -139,7 +142,7 @@ def test_killed_at_any_moment_under_load(served: Served) -> None:
         threads = [threading.Thread(target=load, args=(channel,)) for channel in channels]
         for thread in threads:
             thread.start()
-        for _ in range(12):
+        for _ in range(KILLS):
             before = sum(done)
             time.sleep(chance.random() * 0.2)
             while sum(done) == before and not failures:
@@ -166,7 +169,7 @@ def test_a_disk_whose_back_end_is_killed(served: Served, tmp_path: Path) -> None
         driver = Storvsc(guest, guest.enable())
         driver.initialize()
         content = bytearray(1 << 20)
-        for _ in range(6):
+        for _ in range(TURNS):
             blocks = chance.sample(range(0, 2048, 8), 60)
             pending = []
             for block in blocks:

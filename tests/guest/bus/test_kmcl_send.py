@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.guest.bus.test_external import sha256
 from tests.support.devices import Digest, Echo, Fill, Silent, pattern
+from tests.support.soak import examples
 from tests.support.waiting import eventually
 from vhostvmbus.guest import (
     CompletionTimeout,
@@ -214,7 +215,7 @@ def test_any_part_of_a_chain() -> None:
         chain, content = chain_of(guest)
         assert channel.send_with_external_data(b"", chain) == sha256(content)
 
-        @settings(max_examples=150, deadline=None)
+        @settings(max_examples=examples(150), deadline=None)
         @given(st.integers(0, len(content) - 1), st.integers(0, len(content)))
         def check(offset: int, length: int) -> None:
             if offset + length > len(content):

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.net_card import EVERYTHING, MAC, Rig, ethernet, rig
+from tests.support.soak import examples
 from tests.support.waiting import eventually
 from vhostvmbus.guest.netvsc import (
     CHECKSUM,
@@ -249,7 +250,9 @@ def test_a_flood_of_garbage() -> None:
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(60),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.binary(min_size=1, max_size=400), cut=st.integers(0, 400), head=st.booleans())
 def test_any_bytes_as_messages(r: Rig, data: bytes, cut: int, head: bool) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.core import BASE, BASE_PFN, PAGES, Ram
+from tests.support.soak import examples
 from vhostvmbus.engine import lib
 from vhostvmbus.engine.faults import guest_error
 from vhostvmbus.memory import ExternalData, GuestMemory, Region, wait_until_unused
@@ -73,7 +74,7 @@ def test_the_number_of_regions_is_bounded(ram: Ram) -> None:
 
 
 @given(st.integers(0, 40), st.integers(1, 20))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_overlapping_regions_are_refused(start: int, pages: int) -> None:
     ram = Ram(64)
     memory = GuestMemory()
@@ -153,7 +154,7 @@ def model_positions(ranges: list[GpaRange]) -> list[int]:
 
 
 @given(guest_ranges(), st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 def test_external_data_is_what_the_ranges_define(
     ranges: list[GpaRange], data: st.DataObject
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.sanitized import ADDRESS, FUZZ, THREAD, build, run
+from tests.support.soak import times
 
 CORPUS = FUZZ / "corpus" / "net"
 
@@ -30,5 +31,5 @@ def test_the_seeds_are_in_the_corpus(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sanitizer", [ADDRESS, THREAD], ids=["address", "thread"])
 def test_all_threads_at_once(tmp_path: Path, sanitizer: list[str]) -> None:
     program = build(tmp_path, "net_race", sanitizer=sanitizer, net=True)
-    status, output, complaints = run(program, "1500")
+    status, output, complaints = run(program, f"{times(500, 15_000)}")
     assert (status, output) == (0, "ok\n"), complaints

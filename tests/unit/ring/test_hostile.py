@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.core import BASE_PFN, Ram, raw_packet, scattered
+from tests.support.soak import examples
 from vhostvmbus.memory import GuestMemory
 from vhostvmbus.ring import PacketLimits, Ring, Role
 from vhostvmbus.wire import errors
@@ -146,13 +147,13 @@ def check(data: bytes, write_index: int) -> None:
 
 
 @given(st.binary(max_size=400), st.integers(0, 420))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_any_bytes(data: bytes, write_index: int) -> None:
     check(data, write_index)
 
 
 @given(st.binary(max_size=64), st.integers(0, (1 << 32) - 1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_any_index(data: bytes, write_index: int) -> None:
     check(data, write_index)
 
@@ -190,7 +191,7 @@ def packets(draw: st.DrawFn) -> bytes:
 
 
 @given(st.lists(packets(), max_size=12), st.integers(-16, 16))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_packets_that_are_almost_right(items: list[bytes], off_by: int) -> None:
     data = b"".join(items)
     check(data, max(0, len(data) + (off_by // 8 * 8 if off_by > 8 else 0)))

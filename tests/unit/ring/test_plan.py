@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.core import BASE_PFN, GuestEnd, Ram, TestDevice, ring_pair
+from tests.support.soak import examples
 from tests.support.waiting import eventually
 from vhostvmbus.ring import Number, Operation, Plan, Rule, Sent
 from vhostvmbus.wire.errors import GuestMemoryLost
@@ -324,7 +325,7 @@ def test_a_rule_that_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
         Plan([rule(0), replace(rule(0), **changes)])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.data())
 def test_any_payload_is_done_exactly_if_it_should_be(data: st.DataObject) -> None:
     """Against the same rules in Python."""

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.core import BASE, BASE_PFN, PAGES, Ram, ring_pair, scattered, set_word, word
+from tests.support.soak import examples
 from vhostvmbus.memory import GuestMemory
 from vhostvmbus.ring import Ring, Role
 from vhostvmbus.wire import errors
@@ -219,7 +220,7 @@ def test_packets_that_can_never_fit(memory: GuestMemory) -> None:
         max_size=120,
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_the_ring_is_a_queue(steps: list[tuple[str, int]]) -> None:
     """Whatever is sent comes out, in order, unchanged; full means what the format says."""
     ram = Ram(8)

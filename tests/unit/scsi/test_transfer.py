@@ -22,6 +22,7 @@ from tests.support.scsi_unit import (
     pattern,
     run,
 )
+from tests.support.soak import examples
 from vhostvmbus.devices.scsi.commands import is_slow
 from vhostvmbus.devices.scsi.commands.table import COMMANDS
 
@@ -328,7 +329,7 @@ cdbs = st.one_of(
 )
 
 
-@settings(max_examples=600)
+@settings(max_examples=examples(200))
 @given(
     st.lists(cdbs, min_size=1, max_size=4), st.binary(max_size=600), st.integers(1, 16),
     st.booleans(), st.booleans(),
