@@ -11,8 +11,8 @@ from tests.support.soak import times
 from vhostvmbus.vm import images
 from vhostvmbus.vm.machine import Machine
 
-REBOOTS = times(3, 30)
-BOOTS = times(10, 100)
+REBOOTS = times(2, 30)
+BOOTS = times(2, 100)
 
 
 @pytest.mark.parametrize("series", images.KERNEL_SERIES)

@@ -22,8 +22,9 @@ BUSY = f"""
 for number in 1 2 3; do
     (while :; do dd if=$(disk 1) of=/dev/null bs=256k iflag=direct; done) {QUIETLY}
 done
-(while :; do vmbus-user send -d {DIGEST} -p /usr/bin/ls; done) {QUIETLY}
-sleep 1
+(while :; do vmbus-user send -d {DIGEST} -p /usr/bin/ls && touch /tmp/sent; done) {QUIETLY}
+rm -f /tmp/sent
+until [ -e /tmp/sent ]; do sleep 0.1; done
 """
 BOOT_SECONDS = 120
 

@@ -10,8 +10,8 @@ from tests.support.soak import times
 from vhostvmbus.vm import images
 from vhostvmbus.vm.machine import Machine
 
-RELOADS = times(20, 300)
-RESTARTS = times(3, 20)
+RELOADS = times(5, 300)
+RESTARTS = times(2, 20)
 
 
 @pytest.mark.parametrize("series", images.KERNEL_SERIES)

@@ -19,12 +19,14 @@ from tests.support.machines import (
     unplug,
     write_random,
 )
+from tests.support.soak import times
 from vhostvmbus.vm import images
 from vhostvmbus.vm.backend import BackEndProcess
 from vhostvmbus.vm.machine import Machine
 
 SIZE = 8 * MEBIBYTE
-TURNS = 10
+TURNS = times(3, 40)
+UNDER_LOAD = times(2, 20)
 CHARDEV = "vmbus1"
 TROUBLE = re.compile(r"WARNING|BUG|Oops|Call Trace|hung task|hv_vmbus: .*(fail|unable)")
 FIND = f"""
@@ -112,7 +114,7 @@ def test_a_controller_goes_under_load(hotplug: Hotplug) -> None:
     """What was made durable is there, and everyone who used the disk learns that it is gone."""
     hotplug.wait_for_disk()
     before = hotplug.disk.read_bytes()
-    for _ in range(TURNS // 2):
+    for _ in range(UNDER_LOAD):
         known = hotplug.check(LOAD).split()[0]
         unplug(hotplug.machine, CHARDEV)
         hotplug.check(
@@ -139,7 +141,8 @@ def test_a_file_system_that_is_mounted(hotplug: Hotplug) -> None:
         f"mkfs.ext4 -q -F /dev/$(find_ours); {mount}; head -c 1M /dev/urandom >/tmp/mnt/known; "
         "sync -f /tmp/mnt/known; md5sum </tmp/mnt/known; "
         "(while dd if=/dev/zero of=/tmp/mnt/more bs=64k count=30; do :; done) "
-        ">/tmp/dd.log 2>&1 </dev/null & sleep 2"
+        ">/tmp/dd.log 2>&1 </dev/null & "
+        "for i in $(seq 300); do [ -s /tmp/mnt/more ] && exit; sleep 0.1; done; exit 1"
     )
     monitor = hotplug.machine.monitor
     deleted = monitor.count("DEVICE_DELETED")

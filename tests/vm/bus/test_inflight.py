@@ -27,8 +27,8 @@ from vhostvmbus.vm.backend import SERVE
 from vhostvmbus.vm.machine import Machine
 
 SLOWLY = (sys.executable, str(PROGRAMS / "serve_slowly.py"))
-KILLS = times(8, 40)
-TURNS = times(5, 20)
+KILLS = times(4, 40)
+TURNS = times(2, 20)
 FIO = (
     "fio --name=mix --filename=$(disk 1) --direct=1 --rw=randrw --ioengine=libaio --iodepth=32 "
     "--numjobs=2 --offset_increment=96M --size=96M --time_based --runtime=%d --bsrange=512-128k "

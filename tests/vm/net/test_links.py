@@ -147,7 +147,9 @@ def test_the_recording_and_the_guests_own_agree(rig: Rig) -> None:
         f"timeout 60 tcpdump -i $(card {TAP}) -w /tmp/guest.pcap -U 'icmp[icmptype] == icmp-echo "
         "or icmp[icmptype] == icmp-echoreply' >/dev/null 2>/tmp/tcpdump & "
         "until grep -q listening /tmp/tcpdump; do sleep 0.1; done; "
-        "ping -c 5 -i 0.2 -p 766d627573766d62 10.9.0.1 >/dev/null; sleep 1; pkill tcpdump; wait"
+        "ping -c 5 -i 0.2 -p 766d627573766d62 10.9.0.1 >/dev/null; "
+        "for i in $(seq 50); do [ $(tcpdump -nn -r /tmp/guest.pcap 2>/dev/null | wc -l) = 10 ] "
+        "&& break; sleep 0.1; done; pkill tcpdump; wait"
     )
     text = rig.guest("tcpdump -nn -r /tmp/guest.pcap 2>/dev/null | grep -c 'ICMP echo'")
     assert text.strip() == "10"

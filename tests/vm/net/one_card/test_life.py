@@ -30,7 +30,8 @@ from tests.support.paths import PROGRAMS
 from tests.support.soak import times
 from vhostvmbus.devices.net.link.namespace import call_in
 
-TURNS = times(3, 20)
+TURNS = times(2, 20)
+RELOADS = times(5, 100)
 RMMOD = "for i in $(seq 100); do rmmod hv_netvsc 2>/dev/null && break; sleep 0.1; done"
 """Whoever looks at the interface just now holds the module."""
 RELOAD = f"{RMMOD}; [ ! -e /sys/class/net/eth0 ] && modprobe hv_netvsc && {MODULE}"
@@ -137,7 +138,7 @@ def test_the_interface_vanishes(rig: Rig) -> None:
 def test_the_driver_goes_and_comes_back(rig: Rig) -> None:
     """With frames for it all the time, and bytes both ways as soon as it is there."""
     with rig.echo() as port, knocking(rig):
-        for _ in range(20):
+        for _ in range(RELOADS):
             rig.guest(RELOAD)
             rig.bring_up()
             rig.guest(there_and_back(port))
@@ -148,7 +149,7 @@ def test_the_driver_goes_and_comes_back(rig: Rig) -> None:
 def test_the_driver_goes_in_the_middle_of_what_it_sends(rig: Rig) -> None:
     """It halts the card first, with large sends in the rings of all channels."""
     with rig.traffic("-b 0"), knocking(rig):
-        for _ in range(10):
+        for _ in range(RELOADS):
             rig.guest(RELOAD)
             rig.bring_up()
             rig.guest("flows 65536")
