@@ -65,7 +65,7 @@ test: lint test-law test-fast
 	@$(pytest) -m machines --numprocesses 2 --dist loadgroup $(ARGS) $(or_none)
 
 test-law: setup
-	@$(bin)/python -m pytest -qq tests/unit/docs
+	@$(bin)/python -m pytest -qq $(wildcard tests/unit/law tests/unit/docs)
 
 test-fast: setup
 	@$(pytest) -m 'not machines' --numprocesses 4 $(ARGS) $(or_none)
