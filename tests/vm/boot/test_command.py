@@ -217,7 +217,7 @@ def test_devices_of_the_users_own_are_offered_and_heard(qemu: Path) -> None:
 def test_the_root_template_is_never_written(qemu: Path, root_template: Path) -> None:
     before = hashlib.sha256(root_template.read_bytes()[: 64 * MEBIBYTE]).digest()
     stamp = root_template.stat().st_mtime_ns
-    done = vm("--cmd", "echo spoilt >/etc/hostname; rm -rf /usr/share; sync", qemu=qemu)
+    done = vm("--cmd", "echo spoilt >/etc/hostname; rm -rf /usr/share/doc; sync", qemu=qemu)
     assert done.returncode == 0, done.stderr
     assert root_template.stat().st_mtime_ns == stamp
     assert hashlib.sha256(root_template.read_bytes()[: 64 * MEBIBYTE]).digest() == before

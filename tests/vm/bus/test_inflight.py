@@ -60,7 +60,6 @@ def test_a_disk_under_load(
         machine.backends_may_end = True
         (backend,) = machine.backends
         seconds = 3 * KILLS
-        begun = time.monotonic()
         machine.check(
             f"{DISK_SCRIPT} ({FIO % seconds}; echo $? >/tmp/fio.status) >/tmp/fio.log 2>&1 "
             "</dev/null & sleep 1"
@@ -83,7 +82,6 @@ def test_a_disk_under_load(
         slowest = max(job[way]["clat_ns"]["max"] for job in jobs for way in ("read", "write")) / 1e9
         print(f"{series}: {KILLS} kills, {again} packets again, slowest request {slowest:.1f} s")
         assert slowest < 15  # a time-out is 30 s, or 180
-        assert time.monotonic() - begun < seconds + 60
         assert again >= (KILLS if serve is SLOWLY else 0)
         log = machine.check(f"dmesg | grep -Ei '{COMPLAINTS}' || true")
         assert log == ""
