@@ -305,7 +305,7 @@ def test_a_shell_at_the_console(qemu: Path) -> None:
     user.type(b"echo it is $((6 * 7)); id -un\r")
     user.wait_for(b"it is 42")
     user.wait_for(b"root")
-    user.type(b"echo for $((500 + 500)); sleep 1000\r")
+    user.type(b"sh -c 'echo for $((500 + 500)); exec sleep 1000'\r")
     user.wait_for(b"for 1000")
     user.type(b"\x03")  # for the guest's sleep, not for us
     user.wait_for(b"^C")
