@@ -16,7 +16,7 @@ from vhostvmbus.guest.offers import MOST_WAITING
 from vhostvmbus.guest.software_guest import UNPLUG_TIMEOUT
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.backchannel import ANSWER_TIMEOUT
-from vhostvmbus.vhost_user.limits import Limits
+from vhostvmbus.vhost_user.limits import ConnectionLimits
 from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.regions import MAX_REGIONS
 from vhostvmbus.wire.vmbus import USER_DATA_SIZE
@@ -117,8 +117,8 @@ def of_python(message: str) -> Text:
         "USER_DATA_SIZE": USER_DATA_SIZE,
         "ANSWER_TIMEOUT": round(ANSWER_TIMEOUT),
         "UNPLUG_TIMEOUT": round(UNPLUG_TIMEOUT),
-        "MAX_GPADL_LIST": Limits().gpadl_list_bytes,
-        "MAX_CODE_MAP": Limits().code_map_bytes,
+        "MAX_GPADL_LIST": ConnectionLimits().gpadl_list_bytes,
+        "MAX_CODE_MAP": ConnectionLimits().code_map_bytes,
         "MAX_CHANGES": MOST_WAITING,
     }
     text.statuses = {status.name: status.value for status in NtStatus}

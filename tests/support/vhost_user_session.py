@@ -9,7 +9,7 @@ from uuid import UUID
 
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.codec import NEED_REPLY, Decoder, Direction, encode
-from vhostvmbus.vhost_user.limits import Limits
+from vhostvmbus.vhost_user.limits import ConnectionLimits
 from vhostvmbus.vhost_user.messages import ProtocolFeature, Request
 from vhostvmbus.vhost_user.session import BackEndSession, Call, Refused
 from vhostvmbus.wire.offer import Offer
@@ -71,7 +71,9 @@ def answer(session: BackEndSession, call: Call, status: int = 0) -> None:
 class BackEnd:
     """A back-end session with the peer's half of the stream."""
 
-    def __init__(self, features: ProtocolFeature = FEATURES, limits: Limits | None = None) -> None:
+    def __init__(
+        self, features: ProtocolFeature = FEATURES, limits: ConnectionLimits | None = None
+    ) -> None:
         self.session = BackEndSession(OFFER, features, limits)
         self.replies = Decoder(Direction.REPLIES)
         self.numbers: Iterator[int] = count(100)

@@ -21,7 +21,7 @@ from vhostvmbus.vhost_user.backchannel import ANSWER_TIMEOUT, BackChannel
 from vhostvmbus.vhost_user.backend import BackEnd
 from vhostvmbus.vhost_user.errors import Disconnected, OutOfOrder, ProtocolError
 from vhostvmbus.vhost_user.gpadl import read_list
-from vhostvmbus.vhost_user.limits import Limits
+from vhostvmbus.vhost_user.limits import ConnectionLimits
 from vhostvmbus.vhost_user.session import BackEndSession, Call, Refused
 from vhostvmbus.vhost_user.sockets import (
     close_all,
@@ -52,7 +52,7 @@ class Connection:
         sock: socket.socket,
         wake_fd: int,
         *,
-        limits: Limits | None = None,
+        limits: ConnectionLimits | None = None,
         answer_timeout: float = ANSWER_TIMEOUT,
     ) -> None:
         self._back_end = back_end

@@ -19,7 +19,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ConnectionLimits:
     """The limits of one connection.
 
     A PFN takes 8 bytes of a GPADL's list, so a list of 4 MiB describes 2 GiB of guest

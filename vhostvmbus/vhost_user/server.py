@@ -19,7 +19,7 @@ from pathlib import Path
 from vhostvmbus.vhost_user.backchannel import ANSWER_TIMEOUT
 from vhostvmbus.vhost_user.backend import BackEnd
 from vhostvmbus.vhost_user.connection import Connection
-from vhostvmbus.vhost_user.limits import Limits
+from vhostvmbus.vhost_user.limits import ConnectionLimits
 from vhostvmbus.vhost_user.sockets import bind_listener
 from vhostvmbus.wire.errors import FrontEndError
 
@@ -45,7 +45,7 @@ class Server:
         path: str | os.PathLike[str],
         *,
         listen: bool = True,
-        limits: Limits | None = None,
+        limits: ConnectionLimits | None = None,
         answer_timeout: float = ANSWER_TIMEOUT,
     ) -> None:
         self._back_end = back_end

@@ -33,7 +33,7 @@ from vhostvmbus.vhost_user.errors import (
     ProtocolError,
     UnexpectedReply,
 )
-from vhostvmbus.vhost_user.limits import Limits, Refusal
+from vhostvmbus.vhost_user.limits import ConnectionLimits, Refusal
 from vhostvmbus.vhost_user.memory_table import MemoryTable
 from vhostvmbus.vhost_user.messages import (
     F_PROTOCOL_FEATURES,
@@ -215,12 +215,12 @@ class BackEndSession(Session):
         self,
         offer: m.OfferReply,
         features: ProtocolFeature = REQUIRED_FEATURES | OPTIONAL_FEATURES,
-        limits: Limits | None = None,
+        limits: ConnectionLimits | None = None,
     ) -> None:
         super().__init__(Direction.REQUESTS)
         self.offer = offer
         self.offered = features
-        self.limits = limits or Limits()
+        self.limits = limits or ConnectionLimits()
         self.table = MemoryTable(self.limits.mem_slots)
         #: the call that is being carried out
         self._current: Call | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from tests.support.vhost_user_session import BackEnd, region
 from vhostvmbus.vhost_user import messages as m
-from vhostvmbus.vhost_user.limits import Limits
+from vhostvmbus.vhost_user.limits import ConnectionLimits
 from vhostvmbus.vhost_user.session import Refused
 from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.opening import Opening
@@ -52,7 +52,7 @@ def test_removal_names_the_region_exactly() -> None:
 
 
 def test_memory_slots() -> None:
-    back_end = BackEnd(limits=Limits(mem_slots=2)).negotiate()
+    back_end = BackEnd(limits=ConnectionLimits(mem_slots=2)).negotiate()
     assert back_end.call(m.AddMemReg(region(0)), 1) == 0
     assert back_end.call(m.AddMemReg(region(1 << 30)), 1) == 0
     refused = back_end.call(m.AddMemReg(region(2 << 30)), 1)
@@ -62,7 +62,7 @@ def test_memory_slots() -> None:
 
 
 def test_a_table_has_no_more_regions_than_slots() -> None:
-    back_end = BackEnd(limits=Limits(mem_slots=2)).negotiate()
+    back_end = BackEnd(limits=ConnectionLimits(mem_slots=2)).negotiate()
     assert back_end.call(m.AddMemReg(region(0)), 1) == 0
     three = m.SetMemTable(tuple(region(i << 30) for i in range(1, 4)))
     assert back_end.call(three, 3) == NtStatus.INSUFFICIENT_RESOURCES
