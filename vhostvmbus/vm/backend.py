@@ -21,9 +21,9 @@ START_PATIENCE = 30.0
 
 
 class BackEndProcess:
-    """Serves one device; *words* are what follows ``vhostvmbus serve``.
+    """Serves one device; ``words`` are what follows ``vhostvmbus serve``.
 
-    What it writes goes to a file in *folder*, or to *output*, which somebody else closes.
+    What it writes goes to a file in ``folder``, or to ``output``, which somebody else closes.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class BackEndProcess:
         self.start()
 
     def start(self) -> None:
-        """Start it and wait until it listens. Raises SetupError with what it said if not."""
+        """Starts the process, waits until it listens; else raises SetupError with what it said."""
         reader, writer = os.pipe()
         try:
             argv = [*self._words, "--socket", str(self.socket), "--ready-fd", str(writer)]
@@ -64,23 +64,23 @@ class BackEndProcess:
 
     @property
     def child(self) -> Child:
-        """Its process."""
+        """The process that serves the device."""
         assert self._child is not None
         return self._child
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with it, if it ended by itself."""
+        """What went wrong, if the process ended by itself; ``None`` otherwise."""
         status = self.child.status
         if status is None:
             return None
         return f"the back end {self.name} ended with status {status}:\n{self.child.last_words()}"
 
     def kill(self) -> None:
-        """End it the hard way, as a crash would."""
+        """Kills the process, as a crash would end it."""
         self.child.kill()
 
     def stop(self) -> None:
-        """End it the gentle way."""
+        """Asks the process to end."""
         if self._child is not None:
             self._child.terminate()

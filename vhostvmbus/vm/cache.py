@@ -26,7 +26,7 @@ KEY = re.compile(r"(?:.+-)?[0-9a-f]{20}(?:\.cpio)?")
 
 
 def cache_root() -> Path:
-    """The project's cache folder, made if absent: ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    """Returns the project's cache folder, made if absent: ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     root = Path(base) / "vhostvmbus"
     root.mkdir(parents=True, exist_ok=True)
@@ -53,9 +53,9 @@ def _last_written(path: Path) -> float:
 
 
 def use(path: Path) -> bool:
-    """Stamp the result that *path* is, or is in, as used now, and remove the old ones of its room.
+    """Stamps the result that ``path`` is, or is in, as used now; removes old ones of its room.
 
-    False if it has gone. What is not in the cache has no stamp.
+    Returns false if it has gone. What is not in the cache has no stamp.
     """
     root = cache_root()
     result = next((p for p in (path, path.parent) if KEY.fullmatch(p.name)), None)

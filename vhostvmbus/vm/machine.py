@@ -36,8 +36,11 @@ CARD = "net"
 
 
 def with_address(link: str) -> str:
-    """A link with a MAC address, one of its own if it has none: the card is to keep it when its
-    back end is started again. 52:54:00 is what QEMU gives too, locally administered."""
+    """Returns a link with a MAC address, one of its own if it has none.
+
+    The card is to keep its address when its back end is started again. 52:54:00 is what QEMU gives
+    too, locally administered.
+    """
     if ",mac=" in link:
         return link
     return f"{link},mac=52:54:00:{os.urandom(3).hex(':')}"
@@ -45,12 +48,12 @@ def with_address(link: str) -> str:
 
 @dataclass(frozen=True)
 class MachinePlan:
-    """What machine to make. Paths are absolute; see the command's help for the rest.
+    """A machine to be made. Paths are absolute; see the command's help for the rest.
 
-    *root* is an image to copy for the run, *persistent_root* one to use as it is; with
-    neither the guest stays in its initramfs. *networks* has a link for each network card, as
-    ``vhostvmbus serve net --link`` takes it. *backends* are further ``vhostvmbus serve`` argument
-    lists, each one more VMBus device; *show* gets each line that one of them writes, behind its
+    ``root`` is an image to copy for the run, ``persistent_root`` one to use as it is; with
+    neither the guest stays in its initramfs. ``networks`` has a link for each network card, as
+    ``vhostvmbus serve net --link`` takes it. ``backends`` are further ``vhostvmbus serve`` argument
+    lists, each one more VMBus device; ``show`` gets each line that one of them writes, behind its
     name, and must not block.
     """
 
@@ -162,7 +165,7 @@ class Machine:
         return self._streams
 
     def start(self) -> None:
-        """Start the back ends and QEMU. Raises SetupError if either does not come up."""
+        """Starts the back ends and QEMU. Raises SetupError if either does not come up."""
         plan = self.plan
         if plan.root is not None:
             images.copy_sparse(plan.root, self.root_image)
@@ -217,7 +220,7 @@ class Machine:
         self.backends.append(back_end)
 
     def _follow(self, title: str) -> DeviceOutput | None:
-        """The way for what a device of the user's own writes; None if it is not shown."""
+        """Returns the way for what a device of the user's own writes, if it is shown."""
         if self.plan.show is None:
             return None
         path = new_log("device", f"{self.folder.name}-{title}") if self.plan.keep_output else None
@@ -243,7 +246,7 @@ class Machine:
         return " ".join([*words, plan.append]).strip()
 
     def wait_until(self, condition: Callable[[], bool], deadline: float, what: str) -> None:
-        """Wait for *condition* (looked at whenever the guest says something) until *deadline*.
+        """Waits for ``condition`` (looked at whenever the guest says something) until ``deadline``.
 
         Raises GuestTimeout then, and GuestFailure as soon as it can no longer come true.
         """
@@ -284,7 +287,7 @@ class Machine:
         raise GuestFailure(f"the guest died: {self._streams.console.panic}", self._last_lines())
 
     def wait_ready(self, timeout: float = 120.0, boots: int = 1) -> None:
-        """Wait until the guest's agent has said *boots* times that it is ready."""
+        """Waits until the guest's agent has said ``boots`` times that it is ready."""
         control = self._streams.control
         deadline = time.monotonic() + timeout
         self.wait_until(lambda: control.ready >= boots, deadline, "come up")
@@ -295,7 +298,7 @@ class Machine:
         return self._streams.control.ready
 
     def submit(self, script: str | bytes) -> int:
-        """Ask the agent to run a shell script; the number of the request."""
+        """Asks the agent to run a shell script; returns the number of the request."""
         data = script.encode() if isinstance(script, str) else script
         self._requests += 1
         self._streams.send("control", Control.run_request(self._requests, data))
@@ -309,7 +312,7 @@ class Machine:
         stdout: Sink | None = None,
         stderr: Sink | None = None,
     ) -> Result:
-        """Run a shell script as root in the guest and wait for its end.
+        """Runs a shell script as root in the guest and waits for its end.
 
         Output goes to the sinks as it comes, or else into the result.
         """
@@ -332,7 +335,7 @@ class Machine:
         return Result(control.exits[number], bytes(out), bytes(err))
 
     def check(self, script: str | bytes, timeout: float = 120.0) -> str:
-        """Run a script that has to succeed; its standard output."""
+        """Runs a script that has to succeed; returns its standard output."""
         result = self.run(script, timeout)
         if result.status != 0:
             text = (result.stdout[-2000:] + result.stderr[-4000:]).decode(errors="replace")
@@ -340,18 +343,18 @@ class Machine:
         return result.stdout.decode(errors="replace")
 
     def reboot(self, timeout: float = 120.0) -> None:
-        """Reboot the guest the way its user would, and wait until it is up again."""
+        """Reboots the guest the way its user would, and waits until it is up again."""
         boots = self.boots
         self.submit("reboot")
         self.wait_ready(timeout, boots + 1)
 
     def poweroff(self, timeout: float = POWEROFF_PATIENCE) -> None:
-        """Shut the guest down in order. Raises GuestTimeout if it does not end."""
+        """Shuts the guest down in order. Raises GuestTimeout if it does not end."""
         self._streams.send("control", b"poweroff\n")
         self.wait_end(timeout)
 
     def wait_end(self, timeout: float | None = None) -> None:
-        """Wait until QEMU has ended by itself."""
+        """Waits until QEMU has ended by itself."""
         status = self.qemu.wait(timeout)
         if status is None:
             raise GuestTimeout("the guest did not power off in time", self._last_lines())
@@ -360,7 +363,7 @@ class Machine:
             raise GuestFailure(f"QEMU ended with status {status}\n{words}", self._last_lines())
 
     def close(self) -> None:
-        """End everything and leave nothing behind.
+        """Ends everything and leaves nothing behind, except the console log of a failure.
 
         Excepted are the console log of a failure, and what devices wrote.
         """

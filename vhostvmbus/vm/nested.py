@@ -36,7 +36,7 @@ UNITS = {"": 1, "M": 1, "G": 1024, "T": 1 << 20}
 
 @dataclass(frozen=True)
 class Inner:
-    """What level 2 shall do: run *command*, or give a shell if that is None."""
+    """What level 2 shall do: run ``command``, or give a shell if that is ``None``."""
 
     command: str | None
     timeout: float
@@ -46,7 +46,7 @@ class Inner:
 
 
 def megabytes(memory: str) -> int:
-    """QEMU's way of writing a size, in MiB."""
+    """Returns a size as QEMU writes it, in MiB."""
     found = re.fullmatch(r"(\d+)([MGT]?)", memory.upper())
     if not found:
         raise SetupError(f"memory {memory}: write it like 1024M or 1G")
@@ -54,7 +54,7 @@ def megabytes(memory: str) -> int:
 
 
 def wrap(plan: MachinePlan, inner: Inner) -> MachinePlan:
-    """The plan of level 1 for level 2's *plan*; :func:`script` is what to run there."""
+    """Returns the plan of level 1 for level 2's ``plan``; :func:`script` is what to run there."""
     kernel = images.find_kernel(images.KERNEL_SERIES[0])
     disks = len(plan.disks) + bool(plan.root or plan.persistent_root)
     template = str(images.root_template()).replace(",", ",,")
@@ -92,7 +92,7 @@ def _disk(index: int) -> str:
 
 
 def script(plan: MachinePlan, inner: Inner) -> str:
-    """The shell script that starts level 2 from level 1."""
+    """Returns the shell script that starts level 2 from level 1."""
     words = ["python3", "-m", "vhostvmbus", "vm", "--accel", "kvm"]
     words += ["--qemu", f"{PLACE}/qemu", "--kernel", f"{PLACE}/vmlinuz"]
     words += ["--initramfs", f"{PLACE}/initramfs", "--timeout", f"{inner.timeout:.0f}"]
@@ -156,6 +156,6 @@ def _archive(plan: MachinePlan, inner: Inner) -> bytes:
 
 
 def _libraries(program: Path) -> list[Path]:
-    """The shared libraries of *program*, and the loader."""
+    """Returns the shared libraries of ``program``, and the loader."""
     done = subprocess.run(["ldd", program], capture_output=True, text=True)
     return [Path(found[1]) for found in LIBRARY.finditer(done.stdout)]

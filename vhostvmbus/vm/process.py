@@ -47,7 +47,7 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def close(self) -> None:
-        """Remove the folder."""
+        """Removes the folder."""
         if self._lock >= 0:
             shutil.rmtree(self.path, ignore_errors=True)
             os.close(self._lock)
@@ -69,7 +69,7 @@ def _held(path: Path) -> Iterator[None]:
 
 
 def left_over(room: Path) -> list[Path]:
-    """Folders in *room* whose run is no more."""
+    """Returns the folders in ``room`` whose run is no more."""
     found = []
     for folder in room.iterdir():
         if not folder.is_dir():
@@ -90,7 +90,7 @@ def left_over(room: Path) -> list[Path]:
 
 
 class Child:
-    """A process of ours; its output goes to *log*, or to *output* if that is given."""
+    """A process of ours; its output goes to ``log``, or to ``output`` if that is given."""
 
     def __init__(
         self,
@@ -133,32 +133,32 @@ class Child:
 
     @property
     def status(self) -> int | None:
-        """Exit status, negative for a signal; None while it runs."""
+        """The exit status, negative for a signal; ``None`` while the process runs."""
         return self._process.poll()
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """Wait for its end; None if it still runs after *timeout* seconds."""
+        """Waits for the end; returns ``None`` if the process runs on after ``timeout`` seconds."""
         try:
             return self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             return None
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kills the process at once."""
         if self.status is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
 
     def terminate(self, patience: float = 5.0) -> None:
-        """Ask it to end; after *patience* seconds, end it."""
+        """Asks the process to end; kills it after ``patience`` seconds."""
         if self.status is None:
             self._process.terminate()
             if self.wait(patience) is None:
                 self.kill()
 
     def last_words(self, lines: int = 15) -> str:
-        """The end of its output."""
+        """Returns the end of the process's output."""
         if self._output is not None:
             text = self._output.last_words()
         else:
