@@ -39,11 +39,11 @@ QEMU's side of the socket:
 
 
 class ServeError(Exception):
-    """Cannot serve; the message is for the user."""
+    """The device cannot be served; the message is for the user."""
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add ``serve`` to the command line."""
+    """Adds ``serve`` to the command line."""
     parser = commands.add_parser(
         "serve",
         help=HELP,
@@ -69,7 +69,7 @@ def _options(name: str) -> Any:
 
 
 def _device_parser(name: str) -> argparse.ArgumentParser:
-    """The parser for the arguments of the device *name*."""
+    """Returns the parser for the arguments of the device ``name``."""
     parser = argparse.ArgumentParser(prog=f"vhostvmbus serve {name}")
     if name in device_names():
         options = _options(name)
@@ -86,7 +86,7 @@ def _device_parser(name: str) -> argparse.ArgumentParser:
 
 
 def device_names() -> list[str]:
-    """The devices that come with the package."""
+    """Returns the names of the devices that come with the package."""
     names = []
     for module in pkgutil.iter_modules(devices.__path__):
         if importlib.util.find_spec(f"vhostvmbus.devices.{module.name}.options"):
@@ -109,7 +109,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve until interrupted."""
+    """Serves until interrupted."""
     try:
         options = _device_parser(options.device).parse_args(options.arguments)
     except ServeError as error:
@@ -140,7 +140,7 @@ def run(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _statistics(options: argparse.Namespace, host: DeviceHost) -> Iterator[None]:
-    """Statistics beside the device; what keeps them from being served keeps nothing else."""
+    """Serves statistics beside the device; what keeps them from being served keeps nothing else."""
     with contextlib.ExitStack() as stack:
         if not options.no_stats:
             try:

@@ -36,7 +36,7 @@ FAILED = 125
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add ``vm`` to the command line."""
+    """Adds ``vm`` to the command line."""
     parser = commands.add_parser(
         "vm",
         help=HELP,
@@ -88,12 +88,12 @@ def _processors(text: str) -> int:
 
 
 def say(text: str) -> None:
-    """Tell the user, on stderr."""
+    """Tells the user something, on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Start the machine and do what was asked."""
+    """Starts the machine and does what was asked."""
     try:
         return _run(make_plan(options), options)
     except GuestTimeout as error:
@@ -105,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def make_plan(options: argparse.Namespace) -> MachinePlan:
-    """The machine that the options ask for; fetches and builds what is missing."""
+    """Returns the machine that the options ask for; fetches and builds what is missing."""
     if options.accel == "nested":
         name = "kvm"
         say("accelerator: KVM, in a machine that QEMU translates (as asked)")
@@ -148,7 +148,7 @@ def make_plan(options: argparse.Namespace) -> MachinePlan:
 
 
 def networks(options: argparse.Namespace) -> list[str]:
-    """The links of the cards; what was not asked for need not be possible."""
+    """Returns the links of the cards; what was not asked for need not be possible."""
     asked: list[str] = options.networks
     try:
         wanted = [link for link in asked if parse(link).kind != "none"]
@@ -169,7 +169,7 @@ def networks(options: argparse.Namespace) -> list[str]:
 
 
 def _say_troubles(machine: Machine) -> None:
-    """What the network cards' back ends warn of: the guest works, but not its network."""
+    """Says what the network cards' back ends warn of: the guest works, but not its network."""
     for backend in machine.backends:
         if backend.name.startswith(CARD) and (words := backend.child.last_words()):
             say(f"the network card {backend.name} says:\n{words}")
@@ -206,7 +206,7 @@ def _run(plan: MachinePlan, options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _told_at_the_end(machine: Machine, printer: Printer) -> Iterator[None]:
-    """Whatever happened: the last lines of the devices, then where all of their lines are."""
+    """Tells the last lines of the devices, whatever happened, then where all their lines are."""
     try:
         yield
     finally:
@@ -217,7 +217,7 @@ def _told_at_the_end(machine: Machine, printer: Printer) -> Iterator[None]:
 
 
 def _made(disks: Sequence[Path | str]) -> list[str]:
-    """The disks' files, made if need be, for a machine whose disks QEMU serves."""
+    """Returns the disks' files, made if need be, for a machine whose disks QEMU serves."""
     try:
         specs = [parse_disk(str(disk)) for disk in disks]
         for spec in specs:
