@@ -25,20 +25,20 @@ from vhostvmbus.wire.offer import Offer
 
 log = logging.getLogger(__name__)
 
-#: Seconds that the back end has for an answer ("Negotiation").
 ANSWER_TIMEOUT = 10.0
+"""Seconds that the back end has for an answer ("Negotiation")."""
 
-#: Seconds that a back end gets to hang up after the front end has.
 HANG_UP_TIMEOUT = 10.0
+"""Seconds that a back end gets to hang up after the front end has."""
 
-#: Serves a back-end request and says with which status it is answered.
 BackEndRequestHandler = Callable[[m.Message], int]
+"""Serves a back-end request and says with which status it is answered."""
 
 
 class FrontEnd:
-    """One connection; owns `sock`.  :meth:`request` may be called from any thread.
+    """One connection; owns ``sock``.  :meth:`request` may be called from any thread.
 
-    `handler` serves back-end requests, in the thread of the back-end channel.
+    ``handler`` serves back-end requests, in the thread of the back-end channel.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class FrontEnd:
         self._thread.start()
 
     def negotiate(self) -> Offer:
-        """Everything from ``GET_FEATURES`` to the offer."""
+        """Does everything from ``GET_FEATURES`` to the offer, and returns the offer."""
         self.request(m.GetFeatures())
         self.request(m.GetProtocolFeatures())
         self.request(m.SetProtocolFeatures(int(self.session.wanted_features)))
@@ -79,7 +79,7 @@ class FrontEnd:
         return self.session.protocol_features
 
     def request(self, message: m.Message, fds: Sequence[int] = ()) -> m.Message:
-        """Send a request and wait for its answer.
+        """Sends a request and waits for its answer.
 
         Raises :class:`RequestRefused` for a non-zero status, ``TimeoutError`` when there is
         no answer in time, :class:`Disconnected` when the back end has gone.
@@ -91,7 +91,7 @@ class FrontEnd:
     def request_with_fds(
         self, message: m.Message, fds: Sequence[int] = ()
     ) -> tuple[m.Message, tuple[int, ...]]:
-        """:meth:`request`, and the descriptors that came with the answer; they are the caller's."""
+        """Does :meth:`request`; returns also the answer's descriptors, which are the caller's."""
         with self._lock:
             reply = self._exchange(message, fds)
         answer = reply.message
@@ -100,17 +100,17 @@ class FrontEnd:
         return answer, reply.fds
 
     def send_raw(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Bytes that no session has looked at, for tests of the other end."""
+        """Sends bytes that no session has looked at, for tests of the other end."""
         send(self._sock, data, fds)
 
     def receive_raw(self, size: int = 4096, timeout: float = ANSWER_TIMEOUT) -> bytes:
-        """Bytes from the back end, empty when it has closed the connection."""
+        """Returns bytes from the back end, none when it has closed the connection."""
         data, fds = receive_before(self._sock, size, time.monotonic() + timeout)
         close_all(fds)
         return data
 
     def close(self, wait: float = HANG_UP_TIMEOUT) -> None:
-        """Leave, and wait up to `wait` seconds for the back end to let go of everything.
+        """Leaves, and waits up to ``wait`` seconds for the back end to close everything.
 
         It closes the connection when it no longer touches guest memory; only then may another
         back end be given the same rings.  Back-end requests are not answered any more.

@@ -23,15 +23,15 @@ from vhostvmbus.wire.offer import Offer
 
 log = logging.getLogger(__name__)
 
-#: Offers and rescinds that may wait to be carried out.
 MOST_WAITING = 4096
+"""Offers and rescinds that may wait to be carried out."""
 
 ChannelOffer = m.OfferChannel | m.RescindChannel
 """What a back end says of the channels that a guest may open."""
 
 
 class GuestOffers:
-    """What is offered to a software guest.  `take_back` lets go of all that a channel has."""
+    """The offers to a software guest. ``take_back`` closes and tears down a whole channel."""
 
     def __init__(self, take_back: Callable[[int], None]) -> None:
         self._take_back = take_back
@@ -43,19 +43,19 @@ class GuestOffers:
         self._thread: threading.Thread | None = None
 
     def connecting(self) -> None:
-        """A new connection begins with the device being offered."""
+        """Begins a new connection: the device is offered."""
         with self._changed:
             self._withdrawn = False
             self._changed.notify_all()
 
     def limit(self, offer: Offer) -> None:
-        """The back end offers this."""
+        """Takes the back end's offer as the limit of what may be opened."""
         with self._changed:
             self._channels, self._max_channels = offer.channels, offer.max_channels
             self._changed.notify_all()
 
     def request(self, message: ChannelOffer) -> NtStatus:
-        """Takes note of a back end's request; the status that answers it."""
+        """Takes note of a back end's request; returns the status that answers it."""
         if message.channel >= self._max_channels > 1 or message.channel > 0xFFFF:
             return NtStatus.INVALID_PARAMETER
         try:
@@ -74,24 +74,24 @@ class GuestOffers:
             return [] if self._withdrawn else [*range(self._channels), *sorted(self._later)]
 
     def require(self, index: int) -> None:
-        """Raises :class:`NotOffered`."""
+        """Raises :class:`NotOffered` unless the channel is offered."""
         if index not in self.offered:
             raise NotOffered(f"channel {index} is not offered")
 
     def wait(self, index: int, timeout: float) -> None:
-        """Until the channel is offered.  Raises :class:`NotOffered` after `timeout` seconds."""
+        """Waits until the channel is offered. Raises :class:`NotOffered` after ``timeout``."""
         with self._changed:
             if not self._changed.wait_for(lambda: index in self.offered, timeout):
                 raise NotOffered(f"channel {index} was not offered in {timeout:g} s")
 
     def wait_gone(self, index: int, timeout: float) -> None:
-        """Until the channel is not offered (any more).  Raises ``TimeoutError``."""
+        """Waits until the channel is not offered (any more). Raises ``TimeoutError``."""
         with self._changed:
             if not self._changed.wait_for(lambda: index not in self.offered, timeout):
                 raise TimeoutError(f"channel {index} is still offered after {timeout:g} s")
 
     def end_subchannels(self) -> list[int]:
-        """The guest closed channel 0 or reset: which subchannels that takes away."""
+        """Ends the offers of subchannels, as the guest closed channel 0 or reset; returns which."""
         with self._changed:
             gone = sorted(self._later, reverse=True)
             self._later.clear()

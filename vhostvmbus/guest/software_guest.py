@@ -43,10 +43,10 @@ from vhostvmbus.wire.offer import Offer
 from vhostvmbus.wire.opening import Opening
 from vhostvmbus.wire.vmbus import vmbus_version
 
-#: What a guest of VMBus 5.3 puts into its opening.
 VERSION = vmbus_version(5, 3)
-#: Seconds that a back end has to bring the guest's driver to rest.
+"""What a guest of VMBus 5.3 puts into its opening."""
 UNPLUG_TIMEOUT = 10.0
+"""Seconds that a back end has to bring the guest's driver to rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +61,13 @@ class _Opened:
 class SoftwareGuest:
     """A guest connected to one device.
 
-    `ram` is the guest's memory (default: two regions of 32 MiB with a hole between them).
-    `code_map` True: the front end negotiates the code map; False: it does not; "unknown": it
-    does, but cannot tell which pages are translated.  `on_invalidate` is called with the ranges
+    ``ram`` is the guest's memory (default: two regions of 32 MiB with a hole between them).
+    ``code_map`` True: the front end negotiates the code map; False: it does not; "unknown": it
+    does, but cannot tell which pages are translated.  ``on_invalidate`` is called with the ranges
     of each ``INVALIDATE_CODE``, in another thread, before it is answered.
-    `ram_in_table` sends ``SET_MEM_TABLE`` instead of one ``ADD_MEM_REG`` for each region.
-    `takes_offers` False: a front end that has no offers but those of the start.
-    `inflight` False: one that keeps no in-flight region.
+    ``ram_in_table`` sends ``SET_MEM_TABLE`` instead of one ``ADD_MEM_REG`` for each region.
+    ``takes_offers`` False: a front end that has no offers but those of the start.
+    ``inflight`` False: one that keeps no in-flight region.
     """
 
     def __init__(
@@ -85,17 +85,17 @@ class SoftwareGuest:
         self.ram = ram or GuestRam()
         self._owns_ram = ram is None
         self.code_map: GuestCodeMap | None = None
-        #: ranges of each ``INVALIDATE_CODE``, in the order in which they came
         self.invalidations: list[tuple[tuple[int, int], ...]] = []
-        #: each ``OFFER_CHANNEL`` and ``RESCIND_CHANNEL``, in the order in which they came
+        """Ranges of each ``INVALIDATE_CODE``, in the order in which they came."""
         self.channel_offers: list[m.Message] = []
+        """Each ``OFFER_CHANNEL`` and ``RESCIND_CHANNEL``, in the order in which they came."""
         self._offers = GuestOffers(self._take_back)
         self._takes_offers = takes_offers
         self.gpadls: dict[int, GuestGpadl] = {}
         self.channels: dict[int, GuestChannel] = {}
         self.offer: Offer | None = None
-        #: the server, where :meth:`for_device` runs one
         self.server: Server | None = None
+        """The server, where :meth:`for_device` runs one."""
         self.host: DeviceHost | None = None
         self._openings: dict[int, _Opened] = {}
         self._inflight = KeptInflight() if inflight else None
@@ -122,10 +122,10 @@ class SoftwareGuest:
         instance_id: UUID | None = None,
         **options: object,
     ) -> SoftwareGuest:
-        """A guest connected to the back end that listens at `path`; options as for the class.
+        """Connects a guest to the back end that listens at ``path``; options as for the class.
 
-        Given `class_id`, and `instance_id` (None: any of that class), the device has to be that one
-        (``VmbClientChannelInitSetTargetPnp``): else :class:`NoSuchDevice`.
+        Given ``class_id``, and ``instance_id`` (None: any of that class), the device has to be that
+        one (``VmbClientChannelInitSetTargetPnp``): else :class:`NoSuchDevice`.
         """
         guest = cls(connect_socket(path), **options)  # type: ignore[arg-type]
         offer = guest.offer
@@ -145,7 +145,7 @@ class SoftwareGuest:
         invalidate_timeout: float = INVALIDATE_TIMEOUT,
         **options: object,
     ) -> Iterator[SoftwareGuest]:
-        """Serve `device` in a thread, over a real socket, and connect a guest to it.
+        """Serves ``device`` in a thread, over a real socket, and connects a guest to it.
 
         Options are those of the class.  A device given as such is closed in the end, a
         :class:`DeviceHost` stays its owner's.
@@ -194,20 +194,20 @@ class SoftwareGuest:
             self.add_memory(region)
 
     def set_memory_table(self, regions: Sequence[RamRegion]) -> None:
-        """``SET_MEM_TABLE``."""
+        """Sends ``SET_MEM_TABLE``."""
         message = m.SetMemTable(tuple(region.message() for region in regions))
         self.front_end.request(message, [region.fd for region in regions])
 
     def add_memory(self, region: RamRegion) -> None:
-        """``ADD_MEM_REG``."""
+        """Sends ``ADD_MEM_REG``."""
         self.front_end.request(m.AddMemReg(region.message()), [region.fd])
 
     def remove_memory(self, region: RamRegion) -> None:
-        """``REM_MEM_REG``."""
+        """Sends ``REM_MEM_REG``."""
         self.front_end.request(m.RemMemReg(region.message()))
 
     def share_code_map(self) -> None:
-        """``VMBUS_SET_CODE_MAP`` for the present regions; bits already set are kept by page."""
+        """Sends ``VMBUS_SET_CODE_MAP`` for the present regions; bits that are set stay."""
         old, self.code_map = (
             self.code_map,
             GuestCodeMap(self.ram.regions, cannot_tell=self._want_code_map == "unknown"),
@@ -231,7 +231,7 @@ class SoftwareGuest:
         return NtStatus.NOT_SUPPORTED
 
     def disconnect(self) -> None:
-        """Lose the back end; the guest goes on and its packets wait in the rings.
+        """Loses the back end; the guest goes on and its packets wait in the rings.
 
         What the back end had taken and not completed is done by the next one, out of the in-flight
         region.  Without one it is lost, which the guest cannot know: such a transaction stays in
@@ -242,7 +242,7 @@ class SoftwareGuest:
             self._front_end = None
 
     def reconnect(self, path: str | os.PathLike[str]) -> None:
-        """Connect to a back end again: GPADLs are repeated, channels opened with ``RESUME``."""
+        """Connects to a back end again: GPADLs are repeated, channels opened with ``RESUME``."""
         self.disconnect()
         with self._channels_lock:
             self._connect(connect_socket(path))
@@ -253,7 +253,7 @@ class SoftwareGuest:
                 self._open(again, opened.kick_fd, opened.call_fd)
 
     def reset(self) -> None:
-        """``VMBUS_RESET``: the guest reboots, or unloads the bus."""
+        """Sends ``VMBUS_RESET``: the guest reboots, or unloads the bus."""
         with self._channels_lock:
             self.front_end.request(m.Reset())
             self._offers.end_subchannels()
@@ -263,7 +263,7 @@ class SoftwareGuest:
         self.gpadls.clear()
 
     def close(self) -> None:
-        """Leave, and give everything back."""
+        """Leaves, and closes everything."""
         self.disconnect()
         self._offers.close()
         self._forget_channels()
@@ -298,7 +298,7 @@ class SoftwareGuest:
         channel: int = 0,
         gpadl_id: int | None = None,
     ) -> GuestGpadl:
-        """``VMBUS_GPADL_CREATE`` of these PFNs, of that many pages allocated for it, or of ranges.
+        """Sends ``VMBUS_GPADL_CREATE`` of these PFNs, so many pages allocated for it, or ranges.
 
         Raises :class:`RequestRefused`.
         """
@@ -323,7 +323,7 @@ class SoftwareGuest:
             os.close(fd)
 
     def delete_gpadl(self, gpadl: GuestGpadl) -> None:
-        """``VMBUS_GPADL_TEARDOWN``; pages allocated for it are free again."""
+        """Sends ``VMBUS_GPADL_TEARDOWN``; pages allocated for it are free again."""
         self.front_end.request(m.GpadlTeardown(gpadl.channel, gpadl.gpadl_id))
         self.gpadls.pop(gpadl.gpadl_id, None)
         self.ram.free_pages(gpadl.owned_pfns)
@@ -336,16 +336,19 @@ class SoftwareGuest:
         return self._offers.offered
 
     def wait_for_offer(self, index: int, timeout: float = ANSWER_TIMEOUT) -> None:
-        """Until channel `index` is offered.  Raises :class:`NotOffered`."""
+        """Waits until channel ``index`` is offered. Raises :class:`NotOffered`."""
         self._offers.wait(index, timeout)
 
     def wait_for_rescind(self, index: int, timeout: float = ANSWER_TIMEOUT) -> None:
-        """Until channel `index` is taken back.  Raises ``TimeoutError``."""
+        """Waits until channel ``index`` is rescinded. Raises ``TimeoutError``."""
         self._offers.wait_gone(index, timeout)
 
     def unplug(self, patience: float = UNPLUG_TIMEOUT) -> bool:
-        """``device_del``: the device is taken from the guest, with notice to a back end that wants
-        it, and the connection ends. Whether the back end said when, within `patience` seconds."""
+        """Unplugs the device from the guest, as ``device_del`` does, and ends the connection.
+
+        A back end that wants notice of it gets one. Returns whether it answered within ``patience``
+        seconds that its driver is at rest.
+        """
         asked = False
         if ProtocolFeature.VMBUS_UNPLUG in self.front_end.features:
             with contextlib.suppress(RequestRefused, TimeoutError):
@@ -359,7 +362,7 @@ class SoftwareGuest:
         return asked
 
     def _take_back(self, index: int) -> None:
-        """The host rescinds a channel: nothing of it stays with the back end."""
+        """Closes a channel that the host rescinds: nothing of it stays with the back end."""
         with self._channels_lock:
             if index in self.channels:
                 self.disable(index)
@@ -379,7 +382,7 @@ class SoftwareGuest:
         version: int = VERSION,
         scattered: bool = True,
     ) -> Iterator[GuestChannel]:
-        """:meth:`enable` a channel for the length of a ``with`` block."""
+        """Opens a channel with :meth:`enable` for the length of a ``with`` block."""
         channel = self.enable(
             index,
             ring_pages=ring_pages,
@@ -405,10 +408,10 @@ class SoftwareGuest:
         version: int = VERSION,
         scattered: bool = True,
     ) -> GuestChannel:
-        """Open a channel.
+        """Opens a channel.
 
-        `ring_pages` are the pages of the out and of the in ring, each with its header page;
-        `user_data` at most 120 bytes.  Raises :class:`RequestRefused` with the device's status,
+        ``ring_pages`` are the pages of the out and of the in ring, each with its header page;
+        ``user_data`` at most 120 bytes.  Raises :class:`RequestRefused` with the device's status,
         :class:`NotOffered`.
         """
         with self._channels_lock:
@@ -453,7 +456,7 @@ class SoftwareGuest:
         signal(kick_fd)
 
     def disable(self, index: int = 0) -> None:
-        """Close a channel and take its ring back.  Outstanding transactions end with an error.
+        """Closes a channel and frees its ring. Outstanding transactions end with an error.
 
         With channel 0, subchannels that were offered later go.
         """
@@ -475,5 +478,5 @@ class SoftwareGuest:
             self.ram.free_pages([pfn for item in gpadl.ranges for pfn in item.pfns])
 
     def move_interrupt(self, index: int, target_vp: int) -> None:
-        """``VMBUS_MODIFY``."""
+        """Sends ``VMBUS_MODIFY``."""
         self.front_end.request(m.Modify(index, target_vp))
