@@ -84,12 +84,12 @@ class Region:
 
     @property
     def users(self) -> int:
-        """Uses by packets and GPADL mappings that are alive."""
+        """How many uses of the region, by packets and GPADL mappings, are alive."""
         return int(lib.vvb_region_users(self._handle))
 
     @property
     def lost(self) -> bool:
-        """Whether pages of it vanished because the file was truncated."""
+        """Whether pages of the region vanished because the file was truncated."""
         return bool(lib.vvb_region_lost(self._handle))
 
     def __repr__(self) -> str:
@@ -97,7 +97,7 @@ class Region:
 
 
 def _keep(handle: "Pointer[vvb_region]") -> Callable[[object], None]:
-    """A destructor for a view's owner that does nothing but hold the region until then."""
+    """Returns a destructor for a view's owner that does nothing but hold the region until then."""
 
     def drop(_: object) -> None:
         _ = handle
@@ -218,8 +218,9 @@ class GuestMemory:
     ) -> None:
         """Gives a region up; returns when no packet refers to it any more.
 
-        Raises :exc:`RegionUnknown` if there is none exactly like that, :exc:`RegionBusy` if it was
-        not released; nothing has changed then.
+        Raises :exc:`RegionUnknown` if there is none exactly like that, and :exc:`RegionBusy` after
+        ``timeout`` seconds: then the region is out of the map for good, and its pages are unmapped
+        by a later change of the map or by :meth:`close`, once its last user is done.
         """
         with self._lock:
             rest = [
@@ -314,13 +315,13 @@ class GuestMemory:
     def view_of(
         self, region: "Pointer[vvb_region]", guest_phys_addr: int, length: int
     ) -> memoryview:
-        """A view of memory in an engine's region that is in use (for :class:`ExternalData`)."""
+        """Returns a view of memory in an engine's region in use, for :class:`ExternalData`."""
         found = self._mapped[_address_of(region)]
         start = guest_phys_addr - found.guest_phys_addr
         return found.view[start : start + length]
 
     def translate(self, guest_phys_addr: int, length: int) -> list[Span]:
-        """The spans behind guest-physical addresses, in order.
+        """Returns the spans behind guest-physical addresses, in order.
 
         The views stay valid memory even if the region is removed, but then show zeros. Raises
         :exc:`PfnOutsideMemory` if any byte is not guest RAM.
@@ -348,7 +349,7 @@ class GuestMemory:
         max_ranges: int = 0xFFFFFFFF,
         read_only: bool = False,
     ) -> ExternalData:
-        """The memory that ``ranges`` describe. Raises the :exc:`GpaRangeError` that applies."""
+        """Returns the memory that ``ranges`` describe. Raises a :exc:`GpaRangeError`."""
         data = build_ranges(ranges)
         segs = ffi.new("struct vvb_segs *")
         fault = ffi.new("struct vvb_fault *")
