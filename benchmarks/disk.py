@@ -126,8 +126,9 @@ def channel_reads(
                 header=slot.header,
                 publish=False,
             )
-            sent.check()
             need_signal |= sent.signal
+            if not sent.entered:
+                sent.check()
         in_flight += len(idle)
         if ring.publish() or need_signal:
             channel.kick()

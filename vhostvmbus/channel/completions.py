@@ -11,6 +11,7 @@ that gathers completions, some at a time. Invariants:
 * after :meth:`Completions.drop_all` returned, nobody touches external data.
 """
 
+import threading
 import time
 from collections.abc import Sequence
 
@@ -86,7 +87,7 @@ class Completions:
         outgoing = Outgoing(
             PacketType.COMP, bytes(payload), packet.transaction_id, slot=packet.slot
         )
-        if self._gather and self._life.on_worker:
+        if self._gather and threading.current_thread() is self._life.worker:
             self._gathered.append(outgoing)
             self._gathered_written.extend(written)
             if len(self._gathered) >= GATHER:

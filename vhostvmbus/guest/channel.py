@@ -278,8 +278,9 @@ class GuestChannel:
                     )
                 if sent.signal:
                     self.kick()
+                if sent.error is not None:
+                    raise sent.error
                 if not sent.full:
-                    sent.check()
                     return
                 if time.monotonic() >= deadline:
                     raise RingFullTimeout(f"the host made no room for {len(payload)} bytes")

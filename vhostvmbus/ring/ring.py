@@ -42,6 +42,8 @@ if _PACKET.size != ffi.sizeof("struct vvb_packet") or (
     raise ImportError("the ring engine does not match its Python side: build it again")
 _GPA_HEADER = struct.Struct("<II")
 DEFAULT_BATCH = 64
+_ONE_SENT = Sent(1, False), Sent(1, True)
+"""What nearly every send of one packet returns, made once: by whether the peer is signalled."""
 RingHandle: TypeAlias = "Pointer[vvb_ring]"
 """A ring as the engine's C, and a device's, know it."""
 
@@ -300,7 +302,7 @@ class Ring:
             fault,
         )
         if not result:
-            return Sent(1, bool(signal[0]))
+            return _ONE_SENT[signal[0]]
         return _cut_short(result, 0, bool(signal[0]), fault)
 
     def send_many(self, packets: Sequence[Outgoing] | Done) -> Sent:
@@ -328,7 +330,7 @@ class Ring:
         sent = ffi.new("struct vvb_sent *")
         result = lib.vvb_ring_send_many(self._ring, records, count, data, size, sent)
         if not result:
-            return Sent(count, bool(sent.signal))
+            return _ONE_SENT[sent.signal] if count == 1 else Sent(count, bool(sent.signal))
         return _cut_short(result, sent.count, bool(sent.signal), sent.fault)
 
     def send_gpa_direct(
