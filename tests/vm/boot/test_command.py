@@ -107,7 +107,7 @@ def test_a_panic_is_a_failure_with_its_last_lines(qemu: Path) -> None:
 
 
 def test_a_hang_is_a_failure(qemu: Path) -> None:
-    done = vm("--no-root", "--cmd", "sleep 1000", "--timeout", "25", qemu=qemu)
+    done = vm("--no-root", "--cmd", "sleep 1000", "--timeout", "60", qemu=qemu)
     assert done.returncode == 124
     assert b"did not finish the command in time" in done.stderr
 
