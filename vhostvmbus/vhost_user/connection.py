@@ -14,25 +14,22 @@ import logging
 import select
 import socket
 from collections.abc import Sequence
-from typing import assert_never
 
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.backchannel import ANSWER_TIMEOUT, BackChannel
 from vhostvmbus.vhost_user.backend import BackEnd
+from vhostvmbus.vhost_user.carry_out import carry_out, make_inflight, name_of, status_of
 from vhostvmbus.vhost_user.errors import Disconnected, OutOfOrder, ProtocolError
-from vhostvmbus.vhost_user.gpadl import read_list
 from vhostvmbus.vhost_user.limits import ConnectionLimits
 from vhostvmbus.vhost_user.session import BackEndSession, Call, Refused
 from vhostvmbus.vhost_user.sockets import (
     close_all,
     receive,
-    require_eventfd,
     require_stream_socket,
     send,
 )
-from vhostvmbus.wire.errors import FrontEndError, GuestError, RefuseOpen, VmbusError
+from vhostvmbus.wire.errors import VmbusError
 from vhostvmbus.wire.ntstatus import NtStatus
-from vhostvmbus.wire.regions import SharedRegion
 
 log = logging.getLogger(__name__)
 
@@ -127,87 +124,36 @@ class Connection:
 
     def _handle(self, event: Call | Refused) -> None:
         """Carries a request out and answers it."""
-        name = type(event.message).__name__
-        if isinstance(event.message, m.Open):
-            name += f" of channel {event.message.opening.index}"
+        message = event.message
         if isinstance(event, Refused):
-            log.warning("%s refused: %s", name, event.refusal.reason)
+            log.warning("%s refused: %s", name_of(message), event.refusal.reason)
             return
-        if isinstance(event.message, m.GetInflightFd):
-            self._make_inflight(event, event.message.num_queues)
+        if isinstance(message, m.GetInflightFd):
+            self._flush()  # descriptors go with the first byte
+            reply, fds = make_inflight(self._back_end, message.num_queues)
+            self.session.reply(event, reply)
+            self._flush(fds)
             return
         status = NtStatus.SUCCESS
         try:
-            self._carry_out(event)
+            self._carry_out(message, event.fds)
         except ProtocolError:
             raise
-        except (FrontEndError, RefuseOpen) as error:
-            log.warning("%s refused: %s", name, error)
-            status = error.status
-        except GuestError as error:
-            log.warning("%s refused: %s", name, error)
-            status = NtStatus.INVALID_PARAMETER
-        except (VmbusError, OSError):
-            log.exception("%s failed", name)
-            status = NtStatus.UNSUCCESSFUL
+        except (VmbusError, OSError) as error:
+            status = status_of(error, message)
         self.session.answer(event, status)
 
-    def _make_inflight(self, call: Call, channels: int) -> None:
-        self._flush()  # descriptors go with the first byte
-        try:
-            region = self._back_end.make_inflight(channels)
-        except (FrontEndError, OSError) as error:
-            log.error("no in-flight region: %s", error)
-            self.session.reply(call, m.InflightReply(0, 0, 0, 0))
-            return
-        answer = m.InflightReply(region.size, region.offset, region.channels, region.slots)
-        self.session.reply(call, answer)
-        self._flush([region.fd])
-
-    def _carry_out(self, call: Call) -> None:
-        back_end, message = self._back_end, call.message
-        if not isinstance(message, m.BackEndWork):
+    def _carry_out(self, message: m.Message, fds: Sequence[int]) -> None:
+        if isinstance(message, m.SetBackendReqFd):
+            self._set_back_channel(fds[0])
+        elif isinstance(message, m.DeviceWork):
+            carry_out(self._back_end, message, fds)
+        else:
             raise OutOfOrder(
                 "the session lets a request through that nobody carries out",
                 field="request",
                 value=message.REQUEST,
             )
-        match message:
-            case m.SetBackendReqFd():
-                self._set_back_channel(call.fds[0])
-            case m.AddMemReg(region):
-                back_end.add_region(*_shared(region, call.fds[0]))
-            case m.RemMemReg(region):
-                back_end.remove_region(region.guest_phys_addr, region.size)
-            case m.SetMemTable(regions):
-                back_end.set_memory_table(
-                    [_shared(region, fd) for region, fd in zip(regions, call.fds, strict=True)]
-                )
-            case m.GpadlCreate(channel, gpadl_id, range_count, range_bytes):
-                ranges = read_list(call.fds[0], range_count, range_bytes)
-                back_end.gpadl_create(channel, gpadl_id, ranges)
-            case m.GpadlTeardown(channel, gpadl_id):
-                back_end.gpadl_teardown(channel, gpadl_id)
-            case m.Open(opening):
-                kick, call_fd = call.fds
-                require_eventfd(kick, "kick")
-                require_eventfd(call_fd, "call")
-                back_end.open_channel(opening, kick, call_fd)
-            case m.Close(channel):
-                back_end.close_channel(channel)
-            case m.Modify(channel, target_vp):
-                back_end.modify_channel(channel, target_vp)
-            case m.SetInflightFd(size, offset, channels, slots):
-                back_end.adopt_inflight(call.fds[0], size, offset, channels, slots)
-            case m.Reset():
-                back_end.reset()
-            case m.Unplug():
-                back_end.unplug()
-            case m.SetCodeMap(map_bytes, regions):
-                where = [(item.guest_phys_addr, item.size, item.first_bit) for item in regions]
-                back_end.set_code_map(call.fds[0], map_bytes, where)
-            case _:
-                assert_never(message)
 
     def _set_back_channel(self, fd: int) -> None:
         sock = require_stream_socket(fd, "backend_req_fd")
@@ -223,7 +169,3 @@ class Connection:
         log.log(level, "the session ends: %s", error)
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
-
-
-def _shared(region: m.MemoryRegion, fd: int) -> SharedRegion:
-    return SharedRegion(region.guest_phys_addr, region.size, fd, region.mmap_offset)

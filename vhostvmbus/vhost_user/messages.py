@@ -61,9 +61,8 @@ BACK_END_REPLIES: dict[int, type[Message]] = {
 #: Request number → reply, on the back-end channel.
 FRONT_END_REPLIES: dict[int, type[Message]] = dict.fromkeys(BACK_END_REQUESTS, Value)
 
-BackEndWork = (
-    SetBackendReqFd
-    | AddMemReg
+DeviceWork = (
+    AddMemReg
     | RemMemReg
     | SetMemTable
     | SetInflightFd
@@ -76,7 +75,10 @@ BackEndWork = (
     | SetCodeMap
     | Unplug
 )
-"""Requests that the session leaves to the back end and that are answered with a status."""
+"""Requests that a :class:`~.backend.BackEnd` carries out and that are answered with a status."""
+
+BackEndWork = SetBackendReqFd | DeviceWork
+"""Requests that the session leaves to its end of the socket and that are answered with a status."""
 
 __all__ = [
     "BACK_END_REPLIES",
@@ -95,6 +97,7 @@ __all__ = [
     "ChannelMessage",
     "Close",
     "CodeMapRegion",
+    "DeviceWork",
     "GetFeatures",
     "GetInflightFd",
     "GetMaxMemSlots",
