@@ -8,6 +8,7 @@ device's tests need comes from here; docs/writing-a-device.md has a line for eac
 
 from vhostvmbus.guest.channel import GuestChannel
 from vhostvmbus.guest.code_map import GuestCodeMap
+from vhostvmbus.guest.direct import DirectFrontEnd
 from vhostvmbus.guest.errors import (
     Cancelled,
     ChannelNotOpen,
@@ -29,6 +30,7 @@ from vhostvmbus.guest.ram import GuestRam, RamRegion
 from vhostvmbus.guest.serving import connect_socket, serving
 from vhostvmbus.guest.software_guest import SoftwareGuest
 from vhostvmbus.guest.transactions import HostPacket, Transaction
+from vhostvmbus.guest.transport import Transport
 from vhostvmbus.guest.trial import Exchange, Trial, try_channel
 from vhostvmbus.vhost_user.errors import Disconnected, OfferChanged, RequestRefused
 from vhostvmbus.wire.gpa import GpaRange
@@ -40,6 +42,7 @@ __all__ = [
     "Cancelled",
     "ChannelNotOpen",
     "CompletionTimeout",
+    "DirectFrontEnd",
     "Disconnected",
     "Exchange",
     "FrontEnd",
@@ -67,6 +70,7 @@ __all__ = [
     "SendRefused",
     "SoftwareGuest",
     "Transaction",
+    "Transport",
     "Trial",
     "connect_socket",
     "serving",

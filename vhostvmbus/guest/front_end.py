@@ -12,15 +12,15 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from vhostvmbus.guest.transport import BackEndRequestHandler, serve_request
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.codec import REPLY, Decoder, Direction, encode
 from vhostvmbus.vhost_user.errors import Disconnected, ProtocolError, RequestRefused
 from vhostvmbus.vhost_user.messages import ProtocolFeature
 from vhostvmbus.vhost_user.session import QUERIES, FrontEndSession, Reply
 from vhostvmbus.vhost_user.sockets import close_all, receive, receive_before, send
-from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.offer import Offer
 
 log = logging.getLogger(__name__)
@@ -30,9 +30,6 @@ ANSWER_TIMEOUT = 10.0
 
 HANG_UP_TIMEOUT = 10.0
 """Seconds that a back end gets to hang up after the front end has."""
-
-BackEndRequestHandler = Callable[[m.Message], int]
-"""Serves a back-end request and says with which status it is answered."""
 
 
 class FrontEnd:
@@ -160,11 +157,7 @@ class FrontEnd:
                     decoder.feed(data, fds)
                     continue
                 close_all(frame.fds)
-                try:
-                    status = self._handler(frame.message)
-                except Exception:
-                    log.exception("a back-end request failed")
-                    status = NtStatus.UNSUCCESSFUL
+                status = serve_request(self._handler, frame.message)
                 if frame.need_reply:
                     send(self._mine, encode(m.Value(status), request=frame.request, flags=REPLY))
         except ProtocolError as error:

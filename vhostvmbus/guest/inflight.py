@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 
-from vhostvmbus.guest.front_end import FrontEnd
+from vhostvmbus.guest.transport import Transport
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.errors import RequestRefused
 from vhostvmbus.vhost_user.messages import ProtocolFeature
@@ -27,7 +27,7 @@ class KeptInflight:
         self.reply: m.InflightReply | None = None
         """What the back end that made it said of it."""
 
-    def share(self, front_end: FrontEnd, channels: int) -> None:
+    def share(self, front_end: Transport, channels: int) -> None:
         """Gives a new back end the region of the one before, or has it make one."""
         if ProtocolFeature.INFLIGHT_SHMFD not in front_end.features:
             self.forget()

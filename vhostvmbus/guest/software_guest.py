@@ -7,6 +7,8 @@ and gives the guest that is connected to it::
 
     with SoftwareGuest.for_device(Echo()) as guest, guest.open_channel() as channel:
         assert channel.send(b"8 bytes!") == b"8 bytes!"
+
+:meth:`SoftwareGuest.direct` leaves the socket out: the same messages, as calls.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from uuid import UUID
 from vhostvmbus.device import Device, DeviceHost
 from vhostvmbus.guest.channel import GuestChannel
 from vhostvmbus.guest.code_map import GuestCodeMap
+from vhostvmbus.guest.direct import DirectFrontEnd
 from vhostvmbus.guest.errors import GuestSideError, NoSuchDevice
 from vhostvmbus.guest.front_end import ANSWER_TIMEOUT, FrontEnd
 from vhostvmbus.guest.gpadl import GuestGpadl, pages_of
@@ -30,6 +33,7 @@ from vhostvmbus.guest.inflight import KeptInflight
 from vhostvmbus.guest.offers import GuestOffers
 from vhostvmbus.guest.ram import GuestRam, RamRegion
 from vhostvmbus.guest.serving import connect_socket, serving
+from vhostvmbus.guest.transport import Transport
 from vhostvmbus.ring import Ring, Role, signal
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.backchannel import ANSWER_TIMEOUT as INVALIDATE_TIMEOUT
@@ -59,7 +63,7 @@ class _Opened:
 
 
 class SoftwareGuest:
-    """A guest connected to one device.
+    """A guest connected to one device: by ``peer``, a socket, or with its host in this process.
 
     ``ram`` is the guest's memory (default: two regions of 32 MiB with a hole between them).
     ``code_map`` True: the front end negotiates the code map; False: it does not; "unknown": it
@@ -68,11 +72,12 @@ class SoftwareGuest:
     ``ram_in_table`` sends ``SET_MEM_TABLE`` instead of one ``ADD_MEM_REG`` for each region.
     ``takes_offers`` False: a front end that has no offers but those of the start.
     ``inflight`` False: one that keeps no in-flight region.
+    ``timeout``: seconds that a back end behind a socket has for an answer.
     """
 
     def __init__(
         self,
-        sock: socket.socket,
+        peer: socket.socket | DeviceHost,
         *,
         ram: GuestRam | None = None,
         code_map: bool | str = False,
@@ -106,9 +111,9 @@ class SoftwareGuest:
         # Channels are opened and closed by the guest, and closed when the host takes them back.
         self._channels_lock = threading.RLock()
         self._timeout = timeout
-        self._front_end: FrontEnd | None = None
+        self._front_end: Transport | None = None
         try:
-            self._connect(sock)
+            self._connect(peer)
         except BaseException:
             self.close()
             raise
@@ -158,23 +163,42 @@ class SoftwareGuest:
             finally:
                 guest.close()
 
+    @classmethod
+    @contextlib.contextmanager
+    def direct(cls, device: Device | DeviceHost, **options: object) -> Iterator[SoftwareGuest]:
+        """Connects a guest to ``device`` without a socket; otherwise as :meth:`for_device`.
+
+        Requests are carried out on the thread that makes them, back-end requests on the device's.
+        """
+        host = device if isinstance(device, DeviceHost) else DeviceHost(device)
+        try:
+            with cls(host, **options) as guest:  # type: ignore[arg-type]
+                guest.host = host
+                yield guest
+        finally:
+            if host is not device:
+                host.close()
+
     # ---- the connection ----
 
     @property
-    def front_end(self) -> FrontEnd:
+    def front_end(self) -> Transport:
         """The connection, for requests of one's own."""
         if self._front_end is None:
             raise Disconnected("the guest's front end is not connected")
         return self._front_end
 
-    def _connect(self, sock: socket.socket) -> None:
+    def _connect(self, peer: socket.socket | DeviceHost) -> None:
         features = m.REQUIRED_FEATURES | ProtocolFeature.VMBUS_UNPLUG
         if self._inflight is not None:
             features |= ProtocolFeature.INFLIGHT_SHMFD
         if self._want_code_map:
             features |= ProtocolFeature.VMBUS_CODE_MAP
         self._offers.connecting()
-        self._front_end = FrontEnd(sock, features, self._serve_back_end, self._timeout)
+        if isinstance(peer, socket.socket):
+            self._front_end = FrontEnd(peer, features, self._serve_back_end, self._timeout)
+        else:
+            self._front_end = DirectFrontEnd(peer, features, self._serve_back_end)
         offer = self._front_end.negotiate()
         if self.offer is not None and offer != self.offer:
             raise OfferChanged("the back end came back another one", field="offer", value=offer)
@@ -241,11 +265,11 @@ class SoftwareGuest:
             self._front_end.close()
             self._front_end = None
 
-    def reconnect(self, path: str | os.PathLike[str]) -> None:
+    def reconnect(self, to: str | os.PathLike[str] | DeviceHost) -> None:
         """Connects to a back end again: GPADLs are repeated, channels opened with ``RESUME``."""
         self.disconnect()
         with self._channels_lock:
-            self._connect(connect_socket(path))
+            self._connect(connect_socket(to) if isinstance(to, str | os.PathLike) else to)
             for gpadl in self.gpadls.values():
                 self._create_gpadl(gpadl)
             for opened in self._openings.values():
@@ -416,35 +440,26 @@ class SoftwareGuest:
         """
         with self._channels_lock:
             self._offers.require(index)
-            return self._enable(index, ring_pages, user_data, target_vp, version, scattered)
-
-    def _enable(
-        self,
-        index: int,
-        ring_pages: tuple[int, int],
-        user_data: bytes,
-        target_vp: int,
-        version: int,
-        scattered: bool,
-    ) -> GuestChannel:
-        if index in self.channels:
-            raise GuestSideError(f"channel {index} is open already")
-        pfns = self.ram.alloc_pages(sum(ring_pages), scattered=scattered)
-        with contextlib.ExitStack() as undo:
-            undo.callback(self.ram.free_pages, pfns)
-            ring = Ring(self.ram.memory, pfns, ring_pages[0], Role.GUEST, initialize=True)
-            undo.callback(ring.close)
-            gpadl = self.create_gpadl(pfns, channel=index)
-            undo.callback(self._delete_ring_gpadl, gpadl)
-            kick, call = (os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2))
-            undo.callback(os.close, kick)
-            undo.callback(os.close, call)
-            opening = Opening(index, gpadl.gpadl_id, ring_pages[0], target_vp, version, user_data)
-            self._open(opening, kick, call)
-            undo.pop_all()
-        self._openings[index] = _Opened(opening, kick, call)
-        self.channels[index] = GuestChannel(index, ring, kick, call)
-        return self.channels[index]
+            if index in self.channels:
+                raise GuestSideError(f"channel {index} is open already")
+            pfns = self.ram.alloc_pages(sum(ring_pages), scattered=scattered)
+            with contextlib.ExitStack() as undo:
+                undo.callback(self.ram.free_pages, pfns)
+                ring = Ring(self.ram.memory, pfns, ring_pages[0], Role.GUEST, initialize=True)
+                undo.callback(ring.close)
+                gpadl = self.create_gpadl(pfns, channel=index)
+                undo.callback(self._delete_ring_gpadl, gpadl)
+                kick, call = (os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2))
+                undo.callback(os.close, kick)
+                undo.callback(os.close, call)
+                opening = Opening(
+                    index, gpadl.gpadl_id, ring_pages[0], target_vp, version, user_data
+                )
+                self._open(opening, kick, call)
+                undo.pop_all()
+            self._openings[index] = _Opened(opening, kick, call)
+            self.channels[index] = GuestChannel(index, ring, kick, call)
+            return self.channels[index]
 
     def _delete_ring_gpadl(self, gpadl: GuestGpadl) -> None:
         with contextlib.suppress(Disconnected):

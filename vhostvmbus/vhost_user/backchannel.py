@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Back-end requests: the socket passed with ``SET_BACKEND_REQ_FD``, seen from the back end.
+"""Back-end requests, and the socket passed with ``SET_BACKEND_REQ_FD``, seen from the back end.
 
 :meth:`BackChannel.request` may be called from any thread; requests go out one at
 a time, each waiting for its answer.  Once a request has failed (no answer in time, broken
@@ -13,9 +13,11 @@ import contextlib
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from vhostvmbus.vhost_user import messages as m
+from vhostvmbus.vhost_user.backend import BackEnd
 from vhostvmbus.vhost_user.codec import NEED_REPLY, Decoder, Direction, encode
 from vhostvmbus.vhost_user.errors import (
     BackChannelTimeout,
@@ -31,10 +33,61 @@ from vhostvmbus.wire.ntstatus import NtStatus
 ANSWER_TIMEOUT = 10.0
 
 
-class BackChannel:
-    """The back end's side of the back-end channel; owns `sock`.
+class BackEndRequests(ABC):
+    """What a back end may ask its front end for; a subclass knows the way there."""
 
-    `on_failure` is called once, from the thread whose request failed.
+    @abstractmethod
+    def request(self, message: m.Message) -> None:
+        """Sends ``message`` and waits for its answer.
+
+        Raises :class:`RequestRefused` for a non-zero status, and another
+        :class:`~vhostvmbus.wire.errors.VmbusError` when the front end cannot be asked.
+        """
+
+    def invalidate(self, ranges: list[tuple[int, int]]) -> None:
+        """Has all translations of these ``(guest_phys_addr, size)`` ranges discarded.
+
+        Returns when the front end has done so.  Any number of ranges.
+        """
+        for start in range(0, len(ranges), m.MAX_INVALIDATE_RANGES):
+            part = ranges[start : start + m.MAX_INVALIDATE_RANGES]
+            self.request(m.InvalidateCode(tuple(part)))
+
+    def offer_channel(self, index: int) -> None:
+        """Has channel ``index`` offered; 0 means the device.
+
+        Returns when the front end has taken note.  Raises :class:`OfferRefused`.
+        """
+        self._change(m.OfferChannel(index))
+
+    def rescind_channel(self, index: int) -> None:
+        """Has channel ``index`` taken back; otherwise as :meth:`offer_channel`."""
+        self._change(m.RescindChannel(index))
+
+    def _change(self, message: m.OfferChannel | m.RescindChannel) -> None:
+        try:
+            self.request(message)
+        except RequestRefused as error:
+            raise OfferRefused(str(error), error.status) from error
+        except VmbusError as error:
+            raise OfferRefused(str(error), NtStatus.DEVICE_NOT_CONNECTED) from error
+
+
+def set_requests(back_end: BackEnd, requests: BackEndRequests | None) -> None:
+    """Has ``back_end`` ask its front end through ``requests``; None: there is nobody to ask."""
+    offers = back_end.offers
+    if requests is None:
+        back_end.invalidate = offers.offer_channel = offers.rescind_channel = None
+        return
+    back_end.invalidate = requests.invalidate
+    offers.offer_channel = requests.offer_channel
+    offers.rescind_channel = requests.rescind_channel
+
+
+class BackChannel(BackEndRequests):
+    """The back end's side of the back-end channel; owns ``sock``.
+
+    ``on_failure`` is called once, from the thread whose request failed.
     """
 
     def __init__(
@@ -50,36 +103,8 @@ class BackChannel:
         self._decoder = Decoder(Direction.BACKEND_REPLIES)
         self._failure: VmbusError | None = None
 
-    def invalidate(self, ranges: list[tuple[int, int]]) -> None:
-        """Have all translations of these ``(guest_phys_addr, size)`` ranges discarded.
-
-        Returns when the front end has done so.  Any number of ranges.
-        """
-        for start in range(0, len(ranges), m.MAX_INVALIDATE_RANGES):
-            part = ranges[start : start + m.MAX_INVALIDATE_RANGES]
-            self.request(m.InvalidateCode(tuple(part)))
-
-    def offer_channel(self, index: int) -> None:
-        """Have channel `index` offered; 0 means the device.
-
-        Returns when the front end has taken note.  Raises :class:`OfferRefused`.
-        """
-        self._change(m.OfferChannel(index))
-
-    def rescind_channel(self, index: int) -> None:
-        """Have channel `index` taken back; otherwise as :meth:`offer_channel`."""
-        self._change(m.RescindChannel(index))
-
-    def _change(self, message: m.OfferChannel | m.RescindChannel) -> None:
-        try:
-            self.request(message)
-        except RequestRefused as error:
-            raise OfferRefused(str(error), error.status) from error
-        except VmbusError as error:
-            raise OfferRefused(str(error), NtStatus.DEVICE_NOT_CONNECTED) from error
-
     def request(self, message: m.Message) -> None:
-        """Send `message` and wait for its answer.
+        """Sends ``message`` and waits for its answer.
 
         Raises :class:`RequestRefused` for a non-zero status (the channel stays usable),
         :class:`BackChannelTimeout`, :class:`Disconnected` or a
@@ -98,12 +123,12 @@ class BackChannel:
             raise RequestRefused(type(message).__name__, status)
 
     def shut_down(self) -> None:
-        """Wake whoever waits for an answer; may be called from any thread."""
+        """Wakes whoever waits for an answer; may be called from any thread."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the socket; a waiting request fails first."""
+        """Closes the socket; a waiting request fails first."""
         self.shut_down()
         with self._lock:
             self._failure = self._failure or Disconnected("the back-end channel was closed")

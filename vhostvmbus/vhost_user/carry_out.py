@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def carry_out(back_end: BackEnd, message: m.DeviceWork, fds: Sequence[int]) -> None:
-    """Carries `message` out; `fds` are the descriptors that it carries.
+    """Carries ``message`` out; ``fds`` are the descriptors that it carries.
 
     Raises what the back end raises, which :func:`status_of` turns into an answer, and
     :class:`~.errors.WrongFdType`, which no session outlives.
@@ -79,7 +79,7 @@ def make_inflight(back_end: BackEnd, channels: int) -> tuple[m.InflightReply, li
 
 
 def status_of(error: VmbusError | OSError, message: m.Message) -> NtStatus:
-    """Logs the error that `message` ended with, and returns the status that answers it."""
+    """Logs the error that ``message`` ended with, and returns the status that answers it."""
     match error:
         case FrontEndError() | RefuseOpen():
             log.warning("%s refused: %s", name_of(message), error)
@@ -92,7 +92,7 @@ def status_of(error: VmbusError | OSError, message: m.Message) -> NtStatus:
 
 
 def name_of(message: m.Message) -> str:
-    """Returns what the log calls `message`."""
+    """Returns what the log calls ``message``."""
     name = type(message).__name__
     if isinstance(message, m.Open):
         name += f" of channel {message.opening.index}"

@@ -16,7 +16,7 @@ import socket
 from collections.abc import Sequence
 
 from vhostvmbus.vhost_user import messages as m
-from vhostvmbus.vhost_user.backchannel import ANSWER_TIMEOUT, BackChannel
+from vhostvmbus.vhost_user.backchannel import ANSWER_TIMEOUT, BackChannel, set_requests
 from vhostvmbus.vhost_user.backend import BackEnd
 from vhostvmbus.vhost_user.carry_out import carry_out, make_inflight, name_of, status_of
 from vhostvmbus.vhost_user.errors import Disconnected, OutOfOrder, ProtocolError
@@ -71,7 +71,6 @@ class Connection:
         except Disconnected as error:
             log.info("%s", error)
         finally:
-            offers = self._back_end.offers
             close_all(self.session.release_fds())
             # First wake a worker that waits for an answer, then wait for the workers.
             if self._back_channel is not None:
@@ -79,8 +78,7 @@ class Connection:
             try:
                 self._back_end.disconnect()
             finally:
-                self._back_end.invalidate = None
-                offers.offer_channel = offers.rescind_channel = None
+                set_requests(self._back_end, None)
                 if self._back_channel is not None:
                     self._back_channel.close()
 
@@ -158,9 +156,7 @@ class Connection:
     def _set_back_channel(self, fd: int) -> None:
         sock = require_stream_socket(fd, "backend_req_fd")
         self._back_channel = BackChannel(sock, self._back_channel_failed, self._answer_timeout)
-        self._back_end.invalidate = self._back_channel.invalidate
-        self._back_end.offers.offer_channel = self._back_channel.offer_channel
-        self._back_end.offers.rescind_channel = self._back_channel.rescind_channel
+        set_requests(self._back_end, self._back_channel)
 
     def _back_channel_failed(self, error: VmbusError) -> None:
         # Called in a worker's thread.  Without invalidation nothing can be completed, so the
