@@ -1,16 +1,51 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Small devices for the software guest's tests."""
+"""Small devices for tests that have a guest."""
 
 from __future__ import annotations
 
 import hashlib
 import struct
 import threading
+from collections.abc import Callable
+from typing import Any
 from uuid import UUID
 
 from vhostvmbus.device import Channel, Device, NtStatus, Packet, PacketError, RefuseOpen
 
 CLASS_ID = UUID("c376c1c3-d276-48d2-90a9-c04748072c60")
+
+
+class TestDevice(Device):
+    """Notes its callbacks, and does with packets what the test says: by default, echoes them."""
+
+    __test__ = False
+    class_id = CLASS_ID
+    name = "test"
+
+    def __init__(self, on_packet: Callable[[Channel, Any], None] | None = None) -> None:
+        self.events: list[str] = []
+        self.on_packet = on_packet
+
+    def opened(self, channel: Channel) -> None:
+        self.events.append("opened")
+
+    def resumed(self, channel: Channel) -> None:
+        self.events.append("resumed")
+
+    def started(self, channel: Channel) -> None:
+        self.events.append("started")
+
+    def suspended(self, channel: Channel) -> None:
+        self.events.append("suspended")
+
+    def closed(self, channel: Channel) -> None:
+        self.events.append("closed")
+
+    def packet_received(self, channel: Channel, packet: Packet) -> None:
+        if self.on_packet is not None:
+            self.on_packet(channel, packet)
+        else:
+            packet.complete(packet.payload)
 
 
 class Noting(Device):

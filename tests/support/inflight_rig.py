@@ -3,7 +3,8 @@
 
 import os
 
-from tests.support.core import Ram, ring_pair, scattered
+from tests.support.ram import Ram, scattered
+from tests.support.rings import ring_pair
 from vhostvmbus.memory import GuestMemory
 from vhostvmbus.ring import (
     InflightRegion,

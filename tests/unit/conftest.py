@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.core import Ram
 from tests.support.network import private_network
+from tests.support.ram import Ram
 from vhostvmbus.memory import GuestMemory
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.core import BASE, BASE_PFN, TEST_CLASS, GuestEnd, TestDevice, repeat
+from tests.support.devices import CLASS_ID, TestDevice
+from tests.support.ram import BASE_PFN
+from tests.support.raw_channel import raw_channel, repeat
 from tests.support.waiting import eventually, in_thread
 from vhostvmbus.channel import Channel, ChannelState, Packet
 from vhostvmbus.device import Device
@@ -26,7 +28,7 @@ def held() -> tuple[TestDevice, list[Packet]]:
 
 
 def test_a_paused_channel_takes_nothing_until_it_is_started() -> None:
-    with GuestEnd(TestDevice()) as guest:
+    with raw_channel(TestDevice()) as guest:
         guest.send(transaction_id=1)
         guest.expect()
         guest.channel.pause(10)
@@ -43,7 +45,7 @@ def test_a_paused_channel_takes_nothing_until_it_is_started() -> None:
 
 def test_pause_returns_when_all_packets_taken_are_completed() -> None:
     device, packets = held()
-    with GuestEnd(device) as guest:
+    with raw_channel(device) as guest:
         for i in range(3):
             guest.send(transaction_id=i)
         eventually(lambda: len(packets) == 3)
@@ -72,7 +74,7 @@ def test_pause_waits_for_a_callback_that_runs() -> None:
         inside.set()
         leave.wait(10)
 
-    with GuestEnd(TestDevice(slow)) as guest:
+    with raw_channel(TestDevice(slow)) as guest:
         guest.send()
         assert inside.wait(5)
         thread, outcome = in_thread(lambda: guest.channel.pause(20))
@@ -89,7 +91,7 @@ def test_a_channel_may_start_paused() -> None:
             super().opened(channel)
             channel.pause()
 
-    with GuestEnd(Shy()) as guest:
+    with raw_channel(Shy()) as guest:
         guest.send(b"early", transaction_id=7)
         guest.expect_nothing()
         assert guest.channel.paused
@@ -98,7 +100,7 @@ def test_a_channel_may_start_paused() -> None:
 
 
 def test_pausing_again_and_again_loses_nothing() -> None:
-    with GuestEnd(TestDevice(), out_pages=16, in_pages=16) as guest:
+    with raw_channel(TestDevice(), out_pages=16, in_pages=16) as guest:
         stop = threading.Event()
         failures: list[BaseException] = []
 
@@ -125,7 +127,7 @@ def test_pausing_again_and_again_loses_nothing() -> None:
 
 def test_the_quota_may_change_while_paused() -> None:
     device, packets = held()
-    with GuestEnd(device) as guest:
+    with raw_channel(device) as guest:
         guest.channel.pause(10)
         guest.channel.transaction_quota = 2
         for i in range(5):
@@ -144,7 +146,7 @@ def test_the_quota_may_change_while_paused() -> None:
 
 def test_a_pause_that_takes_too_long() -> None:
     device, packets = held()
-    with GuestEnd(device) as guest:
+    with raw_channel(device) as guest:
         guest.send()
         eventually(lambda: packets)
         with pytest.raises(TimeoutError, match="1 packets"):
@@ -156,7 +158,7 @@ def test_a_pause_that_takes_too_long() -> None:
 
 def test_a_pause_ends_with_its_channel() -> None:
     device, packets = held()
-    with GuestEnd(device) as guest:
+    with raw_channel(device) as guest:
         channel = guest.channel
         guest.send()
         eventually(lambda: packets)
@@ -165,7 +167,7 @@ def test_a_pause_ends_with_its_channel() -> None:
         guest.host.close_channel(0)
         thread.join(10)
         assert isinstance(outcome[0], errors.ChannelClosed)
-        guest.open(resume=True)
+        guest.resume()
         guest.send()
         eventually(lambda: len(packets) == 2)
         thread, outcome = in_thread(lambda: guest.channel.pause(30))
@@ -177,7 +179,7 @@ def test_a_pause_ends_with_its_channel() -> None:
 
 def test_a_paused_channel_can_be_closed() -> None:
     device = TestDevice()
-    with GuestEnd(device) as guest:
+    with raw_channel(device) as guest:
         guest.channel.pause(10)
         guest.send(b"unseen")
         guest.host.close_channel(0)
@@ -197,7 +199,7 @@ def test_a_pause_inside_a_callback_would_never_end() -> None:
         else:
             packet.complete()
 
-    with GuestEnd(TestDevice(pausing)) as guest:
+    with raw_channel(TestDevice(pausing)) as guest:
         guest.send()
         guest.expect()
         assert len(raised) == 2
@@ -220,8 +222,8 @@ def test_a_deferred_packet_comes_again_while_the_worker_goes_on() -> None:
         else:
             packet.defer()
 
-    with GuestEnd(TestDevice(receive)) as guest:
-        guest.ram.poke(BASE + 100 * 4096, b"the page")
+    with raw_channel(TestDevice(receive)) as guest:
+        guest.ram.write([BASE_PFN + 100], b"the page")
         guest.send_direct(b"", [GpaRange.of_pages([BASE_PFN + 100])], transaction_id=1)
         guest.send(transaction_id=2)
         guest.send(transaction_id=10)
@@ -266,7 +268,7 @@ def test_defer_only_inside_the_first_delivery() -> None:
             expect_refusal(packet, "rejected")
             packet.complete()
 
-    with GuestEnd(Rejecting(receive)) as guest:
+    with raw_channel(Rejecting(receive)) as guest:
         guest.send(transaction_id=1)
         guest.send(transaction_id=2)
         guest.expect(2)
@@ -286,7 +288,7 @@ def test_an_exception_in_the_second_delivery_stops_the_channel() -> None:
             raise RuntimeError("a bug")
         packet.defer()
 
-    with GuestEnd(TestDevice(receive)) as guest:
+    with raw_channel(TestDevice(receive)) as guest:
         guest.send()
         eventually(lambda: guest.channel.state is ChannelState.FAILED)
         assert guest.channel.stats.errors["DeviceException"] == 1
@@ -304,7 +306,7 @@ def test_deferred_packets_are_dropped_when_the_channel_closes() -> None:
         inside.set()
         leave.wait(10)
 
-    with GuestEnd(TestDevice(receive)) as guest:
+    with raw_channel(TestDevice(receive)) as guest:
         channel = guest.channel
         for i in range(4):
             guest.send(transaction_id=i)
@@ -328,7 +330,7 @@ def test_deferred_packets_are_answered_when_only_the_connection_ends() -> None:
             time.sleep(0.02)
             packet.complete()
 
-    with GuestEnd(TestDevice(receive)) as guest:
+    with raw_channel(TestDevice(receive)) as guest:
         for i in range(5):
             guest.send(transaction_id=i)
         eventually(lambda: guest.channel.stats.packets_received == 5)
@@ -338,14 +340,14 @@ def test_deferred_packets_are_answered_when_only_the_connection_ends() -> None:
 
 def test_a_coroutine_cannot_defer() -> None:
     class Asynchronous(Device):
-        class_id = TEST_CLASS
+        class_id = CLASS_ID
 
         async def packet_received(self, channel: Channel, packet: Packet) -> None:
             with pytest.raises(errors.UsageError):
                 packet.defer()
             packet.complete(b"waits by itself.")
 
-    with GuestEnd(Asynchronous()) as guest:
+    with raw_channel(Asynchronous()) as guest:
         guest.send()
         assert guest.expect()[0].payload == b"waits by itself."
 
@@ -354,7 +356,7 @@ def test_a_coroutine_cannot_defer() -> None:
 
 
 def test_a_request_that_waits_for_nothing() -> None:
-    with GuestEnd(TestDevice(), in_pages=2) as guest:
+    with raw_channel(TestDevice(), in_pages=2) as guest:
         assert guest.channel.request(b"at once.", 0, wait_for_completion=False) == b""
         (packet,) = guest.expect()
         assert (packet.payload, packet.completion_requested) == (b"at once.", False)
@@ -370,7 +372,7 @@ def test_a_request_that_waits_for_nothing() -> None:
 
 
 def test_a_request_may_be_cancelled() -> None:
-    with GuestEnd(TestDevice()) as guest:
+    with raw_channel(TestDevice()) as guest:
         cancel = threading.Event()
         thread, outcome = in_thread(lambda: guest.channel.request(b"q", 30, cancel=cancel))
         (packet,) = guest.expect()
@@ -388,7 +390,7 @@ def test_a_request_may_be_cancelled() -> None:
 
 
 def test_a_request_on_a_closed_channel() -> None:
-    with GuestEnd(TestDevice()) as guest:
+    with raw_channel(TestDevice()) as guest:
         channel = guest.channel
         guest.host.close_channel(0)
         for arguments in ({}, {"timeout": 0, "wait_for_completion": False}):

@@ -6,13 +6,17 @@ import json
 import os
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
-from tests.support.core import BASE, BASE_PFN, TEST_CLASS, GuestEnd, TestDevice, status_of_open
+from tests.support.devices import CLASS_ID, TestDevice
+from tests.support.ram import BASE, BASE_PFN
+from tests.support.raw_channel import raw_channel
 from tests.support.waiting import eventually
 from vhostvmbus.channel import Channel, ChannelState, Packet
 from vhostvmbus.device import Device, DeviceHost, RefuseOpen
+from vhostvmbus.guest import RequestRefused, SoftwareGuest
 from vhostvmbus.wire import errors
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
@@ -49,8 +53,7 @@ def test_bad_device_attributes_are_named(field: str, value: object) -> None:
 
 def test_the_order_of_callbacks() -> None:
     device = TestDevice()
-    with GuestEnd(device) as guest:
-        assert guest.status is NtStatus.SUCCESS
+    with raw_channel(device) as guest:
         assert device.events == ["opened", "started"]
         channel = guest.channel
         assert channel.user_data == b"user".ljust(120, b"\0")
@@ -65,22 +68,22 @@ def test_the_order_of_callbacks() -> None:
 
 def test_a_channel_opens_again_and_again() -> None:
     device = TestDevice()
-    with GuestEnd(device) as guest:
+    with raw_channel(device) as guest:
         for i in range(20):
             guest.send(transaction_id=i)
             assert guest.expect()[0].transaction_id == i
             guest.host.close_channel(0)
-            assert guest.open(resume=True) is NtStatus.SUCCESS
+            assert guest.resume() is NtStatus.SUCCESS
         assert device.events.count("opened") == 1
         assert device.events.count("resumed") == 20
 
 
 def test_a_resumed_channel_goes_on_where_it_was() -> None:
     device = TestDevice()
-    with GuestEnd(device) as guest:
+    with raw_channel(device) as guest:
         guest.host.close_channel(0)
         guest.send(b"waiting", transaction_id=8)  # nobody is there
-        assert guest.open(resume=True) is NtStatus.SUCCESS
+        assert guest.resume() is NtStatus.SUCCESS
         assert guest.expect()[0].transaction_id == 8
 
 
@@ -89,8 +92,11 @@ def test_a_device_may_refuse() -> None:
         def opened(self, channel: Channel) -> None:
             raise RefuseOpen(NtStatus.ACCESS_DENIED)
 
-    with GuestEnd(Refusing()) as guest:
-        assert guest.status is NtStatus.ACCESS_DENIED
+    with SoftwareGuest.direct(Refusing()) as guest:
+        with pytest.raises(RequestRefused) as caught:
+            guest.enable()
+        assert caught.value.status == NtStatus.ACCESS_DENIED
+        assert guest.host is not None
         assert guest.host.channels == {}
 
 
@@ -99,8 +105,11 @@ def test_a_device_that_breaks_in_opened_refuses() -> None:
         def opened(self, channel: Channel) -> None:
             raise RuntimeError("a bug")
 
-    with GuestEnd(Broken()) as guest:
-        assert guest.status is NtStatus.UNSUCCESSFUL
+    with SoftwareGuest.direct(Broken()) as guest:
+        with pytest.raises(RequestRefused) as caught:
+            guest.enable()
+        assert caught.value.status == NtStatus.UNSUCCESSFUL
+        assert guest.host is not None
         assert guest.host.channels == {}
 
 
@@ -111,7 +120,7 @@ def test_post_started_may_wait_for_packets() -> None:
         def post_started(self, channel: Channel) -> None:
             answers.append(channel.request(b"who", 10))
 
-    with GuestEnd(Asking()) as guest:
+    with raw_channel(Asking()) as guest:
         (packet,) = guest.expect()
         guest.ring.send(11, b"me......", transaction_id=packet.transaction_id).check()
         guest.wake()
@@ -123,7 +132,7 @@ def test_started_may_send() -> None:
         def started(self, channel: Channel) -> None:
             channel.send(b"welcome!")
 
-    with GuestEnd(Greeting()) as guest:
+    with raw_channel(Greeting()) as guest:
         assert guest.expect()[0].payload == b"welcome!"
 
 
@@ -135,18 +144,16 @@ def test_started_may_send() -> None:
     ],
 )
 def test_opens_that_are_refused(change: dict[str, int], status: NtStatus) -> None:
-    with GuestEnd(TestDevice()) as guest:
-        opening = Opening(change["index"], 1, 4)
-        result = status_of_open(guest.host, opening, guest.kick, guest.call)
-        assert result is status
+    with raw_channel(TestDevice()) as guest:
+        assert guest.open(replace(guest.opening, **change)) is status
 
 
 def test_opens_with_a_bad_ring_are_refused() -> None:
-    with GuestEnd(TestDevice()) as guest:
+    with raw_channel(TestDevice()) as guest:
         guest.host.close_channel(0)
 
-        def attempt(gpadl: int = 1, split: int = 4) -> NtStatus:
-            return status_of_open(guest.host, Opening(0, gpadl, split), guest.kick, guest.call)
+        def attempt(gpadl: int = guest.opening.gpadl_id, split: int = 4) -> NtStatus:
+            return guest.open(Opening(0, gpadl, split))
 
         assert attempt(gpadl=9) is NtStatus.INVALID_HANDLE
         assert attempt(split=1) is NtStatus.INVALID_PARAMETER
@@ -160,17 +167,19 @@ def test_opens_with_a_bad_ring_are_refused() -> None:
 def test_an_open_without_the_rings_memory_is_refused() -> None:
     host = DeviceHost(TestDevice())
     fd = os.eventfd(0, os.EFD_NONBLOCK)
-    assert status_of_open(host, Opening(0, 1, 2), fd, fd) is NtStatus.INVALID_HANDLE
+    with pytest.raises(errors.GpadlUnknown) as caught:
+        host.open_channel(Opening(0, 1, 2), fd, fd)
+    assert caught.value.status is NtStatus.INVALID_HANDLE
     os.close(fd)
-    with GuestEnd(TestDevice()) as guest:
-        guest.host.remove_region(BASE, guest.ram.size)
+    with raw_channel(TestDevice()) as guest:
+        guest.host.remove_region(BASE, guest.ram.regions[0].size)
         assert guest.open() is NtStatus.INVALID_PARAMETER
 
 
 def test_close_drops_what_is_outstanding() -> None:
     packets: list[Packet] = []
     device = TestDevice(lambda _, packet: packets.append(packet))  # type: ignore[arg-type]
-    with GuestEnd(device) as guest:
+    with raw_channel(device) as guest:
         guest.send_direct(b"", [GpaRange.of_pages([BASE_PFN + 99])])
         eventually(lambda: packets)
         begin = time.monotonic()
@@ -182,7 +191,7 @@ def test_close_drops_what_is_outstanding() -> None:
             packets[0].external_data.write(b"too late")
         packets[0].complete(b"nobody hears it")
         guest.expect_nothing()
-        assert guest.memory.regions[0].users == 0
+        assert guest.host.memory.regions[0].users == 0
 
 
 def test_what_was_taken_is_answered_when_the_connection_ends() -> None:
@@ -199,7 +208,7 @@ def test_what_was_taken_is_answered_when_the_connection_ends() -> None:
         leave.clear()
         device = TestDevice(slow)  # type: ignore[arg-type]
         device.gather_completions = gather
-        with GuestEnd(device) as guest:
+        with raw_channel(device) as guest:
             for i in range(10):
                 guest.ring.send(6, transaction_id=i, flags=1, publish=False).check()
             guest.ring.publish()  # one batch for the host
@@ -223,7 +232,7 @@ def test_suspended_is_the_time_to_complete() -> None:
                 packet.complete()
 
     device = Completing(lambda _, packet: packets.append(packet))  # type: ignore[arg-type]
-    with GuestEnd(device) as guest:
+    with raw_channel(device) as guest:
         guest.send()
         eventually(lambda: packets)
         guest.host.close_channel(0)
@@ -237,7 +246,7 @@ def test_close_waits_for_a_callback() -> None:
         inside.set()
         leave.wait(10)
 
-    with GuestEnd(TestDevice(slow)) as guest:
+    with raw_channel(TestDevice(slow)) as guest:
         guest.send()
         assert inside.wait(5)
         closer = threading.Thread(target=guest.host.close_channel, args=(0,))
@@ -251,26 +260,23 @@ def test_close_waits_for_a_callback() -> None:
 
 def test_a_reset_forgets_channels_and_gpadls() -> None:
     device = TestDevice()
-    with GuestEnd(device) as guest:
+    with raw_channel(device) as guest:
         guest.host.reset()
         assert device.events[-1] == "closed"
         assert len(guest.host.gpadls) == 0
         assert len(guest.host.memory.regions) == 1
-        guest.host.gpadl_create(0, 1, [GpaRange.of_pages(guest.pfns)])
+        guest.host.gpadl_create(0, guest.opening.gpadl_id, [GpaRange.of_pages(guest.pfns)])
         assert guest.open() is NtStatus.SUCCESS
 
 
 def test_a_host_serves_one_front_end_after_the_other() -> None:
-    device = TestDevice()
-    first = GuestEnd(device)
-    host = first.host
-    host.disconnect()
-    assert host.memory.regions == ()
-    second = GuestEnd(device, host=host)
-    second.send(b"again")
-    assert second.expect()[0].payload.startswith(b"again")
-    second.close()
-    first.close()
+    host = DeviceHost(TestDevice())
+    for payload in (b"first...", b"again..."):
+        with raw_channel(host) as guest:
+            guest.send(payload)
+            assert guest.expect()[0].payload == payload
+        assert host.memory.regions == ()
+    host.close()
 
 
 # -- asyncio -------------------------------------------------------------------------------------
@@ -279,7 +285,7 @@ def test_a_host_serves_one_front_end_after_the_other() -> None:
 class Sleepy(Device):
     """Completes later packets sooner."""
 
-    class_id = TEST_CLASS
+    class_id = CLASS_ID
     name = "sleepy"
 
     async def packet_received(self, channel: Channel, packet: Packet) -> None:
@@ -290,14 +296,14 @@ class Sleepy(Device):
 
 
 def test_async_devices_complete_in_their_own_order() -> None:
-    with GuestEnd(Sleepy()) as guest:
+    with raw_channel(Sleepy()) as guest:
         for delay in (100, 50, 0):
             guest.send(bytes([delay, 0]), transaction_id=delay)
         assert [p.transaction_id for p in guest.expect(3)] == [0, 50, 100]
 
 
 def test_an_exception_in_a_coroutine_stops_the_channel() -> None:
-    with GuestEnd(Sleepy()) as guest:
+    with raw_channel(Sleepy()) as guest:
         guest.send(b"\x00\x01")
         eventually(lambda: guest.channel.state is ChannelState.FAILED)
         assert guest.channel.stats.errors["DeviceException"] == 1
@@ -308,7 +314,7 @@ def test_close_cancels_coroutines() -> None:
         async def packet_received(self, channel: Channel, packet: Packet) -> None:
             await asyncio.sleep(1000)
 
-    with GuestEnd(Asleep()) as guest:
+    with raw_channel(Asleep()) as guest:
         guest.send()
         eventually(lambda: guest.channel.outstanding == 1)
         guest.host.close_channel(0)
@@ -319,12 +325,12 @@ def test_close_cancels_coroutines() -> None:
 
 
 def test_statistics_are_json() -> None:
-    with GuestEnd(TestDevice()) as guest:
+    with raw_channel(TestDevice()) as guest:
         guest.send(b"x")
         guest.expect()
         stats = json.loads(json.dumps(guest.host.stats()))
-        assert stats["class_id"] == str(TEST_CLASS)
-        assert stats["memory_bytes"] == guest.ram.size
+        assert stats["class_id"] == str(CLASS_ID)
+        assert stats["memory_bytes"] == guest.ram.regions[0].size
         (channel,) = stats["channels"]
         assert channel["packets_received"] == 1
         assert channel["ring"]["rx_size"] == 3 * 4096
@@ -332,7 +338,7 @@ def test_statistics_are_json() -> None:
 
 
 def test_statistics_and_close_at_the_same_time() -> None:
-    with GuestEnd(TestDevice()) as guest:
+    with raw_channel(TestDevice()) as guest:
         stop = threading.Event()
         failures: list[BaseException] = []
 
@@ -348,7 +354,7 @@ def test_statistics_and_close_at_the_same_time() -> None:
         thread.start()
         for _ in range(30):
             guest.host.close_channel(0)
-            guest.open(resume=True)
+            guest.resume()
         stop.set()
         thread.join()
         assert failures == []
@@ -358,10 +364,11 @@ def test_nothing_is_left_behind() -> None:
     def count() -> tuple[int, int]:
         return len(os.listdir("/proc/self/fd")), threading.active_count()
 
-    GuestEnd(TestDevice()).close()
+    with raw_channel(TestDevice()):
+        pass
     before = count()
     for _ in range(5):
-        with GuestEnd(Sleepy()) as guest:
+        with raw_channel(Sleepy()) as guest:
             guest.send(b"\0\0")
             guest.expect()
     assert count() == before

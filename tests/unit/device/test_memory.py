@@ -6,7 +6,9 @@ import time
 
 import pytest
 
-from tests.support.core import BASE, BASE_PFN, GuestEnd, Ram, TestDevice, repeat
+from tests.support.devices import TestDevice
+from tests.support.ram import BASE, BASE_PFN, Ram
+from tests.support.raw_channel import raw_channel, repeat
 from tests.support.waiting import eventually, in_thread
 from vhostvmbus.channel import Channel, ChannelState, Packet
 from vhostvmbus.device import DeviceHost
@@ -17,11 +19,11 @@ from vhostvmbus.wire.gpa import GpaRange
 
 
 def test_gpadl_ids_and_bounds() -> None:
-    with GuestEnd(TestDevice()) as guest:
+    with raw_channel(TestDevice()) as guest:
         host = guest.host
         page = [GpaRange.of_pages([BASE_PFN + 200])]
         with pytest.raises(errors.GpadlExists):
-            host.gpadl_create(0, 1, page)
+            host.gpadl_create(0, guest.opening.gpadl_id, page)
         with pytest.raises(errors.GpadlUnknown):
             host.gpadl_teardown(0, 2)
         with pytest.raises(errors.ChannelUnknown):
@@ -40,13 +42,13 @@ def test_gpadl_ids_and_bounds() -> None:
 
 
 def test_mapping_a_gpadl() -> None:
-    with GuestEnd(TestDevice()) as guest:
+    with raw_channel(TestDevice()) as guest:
         pages = [BASE_PFN + 300, BASE_PFN + 302]
         guest.host.gpadl_create(0, 7, [GpaRange.of_pages(pages)])
         mapping = guest.channel.map_gpadl(7)
         mapping.write(b"from the host", 4090)
-        assert guest.ram.peek(BASE + 300 * 4096 + 4090, 6) == b"from t"
-        assert guest.ram.peek(BASE + 302 * 4096, 7) == b"he host"
+        assert guest.ram.read([BASE_PFN + 300], 4090, 6) == b"from t"
+        assert guest.ram.read([BASE_PFN + 302], 0, 7) == b"he host"
         with pytest.raises(errors.UsageError):
             guest.channel.map_gpadl(7)
         guest.channel.unmap_gpadl(7)
@@ -61,8 +63,8 @@ def test_mapping_a_gpadl() -> None:
 
 def test_tearing_down_the_rings_gpadl_closes_the_channel() -> None:
     device = TestDevice()
-    with GuestEnd(device) as guest:
-        guest.host.gpadl_teardown(0, 1)
+    with raw_channel(device) as guest:
+        guest.host.gpadl_teardown(0, guest.opening.gpadl_id)
         assert guest.host.channels == {}
         assert device.events[-1] == "closed"
 
@@ -71,8 +73,8 @@ def test_tearing_down_the_rings_gpadl_closes_the_channel() -> None:
 
 
 def test_a_gpadl_mapped_read_only() -> None:
-    with GuestEnd(TestDevice()) as guest:
-        guest.ram.poke(BASE + 300 * 4096, b"look at me")
+    with raw_channel(TestDevice()) as guest:
+        guest.ram.write([BASE_PFN + 300], b"look at me")
         guest.host.gpadl_create(0, 7, [GpaRange.of_pages([BASE_PFN + 300])])
         mapping = guest.channel.map_gpadl(7, read_only=True)
         assert mapping.read(0, 10) == b"look at me"
@@ -87,12 +89,12 @@ def test_a_gpadl_mapped_read_only() -> None:
             with pytest.raises(errors.ExternalDataReadOnly):
                 write()
         assert not mapping.written
-        assert guest.ram.peek(BASE + 300 * 4096, 10) == b"look at me"
+        assert guest.ram.read([BASE_PFN + 300], 0, 10) == b"look at me"
         with pytest.raises(errors.UsageError):
             guest.channel.map_gpadl(7)  # one mapping at a time, of whatever kind
         guest.channel.unmap_gpadl(7)
         guest.channel.map_gpadl(7).write(b"changed")
-        assert guest.ram.peek(BASE + 300 * 4096, 7) == b"changed"
+        assert guest.ram.read([BASE_PFN + 300], 0, 7) == b"changed"
 
 
 def test_a_read_only_mapping_is_not_looked_up_in_the_code_map() -> None:
@@ -100,9 +102,9 @@ def test_a_read_only_mapping_is_not_looked_up_in_the_code_map() -> None:
     code_fd = os.memfd_create("code", os.MFD_CLOEXEC)
     os.ftruncate(code_fd, 4096)
     calls: list[object] = []
-    with GuestEnd(TestDevice()) as guest:
+    with raw_channel(TestDevice()) as guest:
         guest.host.invalidate = calls.append
-        guest.host.set_code_map(code_fd, 4096, [(BASE, guest.ram.size, (1 << 64) - 1)])
+        guest.host.set_code_map(code_fd, 4096, [(BASE, guest.ram.regions[0].size, (1 << 64) - 1)])
         guest.host.gpadl_create(0, 7, [GpaRange.of_pages([BASE_PFN + 300])])
         mapping = guest.channel.map_gpadl(7, read_only=True)
         mapping.read()
@@ -120,7 +122,7 @@ def test_a_read_only_mapping_is_not_looked_up_in_the_code_map() -> None:
 
 def test_tearing_down_a_mapped_gpadl_waits_for_who_is_inside() -> None:
     """VmbChannelDeleteGpadl blocks while the server has it mapped and uses it."""
-    with GuestEnd(TestDevice()) as guest:
+    with raw_channel(TestDevice()) as guest:
         guest.host.gpadl_create(0, 7, [GpaRange.of_pages([BASE_PFN + 300])])
         mapping = guest.channel.map_gpadl(7)
         mapping._enter()  # as a long file transfer is
@@ -139,8 +141,8 @@ def test_tearing_down_a_mapped_gpadl_waits_for_who_is_inside() -> None:
 
 def test_removing_the_rings_memory_closes_the_channel() -> None:
     device = TestDevice()
-    with GuestEnd(device) as guest:
-        guest.host.remove_region(BASE, guest.ram.size)
+    with raw_channel(device) as guest:
+        guest.host.remove_region(BASE, guest.ram.regions[0].size)
         assert device.events[-1] == "closed"
         assert guest.host.memory.regions == ()
 
@@ -149,7 +151,7 @@ def test_removing_memory_takes_it_from_packets(monkeypatch: pytest.MonkeyPatch) 
     packets: list[Packet] = []
     device = TestDevice(lambda _, packet: packets.append(packet))  # type: ignore[arg-type]
     hot = Ram(16, base=BASE + (64 << 20))
-    with GuestEnd(device) as guest:
+    with raw_channel(device) as guest:
         guest.host.add_region(hot.base, hot.size, hot.fd)
         guest.send_direct(b"", [GpaRange.of_pages([hot.base // 4096])], transaction_id=1)
         guest.send_direct(b"", [GpaRange.of_pages([BASE_PFN + 99])], transaction_id=2)
@@ -172,7 +174,7 @@ def test_a_packet_that_goes_with_its_memory_makes_room(monkeypatch: pytest.Monke
     device = TestDevice(lambda _, packet: packets.append(packet))  # type: ignore[arg-type]
     device.transaction_quota = 1
     hot = Ram(16, base=BASE + (64 << 20))
-    with GuestEnd(device) as guest:
+    with raw_channel(device) as guest:
         guest.host.add_region(hot.base, hot.size, hot.fd)
         ranges = [GpaRange.of_pages([hot.base // 4096])]
         guest.ring.send_gpa_direct(b"", ranges, transaction_id=1, flags=0).check()
@@ -189,8 +191,8 @@ def test_a_packet_that_goes_with_its_memory_makes_room(monkeypatch: pytest.Monke
 
 
 def test_truncated_memory_ends_the_channel_not_the_process() -> None:
-    with GuestEnd(TestDevice()) as guest:
-        os.ftruncate(guest.ram.fd, 0)
+    with raw_channel(TestDevice()) as guest:
+        os.ftruncate(guest.ram.regions[0].fd, 0)
         guest.wake()
         eventually(lambda: guest.channel.state is ChannelState.FAILED)
         assert isinstance(guest.channel.error, errors.RingMemoryLost)
@@ -209,7 +211,7 @@ def test_code_is_discarded_before_the_completion_is_seen() -> None:
     os.ftruncate(code_fd, 4096)
     calls: list[list[tuple[int, int]]] = []
     device = TestDevice(write)  # type: ignore[arg-type]
-    with GuestEnd(device) as guest:
+    with raw_channel(device) as guest:
 
         def invalidate(ranges: list[tuple[int, int]]) -> None:
             time.sleep(0.05)
@@ -218,7 +220,7 @@ def test_code_is_discarded_before_the_completion_is_seen() -> None:
             calls.append(ranges)
 
         guest.host.invalidate = invalidate
-        guest.host.set_code_map(code_fd, 4096, [(BASE, guest.ram.size, 0)])
+        guest.host.set_code_map(code_fd, 4096, [(BASE, guest.ram.regions[0].size, 0)])
         pages = [BASE_PFN + 100, BASE_PFN + 102, BASE_PFN + 103]
         guest.send_direct(b"", [GpaRange.of_pages(pages)], transaction_id=1)
         guest.expect()
@@ -258,8 +260,8 @@ def test_nothing_is_published_if_the_front_end_cannot_be_told() -> None:
     def broken(_: object) -> None:
         raise ConnectionError("the front end has gone")
 
-    with GuestEnd(TestDevice(write)) as guest:  # type: ignore[arg-type]
-        guest.host.set_code_map(code_fd, 4096, [(BASE, guest.ram.size, (1 << 64) - 1)])
+    with raw_channel(TestDevice(write)) as guest:  # type: ignore[arg-type]
+        guest.host.set_code_map(code_fd, 4096, [(BASE, guest.ram.regions[0].size, (1 << 64) - 1)])
         guest.host.invalidate = broken
         guest.send_direct(b"", [GpaRange.of_pages([BASE_PFN + 100])])
         eventually(lambda: guest.channel.state is ChannelState.FAILED)
@@ -272,9 +274,9 @@ def test_writes_through_a_mapped_gpadl_are_looked_up_too() -> None:
     code_fd = os.memfd_create("codemap")
     os.ftruncate(code_fd, 4096)
     calls: list[list[tuple[int, int]]] = []
-    with GuestEnd(TestDevice()) as guest:
+    with raw_channel(TestDevice()) as guest:
         guest.host.invalidate = calls.append
-        guest.host.set_code_map(code_fd, 4096, [(BASE, guest.ram.size, (1 << 64) - 1)])
+        guest.host.set_code_map(code_fd, 4096, [(BASE, guest.ram.regions[0].size, (1 << 64) - 1)])
         guest.host.gpadl_create(0, 7, [GpaRange.of_pages([BASE_PFN + 300])])
         guest.channel.map_gpadl(7).write(b"code")
         guest.channel.send(b"look there")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.core import BASE, BASE_PFN, PAGES, Ram
+from tests.support.ram import BASE, BASE_PFN, PAGES, Ram
 from tests.support.soak import examples
 from vhostvmbus.engine import lib
 from vhostvmbus.engine.faults import guest_error

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.core import BASE, BASE_PFN, PAGES, Ram
+from tests.support.ram import BASE, BASE_PFN, PAGES, Ram
 from vhostvmbus.memory import GuestMemory, Region
 from vhostvmbus.wire import errors
 from vhostvmbus.wire.gpa import GpaRange

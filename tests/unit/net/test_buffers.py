@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.core import Ram, scattered
+from tests.support.ram import Ram, scattered
 from vhostvmbus.devices.net.buffers import (
     CONTROL_RESERVE,
     FRAME_OFFSET,

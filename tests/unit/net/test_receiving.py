@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.core import Ram, scattered
 from tests.support.net_codec import MAC, adapter
+from tests.support.ram import Ram, scattered
 from tests.support.vnet import Offload
 from vhostvmbus.devices.net import oids, rss
 from vhostvmbus.devices.net.buffers import FRAME_OFFSET, ReceiveBuffer

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.core import BASE_PFN, Ram, raw_packet, scattered
+from tests.support.ram import BASE_PFN, Ram, scattered
+from tests.support.rings import raw_packet
 from tests.support.soak import examples
 from vhostvmbus.memory import GuestMemory
 from vhostvmbus.ring import PacketLimits, Ring, Role

@@ -9,7 +9,6 @@ import struct
 
 import pytest
 
-from tests.support.core import BASE_PFN, scattered
 from tests.support.inflight_rig import (
     COMP,
     CURRENT,
@@ -24,6 +23,7 @@ from tests.support.inflight_rig import (
     complete,
     taken,
 )
+from tests.support.ram import BASE_PFN, scattered
 from vhostvmbus.ring import (
     InflightRegion,
     Number,

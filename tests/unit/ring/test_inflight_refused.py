@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.core import scattered
 from tests.support.inflight_rig import (
     CURRENT,
     CURSOR_SIZE,
@@ -24,6 +23,7 @@ from tests.support.inflight_rig import (
     complete,
     taken,
 )
+from tests.support.ram import scattered
 from vhostvmbus.ring import (
     InflightRegion,
     PacketLimits,

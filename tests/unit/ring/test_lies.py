@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from tests.support.core import BASE_PFN, Ram, ring_pair, scattered, set_word, word
+from tests.support.ram import BASE_PFN, Ram, scattered
+from tests.support.rings import ring_pair, set_word, word
 from vhostvmbus.memory import GuestMemory
 from vhostvmbus.ring import PacketLimits, Ring, Role
 from vhostvmbus.wire import errors

@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.core import BASE_PFN, GuestEnd, Ram, TestDevice, ring_pair
+from tests.support.devices import TestDevice
+from tests.support.ram import BASE_PFN, Ram
+from tests.support.raw_channel import raw_channel
+from tests.support.rings import ring_pair
 from tests.support.soak import examples
 from tests.support.waiting import eventually
 from vhostvmbus.ring import Number, Operation, Plan, Rule, Sent
@@ -372,9 +375,9 @@ def test_counters_and_order_of_a_channel() -> None:
 
     fd = os.memfd_create("disk", os.MFD_CLOEXEC)
     os.pwrite(fd, CONTENT, 0)
-    with GuestEnd(TestDevice(on_packet)) as guest:
+    with raw_channel(TestDevice(on_packet)) as guest:
         guest.channel.set_plan(Plan([rule(fd)]))
-        pages = [GpaRange.of_pages([guest.data_pfn])]
+        pages = [GpaRange.of_pages([DATA_PFN])]
         for turn in range(30):
             guest.send_direct(request(turn), pages, transaction_id=turn + 1)
             guest.send_direct(request(turn, 99), pages, transaction_id=100 + turn)
@@ -399,9 +402,9 @@ def test_a_guest_that_takes_no_completions_gets_them_all_later() -> None:
     os.pwrite(fd, CONTENT, 0)
     device = TestDevice()
     device.transaction_quota = 150
-    with GuestEnd(device, in_pages=2, out_pages=16) as guest:
+    with raw_channel(device, in_pages=2, out_pages=16) as guest:
         guest.channel.set_plan(Plan([rule(fd)]))
-        pages = [GpaRange.of_pages([guest.data_pfn])]
+        pages = [GpaRange.of_pages([DATA_PFN])]
         for i in range(300):
             guest.send_direct(request(i % 64), pages, transaction_id=i + 1)
         eventually(lambda: guest.channel.stats.ring_full and guest.channel.outstanding >= 100)
@@ -418,8 +421,8 @@ def test_a_plan_that_was_withdrawn_touches_nothing_any_more() -> None:
     os.pwrite(fd, CONTENT, 0)
     mine = os.dup(fd)
     stop = threading.Event()
-    with GuestEnd(TestDevice()) as guest:
-        pages = [GpaRange.of_pages([guest.data_pfn + i for i in range(16)])]
+    with raw_channel(TestDevice()) as guest:
+        pages = [GpaRange.of_pages([DATA_PFN + i for i in range(16)])]
         plan = Plan([rule(fd, operation=Operation.WRITE, value=b"WRIT")])
 
         def traffic() -> None:

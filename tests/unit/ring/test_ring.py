@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.core import BASE, BASE_PFN, PAGES, Ram, ring_pair, scattered, set_word, word
+from tests.support.ram import BASE, BASE_PFN, PAGES, Ram, scattered
+from tests.support.rings import ring_pair, set_word, word
 from tests.support.soak import examples
 from vhostvmbus.memory import GuestMemory
 from vhostvmbus.ring import Ring, Role

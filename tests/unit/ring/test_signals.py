@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from tests.support.core import Ram, ring_pair, set_word, word
+from tests.support.ram import Ram
+from tests.support.rings import ring_pair, set_word, word
 from vhostvmbus.memory import GuestMemory
 from vhostvmbus.ring import Sent, signal, wait
 from vhostvmbus.wire.vmbus import (
