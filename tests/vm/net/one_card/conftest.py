@@ -24,6 +24,6 @@ def rig(request: pytest.FixtureRequest, plan_for: MakePlan, root_template: Path)
     with Machine(plan) as machine:
         machine.wait_ready()
         rig = Rig(machine, name)
-        rig.settle()
+        rig.bring_up()
         yield rig
         machine.poweroff()
