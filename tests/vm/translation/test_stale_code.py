@@ -19,7 +19,7 @@ from vhostvmbus.vm.machine import Machine, Result
 
 TRIES = times(20_000, 1_000_000)
 TRIES_WITHOUT = 2_000
-RUNS = times(200, 10_000)
+RUNS = times(120, 10_000)
 WITHOUT = (sys.executable, str(PROGRAMS / "serve_without_invalidation.py"))
 
 
