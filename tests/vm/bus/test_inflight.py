@@ -93,7 +93,7 @@ def test_a_disk_under_load(
         assert {job["error"] for job in jobs} == {0}
         slowest = max(job[way]["clat_ns"]["max"] for job in jobs for way in ("read", "write")) / 1e9
         print(f"{series}: {KILLS} kills, {again} packets again, slowest request {slowest:.1f} s")
-        assert slowest < 15  # a time-out is 30 s, or 180
+        assert slowest < 25  # a time-out is 30 s, or 180
         assert again >= (KILLS if serve is SLOWLY else 0)
         log = machine.check(f"dmesg | grep -Ei '{COMPLAINTS}' || true")
         assert log == ""
