@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.core import BASE, BASE_PFN, Ram
+from tests.support.ram import BASE, BASE_PFN, Ram
 from vhostvmbus.memory import GuestMemory, Region, wait_until_unused
 from vhostvmbus.wire import errors
 from vhostvmbus.wire.gpa import GpaRange
