@@ -2,7 +2,7 @@
 """Back-end requests, and the socket passed with ``SET_BACKEND_REQ_FD``, seen from the back end.
 
 :meth:`BackChannel.request` may be called from any thread; requests go out one at
-a time, each waiting for its answer.  Once a request has failed (no answer in time, broken
+a time, each waiting for its answer. Once a request has failed (no answer in time, broken
 protocol, connection gone) every later one fails at once: nobody could tell any more which
 answer belongs to what.
 """
@@ -29,12 +29,12 @@ from vhostvmbus.vhost_user.sockets import close_all, receive_before, send
 from vhostvmbus.wire.errors import OfferRefused, VmbusError
 from vhostvmbus.wire.ntstatus import NtStatus
 
-#: Seconds that the front end has for an answer.
 ANSWER_TIMEOUT = 10.0
+"""Seconds that the front end has for an answer."""
 
 
 class BackEndRequests(ABC):
-    """What a back end may ask its front end for; a subclass knows the way there."""
+    """The requests that a back end may make of its front end; a subclass knows the way there."""
 
     @abstractmethod
     def request(self, message: m.Message) -> None:
@@ -47,21 +47,21 @@ class BackEndRequests(ABC):
     def invalidate(self, ranges: list[tuple[int, int]]) -> None:
         """Has all translations of these ``(guest_phys_addr, size)`` ranges discarded.
 
-        Returns when the front end has done so.  Any number of ranges.
+        Takes any number of ranges, and returns when the front end has discarded their translations.
         """
         for start in range(0, len(ranges), m.MAX_INVALIDATE_RANGES):
             part = ranges[start : start + m.MAX_INVALIDATE_RANGES]
             self.request(m.InvalidateCode(tuple(part)))
 
     def offer_channel(self, index: int) -> None:
-        """Has channel ``index`` offered; 0 means the device.
+        """Has the front end offer channel ``index``; 0 means the device.
 
-        Returns when the front end has taken note.  Raises :class:`OfferRefused`.
+        Returns when the front end has taken note. Raises :class:`OfferRefused`.
         """
         self._change(m.OfferChannel(index))
 
     def rescind_channel(self, index: int) -> None:
-        """Has channel ``index`` taken back; otherwise as :meth:`offer_channel`."""
+        """Has the front end rescind channel ``index``; otherwise as :meth:`offer_channel`."""
         self._change(m.RescindChannel(index))
 
     def _change(self, message: m.OfferChannel | m.RescindChannel) -> None:
@@ -74,7 +74,7 @@ class BackEndRequests(ABC):
 
 
 def set_requests(back_end: BackEnd, requests: BackEndRequests | None) -> None:
-    """Has ``back_end`` ask its front end through ``requests``; None: there is nobody to ask."""
+    """Has ``back_end`` ask its front end through ``requests``; ``None``: there is nobody to ask."""
     offers = back_end.offers
     if requests is None:
         back_end.invalidate = offers.offer_channel = offers.rescind_channel = None
@@ -106,9 +106,9 @@ class BackChannel(BackEndRequests):
     def request(self, message: m.Message) -> None:
         """Sends ``message`` and waits for its answer.
 
-        Raises :class:`RequestRefused` for a non-zero status (the channel stays usable),
-        :class:`BackChannelTimeout`, :class:`Disconnected` or a
-        :class:`~.errors.ProtocolError` (it does not).
+        Raises :class:`RequestRefused` for a non-zero status, after which the channel stays usable.
+        Raises :class:`BackChannelTimeout`, :class:`Disconnected` or a
+        :class:`~.errors.ProtocolError`, after which it does not.
         """
         with self._lock:
             if self._failure is not None:
@@ -128,7 +128,7 @@ class BackChannel(BackEndRequests):
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Closes the socket; a waiting request fails first."""
+        """Closes the socket; a request that waits for its answer fails first."""
         self.shut_down()
         with self._lock:
             self._failure = self._failure or Disconnected("the back-end channel was closed")

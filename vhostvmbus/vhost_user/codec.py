@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Framing: bytes and descriptors ↔ messages, without I/O ("Message header").
 
-A :class:`Decoder` reads one direction of one socket.  Feed it bytes in any
-pieces; a message is checked as soon as its header is complete, so a wrong
-size is refused before a byte of payload is waited for.  Descriptors belong to
-the first byte of a header: a piece that brings some has to begin with one.
-Reading exactly :attr:`Decoder.wanted` bytes at a time from a stream socket
-keeps it so.
+A :class:`Decoder` reads one direction of one socket. It takes bytes in pieces of any length; a
+message is checked as soon as its header is complete, so a wrong size is refused before a byte of
+payload is waited for. Descriptors belong to the first byte of a header: a piece that brings some
+has to begin with one. A reader that asks a stream socket for exactly :attr:`Decoder.wanted` bytes
+each time keeps to that.
 
-Invariant: every descriptor that was fed is, at any moment, either handed out
-with a frame or in :meth:`Decoder.release_fds`.  The codec closes none.
+Invariant: every descriptor that was fed is, at any moment, either handed out with a frame or in
+:meth:`Decoder.release_fds`. The codec closes none.
 """
 
 from __future__ import annotations
@@ -33,31 +32,31 @@ from vhostvmbus.vhost_user.messages import MAX_PAYLOAD, Message
 
 HEADER = struct.Struct("<III")
 
-#: Header flags.
 VERSION = 1
+"""The version in a header's flags."""
 VERSION_MASK = 3
 REPLY = 1 << 2
 NEED_REPLY = 1 << 3
 
-#: The most descriptors that any message carries.
 MAX_FDS = messages.MAX_TABLE_REGIONS
+"""The most descriptors that any message carries."""
 
 
 class Direction(enum.Enum):
-    """Which way, on which of the two sockets."""
+    """One of the four ways that a message can travel: two on each of the two sockets."""
 
-    #: front end → back end, main socket: requests
     REQUESTS = "front-end requests"
-    #: back end → front end, main socket: replies
+    """From front end to back end on the main socket: requests."""
     REPLIES = "back-end replies"
-    #: back end → front end, back-end channel: requests
+    """From back end to front end on the main socket: replies."""
     BACKEND_REQUESTS = "back-end requests"
-    #: front end → back end, back-end channel: replies
+    """From back end to front end on the back-end channel: requests."""
     BACKEND_REPLIES = "front-end replies"
+    """From front end to back end on the back-end channel: replies."""
 
     @property
     def is_reply(self) -> bool:
-        """Whether the reply bit has to be set in this direction."""
+        """Tells whether the reply bit has to be set in this direction."""
         return self in (Direction.REPLIES, Direction.BACKEND_REPLIES)
 
     @property
@@ -78,8 +77,8 @@ _REGISTRIES = {
 class Frame:
     """A decoded message: who gets a frame owns its descriptors.
 
-    `request` is the number in the header, which a bare ``u64`` reply needs to be told
-    from another one.
+    ``request`` is the number in the header, without which one bare ``u64`` reply looks like
+    another.
     """
 
     request: int
@@ -89,11 +88,10 @@ class Frame:
 
 
 def encode(message: Message, *, request: int | None = None, flags: int = 0) -> bytes:
-    """Header and payload of `message`.
+    """Returns header and payload of ``message``.
 
-    `request` replaces the message's own number (for :class:`~.messages.Value`, which
-    answers any request); `flags` are ORed to the version: :data:`REPLY` or
-    :data:`NEED_REPLY`.
+    ``request`` replaces the message's own number (for :class:`~.messages.Value`, which answers any
+    request); ``flags`` are ORed to the version: :data:`REPLY` or :data:`NEED_REPLY`.
     """
     payload = message.pack()
     number = message.REQUEST if request is None else request
@@ -109,29 +107,29 @@ class _Header:
 
 
 class Decoder:
-    """Incremental decoder of one direction of one socket."""
+    """An incremental decoder of one direction of one socket."""
 
     def __init__(self, direction: Direction) -> None:
         self.direction = direction
         self._buffer = bytearray()
         self._header: _Header | None = None
-        #: descriptors and the stream offset of the byte they came with
         self._fds: deque[tuple[int, tuple[int, ...]]] = deque()
+        """The descriptors, with the stream offset of the byte that they came with."""
         self._start = 0  # stream offset of the first byte in the buffer
 
     @property
     def wanted(self) -> int:
-        """Bytes that complete the present header or payload (0: a frame is ready)."""
+        """The number of bytes that complete the present header or payload; 0: a frame is ready."""
         need = HEADER.size if self._header is None else HEADER.size + self._header.size
         return max(0, need - len(self._buffer))
 
     @property
     def in_message(self) -> bool:
-        """Whether part of a message, or a descriptor without one, has come."""
+        """Tells whether part of a message, or a descriptor without one, has come."""
         return bool(self._buffer or self._fds)
 
     def feed(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Take bytes that were read, and the descriptors that came with the first of them."""
+        """Takes bytes that were read, and the descriptors that came with the first of them."""
         if fds:
             self._fds.append((self._start + len(self._buffer), tuple(fds)))
             if not data:
@@ -139,10 +137,10 @@ class Decoder:
         self._buffer += data
 
     def next_frame(self) -> Frame | None:
-        """The next complete message, or None when more bytes are wanted.
+        """Returns the next complete message, or ``None`` when more bytes are wanted.
 
-        Raises a :class:`~.errors.ProtocolError` at the first thing that is wrong; the
-        stream cannot be read any further then.
+        Raises a :class:`~.errors.ProtocolError` at the first thing that is wrong; the stream cannot
+        be read any further then.
         """
         if self._header is None:
             if len(self._buffer) < HEADER.size:
@@ -169,7 +167,7 @@ class Decoder:
         return Frame(header.request, message, header.need_reply, fds)
 
     def end(self) -> None:
-        """The stream ended: raise :class:`Truncated` if that was inside a message."""
+        """Notes that the stream ended. Raises :class:`Truncated` if that was inside a message."""
         if self.in_message:
             raise Truncated(
                 f"the connection ended inside a message ({self.direction.value})",
@@ -178,7 +176,7 @@ class Decoder:
             )
 
     def release_fds(self) -> list[int]:
-        """Hand over the descriptors of messages that were never handed out."""
+        """Hands over the descriptors of messages that were never handed out."""
         fds = [fd for _, group in self._fds for fd in group]
         self._fds.clear()
         return fds
@@ -187,7 +185,7 @@ class Decoder:
         return len(self._fds[0][1]) if self._fds and self._fds[0][0] == self._start else 0
 
     def _check_stray_fds(self, end: int) -> None:
-        """No descriptor may have come between the present header's first byte and `end`."""
+        """Checks that no descriptor came between the present header's first byte and ``end``."""
         for offset, group in self._fds:
             if self._start < offset < end:
                 raise WrongFds(

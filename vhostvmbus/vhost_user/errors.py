@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a peer on the socket can do wrong, one class for each mistake.
+"""The mistakes that a peer on the socket can make, one class for each.
 
-All of them end the session: a peer that breaks the framing, the order or the
-limits of ``docs/vhost-user-vmbus.md`` cannot be followed any further.  What a
-well-behaved front end may ask for and be refused (an unknown GPADL, a second
-opening of a channel) is not here: that is a status in the acknowledgement.
+All of them end the session: a peer that breaks the framing, the order or the limits of
+``docs/vhost-user-vmbus.md`` cannot be followed any further. What a well-behaved front end may ask
+for and be refused (an unknown GPADL, a second opening of a channel) is not here: that is a status
+in the acknowledgement.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from vhostvmbus.wire.errors import FrontEndError, VmbusError
 
 
 class ProtocolError(FrontEndError):
-    """Base of this room's errors.
+    """The base of this room's errors.
 
-    ``field`` names what was wrong and ``value`` is what it held; both are part
-    of the text, so that a log line is enough to find the mistake.
+    ``field`` names what was wrong and ``value`` is what it held; both are part of the text, so that
+    a log line is enough to find the mistake.
     """
 
     def __init__(self, text: str, *, field: str, value: object) -> None:

@@ -14,10 +14,10 @@ SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 def read_list(fd: int, range_count: int, range_bytes: int) -> list[GpaRange]:
-    """The `range_count` GPA ranges that fill `range_bytes` bytes of the memfd `fd`.
+    """Returns the ``range_count`` GPA ranges that fill ``range_bytes`` bytes of the memfd ``fd``.
 
-    Raises :class:`GpadlInvalid` if the memfd is not sealed, is too small, or does not hold
-    exactly that.
+    Raises :class:`GpadlInvalid` if the memfd is not sealed, is too small, or does not hold exactly
+    that.
     """
     try:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
@@ -40,7 +40,7 @@ def read_list(fd: int, range_count: int, range_bytes: int) -> list[GpaRange]:
 
 
 def write_list(ranges: Sequence[GpaRange]) -> tuple[int, int]:
-    """A sealed memfd with `ranges`, and the bytes in it.  The caller closes it."""
+    """Returns a sealed memfd with ``ranges``, and how many bytes it has. The caller closes it."""
     data = build_ranges(ranges)
     fd = os.memfd_create("gpadl", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What one front end may ask of a back end ("Limits"), and how a session says no."""
+"""The limits of what one front end may ask of a back end ("Limits"), and how a session refuses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vhostvmbus.wire.regions import MAX_REGIONS
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a request is not carried out: the status for the front end, words for the log."""
+    """The reason that a request is not carried out: a status, and words for the log."""
 
     status: NtStatus
     reason: str
@@ -23,7 +23,7 @@ class ConnectionLimits:
     """The limits of one connection.
 
     A PFN takes 8 bytes of a GPADL's list, so a list of 4 MiB describes 2 GiB of guest
-    memory.  A code map has one bit for each 4 KiB: 1 GiB covers 32 TiB.
+    memory. A code map has one bit for each 4 KiB: 1 GiB covers 32 TiB.
     """
 
     mem_slots: int = MAX_REGIONS
@@ -31,7 +31,7 @@ class ConnectionLimits:
     code_map_bytes: int = 1 << 30
 
     def refusal(self, message: m.Message) -> Refusal | None:
-        """Returns why `message` asks for too much, or None."""
+        """Returns why ``message`` asks for too much, or ``None``."""
         match message:
             case m.GpadlCreate(range_bytes=size) if size > self.gpadl_list_bytes:
                 reason = f"a GPADL list of {size} bytes is too long"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The memory table of a connection ("Guest memory"): what the front end has said, and no more.
 
-The session owns it: it asks :meth:`MemoryTable.refusal` before a request is carried out and
-tells :meth:`MemoryTable.enter` when it has been.  So a request that is refused, here or by the
-back end, leaves the table as it was.  No I/O and no guest memory: what is mapped, the back end
-knows.
+The session owns it: it asks :meth:`MemoryTable.refusal` before a request is carried out, and calls
+:meth:`MemoryTable.enter` when it has been. So a request that is refused, here or by the back end,
+leaves the table as it was. There is no I/O here and no guest memory: only the back end knows what
+is mapped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vhostvmbus.wire.regions import overlap_among
 
 
 class MemoryTable:
-    """The regions of guest memory that a front end has shared, at most `slots` of them."""
+    """The regions of guest memory that a front end has shared, at most ``slots`` of them."""
 
     def __init__(self, slots: int) -> None:
         self._slots = slots
@@ -28,7 +28,7 @@ class MemoryTable:
         return self._regions
 
     def refusal(self, message: m.Message) -> Refusal | None:
-        """Returns why `message` cannot be carried out with the present table, or None."""
+        """Returns why ``message`` cannot be carried out with the present table, or ``None``."""
         match message:
             case m.AddMemReg() | m.SetMemTable():
                 return self._refuse_table(self._after(message))
@@ -42,11 +42,11 @@ class MemoryTable:
         return None
 
     def enter(self, message: m.Message) -> None:
-        """Takes note that `message` has been carried out."""
+        """Takes note that ``message`` has been carried out."""
         self._regions = self._after(message)
 
     def _after(self, message: m.Message) -> tuple[m.MemoryRegion, ...]:
-        """The table once `message` has been carried out."""
+        """Returns the table as it is once ``message`` has been carried out."""
         match message:
             case m.AddMemReg(region):
                 return (*self._regions, region)
@@ -58,7 +58,7 @@ class MemoryTable:
         return self._regions
 
     def _known(self, region: m.MemoryRegion) -> m.MemoryRegion | None:
-        """The region that a removal means: "guest address, user address and size" name it."""
+        """Returns the region that a removal means: guest address, user address and size name it."""
         for known in self._regions:
             if (known.guest_phys_addr, known.user_addr, known.size) == (
                 region.guest_phys_addr,

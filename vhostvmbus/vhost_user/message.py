@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What all messages share: numbers, feature bits, limits, and the base class.
+"""The common part of all messages: numbers, feature bits, limits, and the base class.
 
-Everything is little-endian and without padding.  A class knows its payload's
-layout and how many descriptors travel with it; it does no I/O.  ``parse`` takes
-a payload whose size has already been checked with :meth:`Message.check_size` and
-raises :class:`~vhostvmbus.vhost_user.errors.ProtocolError` for field values
-that have no meaning.
+Everything is little-endian and without padding. A class knows its payload's layout and how many
+descriptors travel with it; it does no I/O. ``parse`` takes a payload whose size has already been
+checked with :meth:`Message.check_size` and raises
+:class:`~vhostvmbus.vhost_user.errors.ProtocolError` for field values that have no meaning.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from typing import ClassVar, Self, TypeVar
 
 from vhostvmbus.vhost_user.errors import BadField, WrongSize
 
-#: Longest payload of any message ("Message header").
 MAX_PAYLOAD = 4096
+"""The longest payload of any message, in bytes ("Message header")."""
 
-#: ``VHOST_USER_F_PROTOCOL_FEATURES``.
 F_PROTOCOL_FEATURES = 1 << 30
+"""The standard's ``VHOST_USER_F_PROTOCOL_FEATURES``: there are protocol features to negotiate."""
 
-#: ``SET_MEM_TABLE`` carries at most this many regions (``VHOST_MEMORY_BASELINE_NREGIONS``).
 MAX_TABLE_REGIONS = 8
-#: Ranges in one ``VMBUS_BACKEND_INVALIDATE_CODE``.
+"""The most regions in one ``SET_MEM_TABLE`` (``VHOST_MEMORY_BASELINE_NREGIONS``)."""
 MAX_INVALIDATE_RANGES = 200
-#: ``VMBUS_OPEN`` flags.
+"""The most ranges in one ``VMBUS_BACKEND_INVALIDATE_CODE``."""
 OPEN_RESUME = 1
+"""A flag of ``VMBUS_OPEN``: the guest has had the channel open all along."""
 
 
 class ProtocolFeature(enum.IntFlag):
@@ -48,13 +47,13 @@ class ProtocolFeature(enum.IntFlag):
     VMBUS_UNPLUG = 1 << 50
 
 
-#: What no session can do without.
 REQUIRED_FEATURES = (
     ProtocolFeature.REPLY_ACK
     | ProtocolFeature.BACKEND_REQ
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.VMBUS
 )
+"""The features that no session can do without."""
 
 
 class Request(enum.IntEnum):
@@ -95,31 +94,31 @@ class BackendRequest(enum.IntEnum):
 class Message:
     """A message: its fields, their layout and the descriptors that travel with it."""
 
-    #: The number in the header; a reply carries the number of its request.
     REQUEST: ClassVar[int]
-    #: Fixed part of the payload, in the order of the dataclass's fields.
+    """The number in the header; a reply carries the number of its request."""
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("")
-    #: How few and how many descriptors travel with it.
+    """The fixed part of the payload, in the order of the dataclass's fields."""
     FDS: ClassVar[tuple[int, int]] = (0, 0)
+    """The fewest and the most descriptors that travel with the message."""
 
     @classmethod
     def check_size(cls, size: int) -> None:
-        """Raise :class:`WrongSize` unless a payload of `size` bytes can be this message."""
+        """Raises :class:`WrongSize` unless a payload of ``size`` bytes can be this message."""
         if size != cls.LAYOUT.size:
             raise WrongSize(f"{cls.__name__} has {cls.LAYOUT.size} bytes", field="size", value=size)
 
     @classmethod
     def parse(cls, payload: bytes) -> Self:
-        """Read the payload (bytes → fields)."""
+        """Reads the payload (bytes → fields)."""
         return cls(*cls.LAYOUT.unpack(payload))
 
     def pack(self) -> bytes:
-        """Write the payload (fields → bytes)."""
+        """Writes the payload (fields → bytes)."""
         values = [getattr(self, field.name) for field in dataclasses.fields(self)]
         return self.LAYOUT.pack(*values)
 
     def check_fds(self, count: int) -> bool:
-        """Whether `count` descriptors are what this very message carries."""
+        """Tells whether ``count`` descriptors are what this very message carries."""
         return self.FDS[0] <= count <= self.FDS[1]
 
 
@@ -129,7 +128,7 @@ BACK_END_REQUESTS: dict[int, type[Message]] = {}
 
 
 def front_end(request: Request) -> Callable[[M], M]:
-    """Register a front-end request."""
+    """Registers a front-end request."""
 
     def register(cls: M) -> M:
         cls.REQUEST = request
@@ -140,7 +139,7 @@ def front_end(request: Request) -> Callable[[M], M]:
 
 
 def back_end(request: BackendRequest) -> Callable[[M], M]:
-    """Register a back-end request."""
+    """Registers a back-end request."""
 
     def register(cls: M) -> M:
         cls.REQUEST = request
@@ -151,13 +150,13 @@ def back_end(request: BackendRequest) -> Callable[[M], M]:
 
 
 def check_reserved(value: int) -> None:
-    """A reserved field is zero, so that it can be given a meaning later."""
+    """Checks that a reserved field is zero, so that it can be given a meaning later."""
     if value:
         raise BadField("a reserved field is not zero", field="reserved", value=value)
 
 
 def split_records(data: bytes, size: int) -> list[bytes]:
-    """`data` cut into records of `size` bytes."""
+    """Returns ``data`` cut into records of ``size`` bytes."""
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
@@ -170,13 +169,13 @@ class ChannelMessage(Message):
 
     @classmethod
     def parse(cls, payload: bytes) -> Self:
-        """Read the channel."""
+        """Reads the channel."""
         channel, reserved = cls.LAYOUT.unpack(payload)
         check_reserved(reserved)
         return cls(channel)
 
     def pack(self) -> bytes:
-        """Write the channel."""
+        """Writes the channel."""
         return self.LAYOUT.pack(self.channel, 0)
 
 

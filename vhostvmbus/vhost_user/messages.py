@@ -52,14 +52,14 @@ from vhostvmbus.vhost_user.vmbus import (
     Unplug,
 )
 
-#: Request number → reply, on the main socket.
 BACK_END_REPLIES: dict[int, type[Message]] = {
     **dict.fromkeys(FRONT_END_REQUESTS, Value),
     Request.VMBUS_GET_OFFER: OfferReply,
     Request.GET_INFLIGHT_FD: InflightReply,
 }
-#: Request number → reply, on the back-end channel.
+"""The reply to each request on the main socket, by the request's number."""
 FRONT_END_REPLIES: dict[int, type[Message]] = dict.fromkeys(BACK_END_REQUESTS, Value)
+"""The reply to each request on the back-end channel, by the request's number."""
 
 DeviceWork = (
     AddMemReg
@@ -75,10 +75,10 @@ DeviceWork = (
     | SetCodeMap
     | Unplug
 )
-"""Requests that a :class:`~.backend.BackEnd` carries out and that are answered with a status."""
+"""The requests that a :class:`~.backend.BackEnd` carries out, and that a status answers."""
 
 BackEndWork = SetBackendReqFd | DeviceWork
-"""Requests that the session leaves to its end of the socket and that are answered with a status."""
+"""The requests that the session leaves to its end of the socket, and that a status answers."""
 
 __all__ = [
     "BACK_END_REPLIES",

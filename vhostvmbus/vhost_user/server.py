@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Serves one device to front ends, one after the other, on a UNIX socket.
 
-Either side may listen ("vhost-user-vmbus", introduction).  A connection that breaks the
-protocol is logged and closed, and the next one is served.  Nothing is left behind: no
-descriptor of an old connection, no socket file after :meth:`Server.run`.
+Either side may listen ("vhost-user-vmbus", introduction). A connection that breaks the protocol is
+logged and closed, and the next one is served. Nothing is left behind: no descriptor of an old
+connection, no socket file after :meth:`Server.run`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from vhostvmbus.wire.errors import FrontEndError
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two attempts to reach a front end that does not listen (yet).
 RETRY_INTERVAL = 0.2
-#: Seconds between two looks at the caller's stop event.
+"""Seconds between two attempts to reach a front end that does not listen (yet)."""
 STOP_POLL = 0.2
+"""Seconds between two looks at the caller's stop event."""
 
 
 class Server:
-    """Serves `back_end`; :meth:`run` blocks, :meth:`stop` may be called from any thread.
+    """A server of ``back_end``: :meth:`run` blocks, :meth:`stop` may be called from any thread.
 
-    `listen` False connects to `path` instead, again and again as connections end.
-    `limits` and `answer_timeout` (seconds that a front end has to answer a back-end
-    request) are for tests mostly.
+    If ``listen`` is false it connects to ``path`` instead, again and again as connections end.
+    ``limits`` and ``answer_timeout`` (seconds that a front end has to answer a back-end request)
+    are for tests mostly.
     """
 
     def __init__(
@@ -55,17 +55,19 @@ class Server:
         self._answer_timeout = answer_timeout
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._lock = threading.Lock()
-        #: connections served so far, and those among them that broke the protocol
         self.connections = 0
+        """How many connections were served so far; :attr:`protocol_errors` of them broke the
+        protocol.
+        """
         self.protocol_errors = 0
-        #: the error that ended the last connection, if one did
         self.last_error: FrontEndError | None = None
+        """The error that ended the last connection, if one did."""
 
     def run(self, ready: Callable[[], None] | None = None) -> None:
-        """Serve until :meth:`stop`.  `ready` is called once front ends can connect.
+        """Serves until :meth:`stop`. ``ready`` is called once front ends can connect.
 
-        Raises :class:`~.errors.SocketInUse`, :class:`~.errors.NotASocket` or ``OSError`` if
-        the path cannot be listened at.
+        Raises :class:`~.errors.SocketInUse`, :class:`~.errors.NotASocket` or ``OSError`` if the
+        path cannot be listened at.
         """
         try:
             if self._listen:
@@ -78,7 +80,7 @@ class Server:
                 self._wake = -1
 
     def stop(self) -> None:
-        """Make :meth:`run` return; a connection is closed between two requests."""
+        """Makes :meth:`run` return; a connection is closed between two requests."""
         with self._lock:
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
@@ -142,9 +144,9 @@ def serve(
     ready_callback: Callable[[], None] | None = None,
     stop_event: threading.Event | None = None,
 ) -> None:
-    """Serve `back_end` at `path` until `stop_event` is set.
+    """Serves ``back_end`` at ``path`` until ``stop_event`` is set.
 
-    ``KeyboardInterrupt`` ends it cleanly as well, and is passed on.  Raises as
+    ``KeyboardInterrupt`` ends it cleanly as well, and is passed on. Raises the exceptions of
     :meth:`Server.run`.
     """
     server = Server(back_end, path, listen=listen)

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The order of a session, for both ends, without I/O ("Negotiation").
 
-Bytes and descriptors in, events and bytes out.  :data:`STEPS` and
-:data:`READY_REQUESTS` are the whole state table; both roles obey it, the back end for
-what it receives and the front end for what it sends, so a front end cannot even
-send what a back end would not take.
+A session takes bytes and descriptors, and gives events and bytes. :data:`STEPS` and
+:data:`READY_REQUESTS` are the whole state table; both roles obey it, the back end for what it
+receives and the front end for what it sends, so a front end cannot even send what a back end would
+not take.
 
-Two kinds of wrong are told apart.  What breaks the protocol raises a
-:class:`~.errors.ProtocolError` and ends the session for good.  What is in order but
-cannot be done (an overlapping region, a GPADL beyond the limits) is answered with an
-NTSTATUS and reported as :class:`Refused`; the session goes on.
+Two kinds of wrong are told apart. What breaks the protocol raises a :class:`~.errors.ProtocolError`
+and ends the session for good. What is in order but cannot be done (an overlapping region, a GPADL
+beyond the limits) is answered with an NTSTATUS and reported as :class:`Refused`; the session goes
+on.
 
-Invariants: requests are answered in the order in which they came; after an error the
-session accepts and sends nothing; descriptors belong to whoever got the event, and
-those that nobody got are in :meth:`Session.release_fds`.
+Invariants: requests are answered in the order in which they came; after an error the session
+accepts and sends nothing; descriptors belong to whoever got the event, and those that nobody got
+are in :meth:`Session.release_fds`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from vhostvmbus.vhost_user.messages import (
 
 
 class State(enum.Enum):
-    """How far a session has come; the name says what was done last."""
+    """A stage of a session; the name says what was done last."""
 
     CONNECTED = enum.auto()
     FEATURES_KNOWN = enum.auto()
@@ -59,7 +59,6 @@ class State(enum.Enum):
     CLOSED = enum.auto()
 
 
-#: (state, request) → next state, for the part of a session that has one order.
 STEPS: dict[tuple[State, Request], State] = {
     (State.CONNECTED, Request.GET_FEATURES): State.FEATURES_KNOWN,
     (State.FEATURES_KNOWN, Request.GET_PROTOCOL_FEATURES): State.PROTOCOL_FEATURES_KNOWN,
@@ -70,8 +69,8 @@ STEPS: dict[tuple[State, Request], State] = {
     (State.BACKEND_CHANNEL_SET, Request.GET_MAX_MEM_SLOTS): State.MEM_SLOTS_KNOWN,
     (State.MEM_SLOTS_KNOWN, Request.VMBUS_GET_OFFER): State.READY,
 }
+"""The next state for a state and a request, in the part of a session that has one order."""
 
-#: What may come, in any order, once the negotiation is done; the state stays READY.
 READY_REQUESTS = frozenset(
     {
         Request.ADD_MEM_REG,
@@ -89,8 +88,8 @@ READY_REQUESTS = frozenset(
         Request.SET_INFLIGHT_FD,
     }
 )
+"""The requests that may come, in any order, once the negotiation is done; the state stays READY."""
 
-#: Requests with a reply of their own; every other one is answered by the reply-ack.
 QUERIES = frozenset(
     {
         Request.GET_FEATURES,
@@ -100,23 +99,24 @@ QUERIES = frozenset(
         Request.GET_INFLIGHT_FD,
     }
 )
+"""The requests with a reply of their own; every other one is answered by the reply-ack."""
 
-#: Requests that are of no use without the protocol feature.
 NEEDS_FEATURE = {
     Request.VMBUS_SET_CODE_MAP: ProtocolFeature.VMBUS_CODE_MAP,
     Request.VMBUS_UNPLUG: ProtocolFeature.VMBUS_UNPLUG,
     Request.GET_INFLIGHT_FD: ProtocolFeature.INFLIGHT_SHMFD,
     Request.SET_INFLIGHT_FD: ProtocolFeature.INFLIGHT_SHMFD,
 }
+"""The requests that are of no use without a protocol feature, each with that feature."""
 
-#: What a back end offers beyond the required bits.
 OPTIONAL_FEATURES = (
     ProtocolFeature.VMBUS_CODE_MAP | ProtocolFeature.INFLIGHT_SHMFD | ProtocolFeature.VMBUS_UNPLUG
 )
+"""The features that a back end offers beyond the required ones."""
 
 
 def next_state(state: State, request: Request) -> State:
-    """The state table; raises :class:`OutOfOrder` for what it does not have."""
+    """Returns the state that follows. Raises :class:`OutOfOrder` if the table has none."""
     if state is State.READY and request in READY_REQUESTS:
         return state
     step = STEPS.get((state, request))
@@ -131,7 +131,7 @@ def next_state(state: State, request: Request) -> State:
 class Call:
     """A request for the back end to carry out and then to :meth:`BackEndSession.answer`.
 
-    The receiver of the event owns `fds`.
+    The receiver of the event owns ``fds``.
     """
 
     message: Message
@@ -143,7 +143,7 @@ class Call:
 class Refused:
     """A request that the session has answered itself, with a status that refuses it.
 
-    The receiver of the event owns `fds` and has nothing to do but close them.
+    The receiver of the event owns ``fds`` and has nothing to do but close them.
     """
 
     message: Message
@@ -153,7 +153,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The back end's answer to the front end's `request`; the receiver owns `fds`."""
+    """The back end's answer to the front end's ``request``; the receiver owns ``fds``."""
 
     request: Message
     message: m.Value | m.OfferReply | m.InflightReply
@@ -161,7 +161,7 @@ class Reply:
 
 
 class Session:
-    """What both roles share: a state, a decoder, bytes to send."""
+    """The part that both roles share: a state, a decoder, bytes to send."""
 
     def __init__(self, incoming: Direction) -> None:
         self.state = State.CONNECTED
@@ -171,11 +171,11 @@ class Session:
 
     @property
     def wanted(self) -> int:
-        """How many bytes to read next; see :class:`~.codec.Decoder`."""
+        """The number of bytes to read next; see :class:`~.codec.Decoder`."""
         return self._decoder.wanted
 
     def receive_data(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Take what was read; the events follow from ``next_event``."""
+        """Takes what was read; the events follow from ``next_event``."""
         try:
             self._decoder.feed(data, fds)
         except ProtocolError:
@@ -183,18 +183,20 @@ class Session:
             raise
 
     def receive_end(self) -> None:
-        """The peer closed the connection; raises ``Truncated`` if inside a message."""
+        """Notes that the peer closed the connection. Raises ``Truncated`` if that was inside a
+        message.
+        """
         self.state = State.CLOSED
         self._decoder.end()
 
     def data_to_send(self) -> bytes:
-        """Bytes for the peer that have come about since the last call."""
+        """Returns the bytes for the peer that have come about since the last call."""
         data = bytes(self._outgoing)
         self._outgoing.clear()
         return data
 
     def release_fds(self) -> list[int]:
-        """Hand over the descriptors that no event carries, for the caller to close."""
+        """Hands over the descriptors that no event carries, for the caller to close."""
         return self._decoder.release_fds()
 
     def _next_frame(self) -> Frame | None:
@@ -204,11 +206,10 @@ class Session:
 
 
 class BackEndSession(Session):
-    """The device's end.
+    """The device's end of a session.
 
-    `offer` is what ``VMBUS_GET_OFFER`` is answered with, `features` the protocol
-    features on offer (the required ones and the code map at least), `limits` what one front
-    end may ask for.
+    ``offer`` is what ``VMBUS_GET_OFFER`` is answered with, ``features`` the protocol features on
+    offer (the required ones and the code map at least), ``limits`` what one front end may ask for.
     """
 
     def __init__(
@@ -222,18 +223,17 @@ class BackEndSession(Session):
         self.offered = features
         self.limits = limits or ConnectionLimits()
         self.table = MemoryTable(self.limits.mem_slots)
-        #: the call that is being carried out
         self._current: Call | None = None
-        #: descriptors of the request at which an error ended the session
+        """The call that is being carried out."""
         self._stray: Sequence[int] = ()
+        """The descriptors of the request at which an error ended the session."""
 
     def next_event(self) -> Call | Refused | None:
-        """The next thing for the back end to do; None when more bytes are wanted.
+        """Returns the next thing for the back end to do, or ``None`` when more bytes are wanted.
 
-        Also None while a call is unanswered: requests are carried out one at a time.
-        Queries and settings of the negotiation are answered here and make no event.
-        Raises a :class:`~.errors.ProtocolError` for what breaks the protocol; the session
-        is closed then.
+        It is also ``None`` while a call is unanswered: requests are carried out one at a time.
+        Queries and settings of the negotiation are answered here and make no event. Raises a
+        :class:`~.errors.ProtocolError` for what breaks the protocol; the session is closed then.
         """
         fds: tuple[int, ...] = ()
         try:
@@ -253,7 +253,7 @@ class BackEndSession(Session):
         return stray + super().release_fds()
 
     def answer(self, call: Call, status: int = 0) -> None:
-        """Say how `call` went: 0, or the NTSTATUS (32 bits) that refuses it.
+        """Answers ``call`` with 0, or with the NTSTATUS (32 bits) that refuses it.
 
         A request that was sent without need-reply has no answer; refusing one raises
         :class:`NeedReplyMissing`, since the front end could not know.
@@ -274,7 +274,7 @@ class BackEndSession(Session):
         self._acknowledge(call.message, call.need_reply, status)
 
     def reply(self, call: Call, message: Message) -> None:
-        """Answer `call`, a query that the back end carries out, with what was asked for.
+        """Answers ``call``, a query that the back end carries out, with what was asked for.
 
         Descriptors go with the first byte of what :meth:`data_to_send` has then, so that has to be
         empty before.
@@ -322,7 +322,7 @@ class BackEndSession(Session):
         return self._current
 
     def _negotiate(self, message: Message) -> bool:
-        """Carry out what concerns the session alone; False for what the back end must do."""
+        """Carries out what concerns the session alone. Returns false for what is the back end's."""
         match message:
             case m.GetFeatures():
                 self._put(message, m.Value(F_PROTOCOL_FEATURES))
@@ -359,7 +359,7 @@ class BackEndSession(Session):
 
 
 def check_required(features: int) -> None:
-    """Raise :class:`FeatureMissing`, naming the bits, unless all required ones are set."""
+    """Raises :class:`FeatureMissing`, naming the bits, unless all required ones are set."""
     missing = REQUIRED_FEATURES & ~ProtocolFeature(features)
     if missing:
         names = ", ".join(str(feature.name) for feature in missing)
@@ -371,9 +371,9 @@ def check_required(features: int) -> None:
 
 
 class FrontEndSession(Session):
-    """The hypervisor's end, as the software guest has it.
+    """The hypervisor's end of a session, as the software guest has it.
 
-    `wanted_features` are set if the back end offers them; the required ones always.
+    ``wanted_features`` are set if the back end offers them; the required ones always.
     """
 
     def __init__(self, wanted_features: ProtocolFeature = REQUIRED_FEATURES) -> None:
@@ -382,7 +382,7 @@ class FrontEndSession(Session):
         self._unanswered: deque[Message] = deque()
 
     def send(self, message: Message, fd_count: int = 0) -> None:
-        """Put a request into :meth:`data_to_send`; its descriptors go with the first byte.
+        """Puts a request into :meth:`data_to_send`; its descriptors go with the first byte.
 
         Raises :class:`OutOfOrder`, or ``ValueError`` for a wrong number of descriptors.
         """
@@ -404,7 +404,9 @@ class FrontEndSession(Session):
             self._unanswered.append(message)
 
     def next_event(self) -> Reply | None:
-        """The answer to the oldest unanswered request; None when more bytes are wanted."""
+        """Returns the answer to the oldest unanswered request, or ``None`` when more bytes are
+        wanted.
+        """
         try:
             frame = self._next_frame()
             if frame is None:

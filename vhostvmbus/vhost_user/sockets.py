@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Bytes with descriptors on UNIX stream sockets, and the socket file's life.
 
-Descriptors received here are close-on-exec.  :func:`bind_listener` never takes a path from
-a live process and replaces what a dead one left behind.
+Descriptors received here are close-on-exec. :func:`bind_listener` never takes a path from a live
+process, and replaces a socket file that a dead one left.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _FD_SIZE = 4
 
 
 def close_all(fds: Iterable[int]) -> None:
-    """Close every descriptor, whatever closing one of them says."""
+    """Closes every descriptor, and goes on if closing one of them fails."""
     for fd in fds:
         with contextlib.suppress(OSError):
             os.close(fd)
 
 
 def receive(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
-    """Up to `size` bytes and the descriptors that came with the first of them.
+    """Returns up to ``size`` bytes and the descriptors that came with the first of them.
 
-    Empty bytes: the peer closed its end.  Raises :class:`WrongFds` when more descriptors
+    Empty bytes mean that the peer closed its end. Raises :class:`WrongFds` when more descriptors
     came than any message carries; all of them are closed then.
     """
     space = socket.CMSG_SPACE((MAX_FDS + 1) * _FD_SIZE)
@@ -50,14 +50,16 @@ def receive(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
 
 
 def send(sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
-    """All of `data`; `fds` go with the first byte."""
+    """Sends all of ``data``; ``fds`` go with the first byte."""
     sent = socket.send_fds(sock, [data], list(fds)) if fds else 0
     if sent < len(data):
         sock.sendall(data[sent:])
 
 
 def receive_before(sock: socket.socket, size: int, deadline: float) -> tuple[bytes, list[int]]:
-    """:func:`receive`, but raise ``TimeoutError`` at `deadline` (``time.monotonic``)."""
+    """Does what :func:`receive` does, but raises ``TimeoutError`` at ``deadline``
+    (``time.monotonic``).
+    """
     sock.settimeout(max(0.001, deadline - time.monotonic()))
     try:
         return receive(sock, size)
@@ -68,14 +70,17 @@ def receive_before(sock: socket.socket, size: int, deadline: float) -> tuple[byt
 
 
 def require_eventfd(fd: int, name: str) -> None:
-    """Raise :class:`WrongFdType` unless `fd` is an eventfd."""
+    """Raises :class:`WrongFdType` unless ``fd`` is an eventfd."""
     target = os.readlink(f"/proc/self/fd/{fd}")
     if target != "anon_inode:[eventfd]":
         raise WrongFdType("this descriptor has to be an eventfd", field=name, value=target)
 
 
 def require_stream_socket(fd: int, name: str) -> socket.socket:
-    """A socket object for a duplicate of `fd`; :class:`WrongFdType` unless it can be one."""
+    """Returns a socket object for a duplicate of ``fd``.
+
+    Raises :class:`WrongFdType` unless ``fd`` is a stream socket.
+    """
     if not stat.S_ISSOCK(os.fstat(fd).st_mode):
         raise WrongFdType(
             "this descriptor has to be a socket",
@@ -94,12 +99,12 @@ def require_stream_socket(fd: int, name: str) -> socket.socket:
 
 @contextlib.contextmanager
 def bind_listener(path: Path, mode: int | None = None) -> Iterator[socket.socket]:
-    """A socket that listens at `path`; the file is removed in the end.
+    """Gives a socket that listens at ``path``; the file is removed in the end.
 
-    `mode` are the file's permissions, from the moment it exists (default: the umask's).
+    ``mode`` are the file's permissions, from the moment it exists (default: the umask's).
 
-    Raises :class:`SocketInUse` if a live process listens there, :class:`NotASocket` if
-    something else lies there.
+    Raises :class:`SocketInUse` if a live process listens there, :class:`NotASocket` if something
+    else lies there.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -133,7 +138,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 @contextlib.contextmanager
 def _locked_directory(directory: Path) -> Iterator[None]:
-    """Of two processes that find a stale socket, only one replaces it."""
+    """Locks ``directory``: of two processes that find a stale socket, only one replaces it."""
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:

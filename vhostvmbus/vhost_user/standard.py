@@ -36,7 +36,7 @@ class SetFeatures(Message):
 @front_end(Request.SET_OWNER)
 @dataclass(frozen=True, slots=True)
 class SetOwner(Message):
-    """The sender owns the session."""
+    """Says that the sender owns the session."""
 
 
 @front_end(Request.GET_PROTOCOL_FEATURES)
@@ -70,7 +70,7 @@ class GetMaxMemSlots(Message):
 
 @dataclass(frozen=True, slots=True)
 class _Inflight(Message):
-    """Inflight description, 24 bytes; here `num_queues` are channels."""
+    """The description of an in-flight region, 24 bytes; here ``num_queues`` are channels."""
 
     mmap_size: int
     mmap_offset: int
@@ -100,7 +100,8 @@ class _Inflight(Message):
 @front_end(Request.GET_INFLIGHT_FD)
 @dataclass(frozen=True, slots=True)
 class GetInflightFd(_Inflight):
-    """Asks for an in-flight region for `num_queues` channels; the rest is the back end's choice."""
+    """Asks for an in-flight region for ``num_queues`` channels; the rest is the back end's
+    choice."""
 
 
 @front_end(Request.SET_INFLIGHT_FD)
@@ -113,7 +114,7 @@ class SetInflightFd(_Inflight):
 
 @dataclass(frozen=True, slots=True)
 class InflightReply(_Inflight):
-    """The region that was asked for, with its file; without one `mmap_size` is 0."""
+    """The region that was asked for, with its file; without one ``mmap_size`` is 0."""
 
     REQUEST = Request.GET_INFLIGHT_FD
     FDS = (0, 1)
@@ -134,7 +135,7 @@ class MemoryRegion:
 
     @classmethod
     def parse(cls, payload: bytes) -> MemoryRegion:
-        """Read one region; an empty one, or one that passes 2**64, has no meaning."""
+        """Reads one region. One that is empty, or passes 2**64, has no meaning."""
         region = cls(*cls.LAYOUT.unpack(payload))
         if region.size == 0:
             raise BadField("an empty memory region", field="size", value=0)
@@ -153,13 +154,13 @@ class MemoryRegion:
         return region
 
     def pack(self) -> bytes:
-        """Write one region."""
+        """Writes one region."""
         return self.LAYOUT.pack(self.guest_phys_addr, self.size, self.user_addr, self.mmap_offset)
 
 
 @dataclass(frozen=True, slots=True)
 class _OneRegion(Message):
-    """Single memory region description: 64 bits of padding, then the region."""
+    """The description of one memory region: 64 bits of padding, then the region."""
 
     region: MemoryRegion
     LAYOUT = struct.Struct("<8x32s")

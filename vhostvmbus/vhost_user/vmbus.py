@@ -35,7 +35,7 @@ class GetOffer(Message):
 @front_end(Request.VMBUS_GPADL_CREATE)
 @dataclass(frozen=True, slots=True)
 class GpadlCreate(Message):
-    """Gives `range_count` GPA ranges, `range_bytes` in all, in a sealed memfd."""
+    """Gives ``range_count`` GPA ranges, ``range_bytes`` in all, in a sealed memfd."""
 
     channel: int
     gpadl_id: int
@@ -44,8 +44,8 @@ class GpadlCreate(Message):
     LAYOUT = struct.Struct("<IIII")
     FDS = (1, 1)
 
-    #: A range is at least its two counts and one PFN.
     MIN_RANGE_BYTES: ClassVar[int] = 16
+    """The fewest bytes of a range: its two counts and one PFN."""
 
     @classmethod
     def parse(cls, payload: bytes) -> Self:
@@ -66,7 +66,7 @@ class GpadlCreate(Message):
 @front_end(Request.VMBUS_GPADL_TEARDOWN)
 @dataclass(frozen=True, slots=True)
 class GpadlTeardown(Message):
-    """Takes a GPADL back."""
+    """Tears a GPADL down."""
 
     channel: int
     gpadl_id: int
@@ -112,7 +112,7 @@ class Close(ChannelMessage):
 @front_end(Request.VMBUS_MODIFY)
 @dataclass(frozen=True, slots=True)
 class Modify(Message):
-    """The guest moved the channel's interrupt to another virtual processor."""
+    """Says that the guest moved the channel's interrupt to another virtual processor."""
 
     channel: int
     target_vp: int
@@ -127,7 +127,7 @@ class Reset(Message):
 
 @dataclass(frozen=True, slots=True)
 class CodeMapRegion:
-    """Where the bits of a region of guest memory are in the code map."""
+    """The place of a region's bits in the code map."""
 
     guest_phys_addr: int
     size: int
@@ -138,7 +138,7 @@ class CodeMapRegion:
 @front_end(Request.VMBUS_SET_CODE_MAP)
 @dataclass(frozen=True, slots=True)
 class SetCodeMap(Message):
-    """The bitmap of translated pages ("Translated code"), in a memfd of `map_bytes`."""
+    """Gives the bitmap of translated pages ("Translated code"), in a memfd of ``map_bytes``."""
 
     map_bytes: int
     regions: tuple[CodeMapRegion, ...]
@@ -194,12 +194,12 @@ def _check_code_map_region(region: CodeMapRegion, map_bytes: int) -> None:
 @front_end(Request.VMBUS_UNPLUG)
 @dataclass(frozen=True, slots=True)
 class Unplug(Message):
-    """The device is about to be taken from the guest."""
+    """Says that the device is about to be taken from the guest."""
 
 
 @dataclass(frozen=True, slots=True)
 class OfferReply(Message):
-    """What the device offers (``VMBUS_GET_OFFER``)."""
+    """Says what the device offers, in answer to ``VMBUS_GET_OFFER``."""
 
     offer: Offer
     REQUEST = Request.VMBUS_GET_OFFER
@@ -219,7 +219,7 @@ class OfferReply(Message):
 @back_end(BackendRequest.VMBUS_BACKEND_INVALIDATE_CODE)
 @dataclass(frozen=True, slots=True)
 class InvalidateCode(Message):
-    """Discard all translations from these ``(guest_phys_addr, size)`` ranges."""
+    """Has all translations from these ``(guest_phys_addr, size)`` ranges discarded."""
 
     ranges: tuple[tuple[int, int], ...]
     LAYOUT = struct.Struct("<II")
@@ -266,4 +266,4 @@ class OfferChannel(ChannelMessage):
 @back_end(BackendRequest.VMBUS_BACKEND_RESCIND_CHANNEL)
 @dataclass(frozen=True, slots=True)
 class RescindChannel(ChannelMessage):
-    """Takes a subchannel back; channel 0 means the whole device."""
+    """Rescinds a subchannel; channel 0 means the whole device."""
