@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The device author's API, and what drives a device. All that a device needs comes from here.
+"""The device author's API, and the driver of a device. All that a device needs comes from here.
 
 A device is a subclass of :class:`Device`: class attributes describe it, callbacks do its work.
 docs/writing-a-device.md says how, and has a line for each name. :class:`DeviceHost` owns a device's

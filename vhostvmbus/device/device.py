@@ -19,77 +19,83 @@ class Device:
 
     Callbacks of one channel come one at a time: ``opened``, ``resumed``, ``started``, ``suspended``
     and ``closed`` on the thread that serves the front end, packets on the channel's worker thread,
-    ``post_started`` and ``unplug_requested`` on threads of their own. Channels run at the same
-    time as each other.
+    ``post_started`` and ``unplug_requested`` on threads of their own. Channels run at the same time
+    as each other.
     """
 
     class_id: UUID
-    """The interface type: which guest driver binds."""
+    """The interface type, by which a guest's driver binds."""
     instance_id: UUID | None = None
-    """This instance; ``None`` leaves the choice to the front end."""
+    """The id of this instance; ``None`` leaves the choice to the front end."""
     name: str = ""
-    """In logs, statistics and thread names; the class's name if empty."""
+    """The name in logs, statistics and of threads; the class's name if empty."""
     channel_flags: int = 0
-    """:class:`~vhostvmbus.wire.vmbus.ChannelFlag` bits of the offer."""
+    """The :class:`~vhostvmbus.wire.vmbus.ChannelFlag` bits of the offer."""
     mmio_megabytes: int = 0
-    """MMIO space that the guest is to reserve, in MiB."""
+    """The MMIO space that the guest is to reserve, in MiB."""
     user_defined: bytes = b""
     """Up to 120 bytes in the offer; their meaning is the class's."""
     channels: int = 1
-    """Channels offered at start."""
+    """How many channels are offered at start."""
     max_channels: int = 1
-    """Upper bound for subchannels offered later."""
+    """How many channels there may be, with the subchannels that are offered later."""
 
     max_packet_size: int = 0xFFFF * 8
-    """Longest payload in bytes; a longer one goes to :meth:`packet_rejected`."""
+    """The longest payload in bytes; a longer one goes to :meth:`packet_rejected`."""
     max_external_data: int = 16 << 20
-    """Most bytes that one packet may describe by GPA ranges."""
+    """The most bytes that one packet may describe by GPA ranges."""
     max_external_ranges: int = 4096
-    """Most GPA ranges in one packet."""
+    """The most GPA ranges in one packet."""
     transaction_quota: int = 1024
-    """Most packets outstanding on a channel; further ones wait in the ring."""
+    """The most packets outstanding on a channel; further ones wait in the ring."""
     gather_completions: bool = False
-    """Publish completions made inside ``packet_received`` together, some at a time. Cheaper; only
-    for devices whose ``packet_received`` never blocks for long."""
+    """Set to publish completions made inside ``packet_received`` together, some at a time. That is
+    cheaper, and only for devices whose ``packet_received`` never blocks for long.
+    """
     gather_microseconds: int = 0
-    """With a plan, for a device whose packets come in streams: as long as several come in such a
-    time (the kernel adds some 50 us), they are taken together, without signals. 0: always at
-    once."""
+    """A time within which packets count as a stream, for a device with a plan; 0 for never.
+
+    As long as several packets come in such a time (the kernel adds some 50 us), they are taken
+    together, without signals.
+    """
 
     _offers: ChannelOffers | None = None
 
     def serve_with(self, offers: ChannelOffers) -> None:
-        """Called by whoever drives the device, before anything else."""
+        """Gives the device its offers; called by whoever drives it, before anything else."""
         self._offers = offers
 
     @property
     def offers(self) -> ChannelOffers:
-        """What is on offer now. Raises :exc:`UsageError` as long as nobody serves the device."""
+        """The offers of this device as they are now. Raises :exc:`UsageError` while nobody serves
+        it.
+        """
         if self._offers is None:
             raise UsageError(f"nobody serves {self.name or type(self).__name__}")
         return self._offers
 
     def offer_channels(self, count: int) -> list[int]:
-        """Offers the guest ``count`` subchannels more; their indices, from ``channels`` on.
+        """Offers the guest ``count`` subchannels more. Returns their indices, from ``channels`` on.
 
-        From any thread, :meth:`packet_received`'s too. Each comes as :meth:`opened` when, and if,
-        the guest opens it, and has a worker thread of its own. They are gone when channel 0 is
-        closed, and when the guest resets. Raises :exc:`OfferRefused`, with nothing offered then.
+        May be called from any thread, from :meth:`packet_received` too. Each subchannel comes as
+        :meth:`opened` when, and if, the guest opens it, and has a worker thread of its own. They
+        are gone when channel 0 is closed, and when the guest resets. Raises :exc:`OfferRefused`,
+        with nothing offered then.
         """
         return self.offers.add(count)
 
     def rescind_channel(self, index: int) -> None:
-        """Takes back a subchannel that was offered later; idempotent.
+        """Rescinds a subchannel that was offered later; idempotent.
 
-        :meth:`closed` comes afterwards if it is open. Raises :exc:`OfferRefused`.
+        If the subchannel is open, :meth:`closed` comes afterwards. Raises :exc:`OfferRefused`.
         """
         self.offers.take_back(index)
 
     def rescind(self) -> None:
-        """Takes the whole device away from the guest, until :meth:`offer_again`; idempotent.
+        """Rescinds the whole device, until :meth:`offer_again`; idempotent.
 
-        Every channel that is open is closed, subchannels first. Without a front end it is the next
-        one that hears of it. Raises :exc:`OfferRefused` if the one that is there cannot do it.
+        Every channel that is open is closed, subchannels first. Without a front end, the next one
+        is asked to do it. Raises :exc:`OfferRefused` if the one that is there cannot do it.
         """
         self.offers.rescind()
 
@@ -98,20 +104,23 @@ class Device:
         self.offers.offer_again()
 
     def opened(self, channel: Channel) -> None:
-        """The guest opens the channel. Raise :exc:`RefuseOpen` to refuse. No traffic yet."""
+        """Called when the guest opens the channel. Raise :exc:`RefuseOpen` to refuse. No packet may
+        be sent yet.
+        """
 
     def resumed(self, channel: Channel) -> None:
-        """In the place of :meth:`opened`, when the guest has had the channel open all along and
-        only the connection to the front end is new."""
+        """Called in the place of :meth:`opened` when the guest has had the channel open all along
+        and only the connection to the front end is new.
+        """
 
     def started(self, channel: Channel) -> None:
-        """Packets may be sent from now on, but must not be waited for here."""
+        """Called when packets may be sent from now on, but they must not be waited for here."""
 
     def post_started(self, channel: Channel) -> None:
-        """Like :meth:`started`, and may wait for packets: it has its own thread."""
+        """Called like :meth:`started`, and may wait for packets: it has its own thread."""
 
     def packet_received(self, channel: Channel, packet: Packet) -> Coroutine[Any, Any, None] | None:
-        """A packet came. Complete it here, or later from any thread, exactly once.
+        """Called for each packet. Complete it here, or later from any thread, exactly once.
 
         May be an ``async def``: then it runs on the device's event loop. An exception stops the
         channel. The default completes with an empty payload.
@@ -120,36 +129,38 @@ class Device:
         return None
 
     def packet_rejected(self, channel: Channel, packet: Packet, error: PacketError) -> None:
-        """A packet came whose external data, size or type is wrong, as ``error`` says.
+        """Called for a packet whose external data, size or type is wrong, as ``error`` says.
 
-        It has a payload (private, any length) but no external data. Complete it in the device's
-        own protocol, or fail it to stop the channel. The default completes with an empty payload.
+        The packet has a payload (private, any length) but no external data. Complete it in the
+        device's own protocol, or fail it to stop the channel. The default completes with an empty
+        payload.
         """
         packet.complete()
 
     def processing_complete(self, channel: Channel, count: int) -> None:
-        """The ring ran empty after ``count`` packets."""
+        """Called when the ring ran empty after ``count`` packets."""
 
     def suspended(self, channel: Channel) -> None:
-        """No packet is delivered any more. What is outstanding should be completed now; what is
-        not after a second is taken away."""
+        """Called when no packet is delivered any more. What is outstanding should be completed now;
+        what is not after a second is taken from the device.
+        """
 
     def unplug_requested(self) -> None:
-        """The device is about to be taken from the guest (``device_del``).
+        """Called when the device is about to be taken from the guest (``device_del``).
 
-        Runs on a thread of its own. Bring the guest's driver to rest here: once the channels are
-        rescinded, Linux takes nothing from their rings any more, and some drivers wait for ever
-        for the completion of what they have sent. When this returns, or raises, the front end is
-        asked to rescind the device; it does so by itself after 10 seconds, or when it is asked a
-        second time. A guest that uses no channel is not waited for, so this may not come at all.
-        It may come while channels are opened or closed, and has to return soon after they have
-        been closed: the end of the connection waits for it. The device stays on offer to the next
-        front end. The default returns at once.
+        Runs on a thread of its own. Have the guest's driver stop here: once the channels are
+        rescinded, Linux takes nothing from their rings any more, and some drivers wait for ever for
+        the completion of what they have sent. When this returns, or raises, the front end is asked
+        to rescind the device; it does so by itself after 10 seconds, or when it is asked a second
+        time. A guest that uses no channel is not waited for, so this may not come at all. It may
+        come while channels are opened or closed, and has to return soon after they have been
+        closed: the end of the connection waits for it. The device stays on offer to the next front
+        end. The default returns at once.
         """
 
     def closed(self, channel: Channel) -> None:
-        """The channel has ended. It may be opened again, as a new :class:`Channel`."""
+        """Called when the channel has ended. It may be opened again, as a new :class:`Channel`."""
 
     def stats(self) -> dict[str, Any]:
-        """The device's own counters, ready for JSON."""
+        """Returns the device's own counters, ready for JSON."""
         return {}

@@ -41,16 +41,17 @@ log = logging.getLogger(__name__)
 
 Invalidate = Callable[[list[tuple[int, int]]], None]
 PATIENCE = 4.0
-"""Seconds that packets get to complete when the memory of their external data is removed."""
+"""The seconds that packets get to complete when the memory of their external data is removed."""
 LAST_PATIENCE = 3.0
-"""Seconds after that, when it has been taken away from them. The front end waits for 10 in all."""
+"""The seconds after that, when the memory has been taken from them; the front end waits for 10 in
+all.
+"""
 
 
 class DeviceHost:
-    """Owns a device's memory, GPADLs and channels.
+    """The owner of a device's memory, GPADLs and channels.
 
-    ``channel_failed`` (optional) is told of each channel
-    that stopped because of the guest.
+    ``channel_failed`` (optional) is called for each channel that stopped because of the guest.
     """
 
     def __init__(self, device: Device) -> None:
@@ -68,7 +69,7 @@ class DeviceHost:
         self._inflight_errors = 0
         self._handler = _Handler(self)
         self._lock = threading.RLock()
-        self._stats_lock = threading.Lock()  # a channel is either open or past
+        self._stats_lock = threading.Lock()  # a closing channel is counted once
         self._past = ChannelStats()
 
     @staticmethod
@@ -96,7 +97,7 @@ class DeviceHost:
         )
 
     def offer(self) -> Offer:
-        """What the device offers; the same for as long as this object lives."""
+        """Returns what the device offers; the same for as long as this object lives."""
         return self._offer
 
     @property
@@ -106,8 +107,10 @@ class DeviceHost:
 
     @property
     def invalidate(self) -> Invalidate | None:
-        """Set by the server: has the front end discard its translations of these ``(gpa, size)``
-        ranges and returns when it has acknowledged that. Step 3 of *Translated code*."""
+        """The server's way to have translations of ``(gpa, size)`` ranges discarded.
+
+        It returns when the front end has acknowledged that: step 3 of *Translated code*.
+        """
         return self.memory.written.discard
 
     @invalidate.setter
@@ -115,7 +118,7 @@ class DeviceHost:
         self.memory.written.discard = invalidate
 
     def connected(self) -> None:
-        """A front end can be asked for something from now on."""
+        """Notes that a front end can be asked for something from now on."""
         try:
             self.offers.connected()
         except OfferRefused as error:
@@ -124,14 +127,17 @@ class DeviceHost:
     # -- memory --------------------------------------------------------------------------------
 
     def add_region(self, guest_phys_addr: int, size: int, fd: int, mmap_offset: int = 0) -> Region:
-        """ADD_MEM_REG. Raises what :meth:`GuestMemory.add_region` raises; ``fd`` is duplicated."""
+        """Maps a region of guest memory, for ADD_MEM_REG; ``fd`` is duplicated.
+
+        Raises what :meth:`GuestMemory.add_region` raises.
+        """
         return self.memory.add_region(guest_phys_addr, size, fd, mmap_offset)
 
     def remove_region(self, guest_phys_addr: int, size: int) -> None:
-        """REM_MEM_REG. Returns when nothing refers to the region any more.
+        """Unmaps a region, for REM_MEM_REG. Returns when nothing refers to it any more.
 
         GPADL mappings in it end; packets get :data:`PATIENCE` to complete before their external
-        data is taken away from the device; channels whose ring lies in it are closed. Raises
+        data is taken from the device; channels whose ring lies in it are closed. Raises
         :exc:`RegionBusy` if that was not enough; the region and the channels stay then.
         """
         with self._lock:
@@ -139,7 +145,8 @@ class DeviceHost:
             self._close_rings_in(guest_phys_addr, size)
 
     def set_memory_table(self, table: Sequence[SharedRegion]) -> None:
-        """SET_MEM_TABLE: all of ``table``, or what there was. The caller keeps the descriptors.
+        """Applies SET_MEM_TABLE: all of ``table``, or what there was. The caller keeps the
+        descriptors.
 
         What is in both stays mapped; what goes is given up as :meth:`remove_region` does it.
         """
@@ -148,7 +155,7 @@ class DeviceHost:
                 self._close_rings_in(region.guest_phys_addr, region.size)
 
     def _release(self, regions: Sequence[Region]) -> None:
-        """Brings whoever uses memory that goes to an end. Raises :exc:`RegionBusy`."""
+        """Ends all uses of memory that goes. Raises :exc:`RegionBusy`."""
         for gpadl in self.gpadls:
             if gpadl.mapping is not None and any(
                 gpadl.touches(region.guest_phys_addr, region.size) for region in regions
@@ -173,15 +180,19 @@ class DeviceHost:
     def set_code_map(
         self, fd: int, map_bytes: int, regions: Sequence[tuple[int, int, int]]
     ) -> None:
-        """VMBUS_SET_CODE_MAP; ``regions``: ``(gpa, size, first_bit)``. The caller keeps ``fd``."""
+        """Maps the code map, for VMBUS_SET_CODE_MAP. The caller keeps ``fd``.
+
+        ``regions`` are ``(gpa, size, first_bit)``.
+        """
         self.memory.written.use_code_map(CodeMap(fd, map_bytes, regions))
 
     # -- packets in flight ---------------------------------------------------------------------
 
     def make_inflight(self, channels: int) -> InflightRegion:
-        """GET_INFLIGHT_FD: an empty region for ``channels`` channels, as far as there may be.
+        """Makes an empty region for ``channels`` channels, as far as there may be, for
+        GET_INFLIGHT_FD.
 
-        It stays this object's. Raises :exc:`ChannelStateError` while a channel is open.
+        The region stays this object's. Raises :exc:`ChannelStateError` while a channel is open.
         """
         channels = max(1, min(channels, self._offer.max_channels))
         quota, limits = self._handler.transaction_quota, self._handler.limits
@@ -190,9 +201,10 @@ class DeviceHost:
         return region
 
     def adopt_inflight(self, fd: int, size: int, offset: int, channels: int, slots: int) -> None:
-        """SET_INFLIGHT_FD: the region of the back end before this one. The caller keeps ``fd``.
+        """Takes over the region of the back end before this one, for SET_INFLIGHT_FD.
 
-        Raises :exc:`InflightInvalid`, or :exc:`ChannelStateError` while a channel is open.
+        The caller keeps ``fd``. Raises :exc:`InflightInvalid`, or :exc:`ChannelStateError` while a
+        channel is open.
         """
         self._use_inflight(InflightRegion.adopt(fd, size, offset, channels, slots))
 
@@ -233,12 +245,17 @@ class DeviceHost:
             raise ChannelUnknown(f"no channel {index}")
 
     def gpadl_create(self, channel: int, gpadl_id: int, ranges: Sequence[GpaRange]) -> None:
-        """VMBUS_GPADL_CREATE. Raises :exc:`ChannelUnknown`, and what GpadlTable.create raises."""
+        """Makes a GPADL, for VMBUS_GPADL_CREATE.
+
+        Raises :exc:`ChannelUnknown`, and what :meth:`GpadlTable.create` raises.
+        """
         self._check_index(channel)
         self.gpadls.create(channel, gpadl_id, ranges)
 
     def gpadl_teardown(self, channel: int, gpadl_id: int) -> None:
-        """VMBUS_GPADL_TEARDOWN. Closes the channel first whose ring it is."""
+        """Tears a GPADL down, for VMBUS_GPADL_TEARDOWN, and before that closes the channel whose
+        ring it is.
+        """
         with self._lock:
             gpadl = self.gpadls.get(gpadl_id)
             for index, opened in list(self._channels.items()):
@@ -249,7 +266,7 @@ class DeviceHost:
     # -- channels ------------------------------------------------------------------------------
 
     def open_channel(self, opening: Opening, kick_fd: int, call_fd: int) -> None:
-        """VMBUS_OPEN; both eventfds are duplicated.
+        """Opens a channel, for VMBUS_OPEN; both eventfds are duplicated.
 
         Raises :exc:`FrontEndError`, or :exc:`RefuseOpen` if the device refuses or fails.
         """
@@ -298,7 +315,10 @@ class DeviceHost:
             channel.run_beside(lambda: self.device.post_started(channel))
 
     def close_channel(self, index: int) -> None:
-        """VMBUS_CLOSE. Returns when neither ring nor external data is touched any more."""
+        """Closes a channel, for VMBUS_CLOSE.
+
+        Returns when neither ring nor external data is touched any more.
+        """
         self._close(index, publish=False)
 
     def _close(self, index: int, publish: bool) -> None:
@@ -318,7 +338,7 @@ class DeviceHost:
             self._handler.closed(channel)
 
     def modify_channel(self, index: int, target_vp: int) -> None:
-        """VMBUS_MODIFY: information only."""
+        """Logs which virtual processor gets the channel's interrupt, for VMBUS_MODIFY."""
         self._check_index(index)
         channel = self._channels.get(index)
         if channel is None:
@@ -326,7 +346,7 @@ class DeviceHost:
         channel.target_vp = target_vp
 
     def reset(self) -> None:
-        """VMBUS_RESET: closes every channel, subchannels first, and forgets every GPADL."""
+        """Closes every channel, subchannels first, and forgets every GPADL, for VMBUS_RESET."""
         self._reset(publish=False)
         self._forget_inflight()
 
@@ -338,11 +358,14 @@ class DeviceHost:
             self.gpadls.clear()
 
     def unplug(self) -> None:
-        """VMBUS_UNPLUG: takes note. The rescind is asked for when the device is ready for it."""
+        """Begins to unplug the device, for VMBUS_UNPLUG: the rescind follows when the device is
+        ready.
+        """
         self._unplugging.begin()
 
     def disconnect(self) -> None:
-        """The front end has gone, or we are about to: forgets all that came from it.
+        """Forgets all that came from the front end, which has gone, or which this end is about to
+        leave.
 
         The device lives on. The guest may have its channels open still and wait for the next back
         end, so what was taken from the rings is answered as far as that takes no longer than a
@@ -363,7 +386,9 @@ class DeviceHost:
     # -- translated code, statistics -----------------------------------------------------------
 
     def stats(self) -> dict[str, Any]:
-        """Counters of the device and its open channels, ready for JSON: docs/statistics.md."""
+        """Returns the counters of the device and its open channels, ready for JSON:
+        docs/statistics.md.
+        """
         regions = self.memory.regions
         totals = ChannelStats()
         with self._stats_lock:
@@ -388,7 +413,7 @@ class DeviceHost:
 
 
 class _Handler:
-    """Brings a channel's events to the device: the only place that knows both."""
+    """The way of a channel's events to the device: the only place that knows both."""
 
     def __init__(self, host: DeviceHost) -> None:
         device = host.device
@@ -406,7 +431,7 @@ class _Handler:
         self.gather_microseconds = device.gather_microseconds
         self.written = host.memory.written
         if not self._async:
-            # Not one call more than needed on the way of every packet.
+            # Saves a call on the way of every packet.
             self.packet_received = device.packet_received  # type: ignore[method-assign,assignment]
 
     def packet_received(self, channel: Channel, packet: Packet) -> None:

@@ -9,7 +9,7 @@ from vhostvmbus.device.device import Device
 
 
 class LoadError(Exception):
-    """There is no such device; the message is for the user."""
+    """A device that cannot be had; the message is for the user."""
 
 
 def load_device(name: str) -> Device:

@@ -42,8 +42,10 @@ class DeviceLoop:
         self._loop.call_soon_threadsafe(begin)
 
     def cancel(self, key: object, grace: float = 1.0) -> None:
-        """Lets the tasks of ``key`` finish for ``grace`` seconds, then cancels them; returns when
-        none runs any more. Not on the loop's thread."""
+        """Lets the tasks of ``key`` finish for ``grace`` seconds, then cancels them.
+
+        Returns when none runs any more. Must not be called on the loop's thread.
+        """
 
         async def finish() -> None:
             tasks = self._tasks.pop(key, set())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which channels a device has on offer, and the requests that change it.
+"""The channels that a device has on offer, and the requests that change it.
 
 docs/vhost-user-vmbus.md, *Offers that come and go*. Invariants: a subchannel is handed out once
-until it is taken back, channel 0 closes, or the guest or the connection is reset; a request is
+until it is rescinded, channel 0 closes, or the guest or the connection is reset; a request is
 carried out by the front end in the order of the calls here.
 
 The lock is held while the front end's answer is awaited. It answers without waiting for this end,
@@ -22,7 +22,7 @@ class ChannelOffers:
     """The offers of one device: ``channels`` from the start, at most ``max_channels``.
 
     ``offer_channel`` and ``rescind_channel`` send the request for an index to the front end and
-    return when it has taken note; ``None`` while there is no front end. Thread-safe.
+    return when it has taken note; they are ``None`` while there is no front end. Thread-safe.
     """
 
     def __init__(self, channels: int, max_channels: int) -> None:
@@ -35,18 +35,18 @@ class ChannelOffers:
 
     @property
     def offered(self) -> list[int]:
-        """The subchannels that were offered later and are still, ascending."""
+        """The subchannels that were offered later and are on offer still, ascending."""
         return sorted(self._offered)
 
     @property
     def rescinded(self) -> bool:
-        """Whether the whole device is taken back."""
+        """Tells whether the whole device is rescinded."""
         return self._rescinded
 
     def add(self, count: int) -> list[int]:
-        """Offers ``count`` subchannels more; their indices. If one is refused, none is offered.
+        """Offers ``count`` subchannels more and returns their indices.
 
-        Raises :exc:`OfferRefused`.
+        If one is refused, none is offered: raises :exc:`OfferRefused`.
         """
         with self._lock:
             if self._rescinded:
@@ -72,7 +72,7 @@ class ChannelOffers:
             return done
 
     def take_back(self, index: int) -> None:
-        """Takes a subchannel back that was offered later. Raises :exc:`OfferRefused`."""
+        """Rescinds a subchannel that was offered later. Raises :exc:`OfferRefused`."""
         if index not in self._later:
             raise UsageError(f"channel {index} is none that is offered later")
         with self._lock:
@@ -80,7 +80,7 @@ class ChannelOffers:
             self._offered.discard(index)
 
     def rescind(self) -> None:
-        """Takes the device back, until :meth:`offer_again`, whether or not there is a front end."""
+        """Rescinds the device, until :meth:`offer_again`, whether or not there is a front end."""
         with self._lock:
             self._rescinded = True
             if self.rescind_channel is not None:
@@ -88,14 +88,14 @@ class ChannelOffers:
             self._offered.clear()
 
     def offer_again(self) -> None:
-        """Offers a device anew that was taken back."""
+        """Offers a device anew that was rescinded."""
         with self._lock:
             self._rescinded = False
             if self.offer_channel is not None:
                 _ask(self.offer_channel, 0)
 
     def let_go(self) -> None:
-        """Has a front end that is unplugging the device take it from the guest now.
+        """Has a front end that is unplugging the device rescind it now.
 
         The next front end finds the device offered. Raises :exc:`OfferRefused`.
         """
@@ -103,22 +103,25 @@ class ChannelOffers:
             _ask(self.rescind_channel, 0)
             self._offered.clear()
 
-    # -- what the front end tells --------------------------------------------------------------
+    # -- what the front end says ---------------------------------------------------------------
 
     def connected(self) -> None:
-        """A front end is there; to it the device is offered, so say so if it is not."""
+        """Notes that a front end is there.
+
+        To it the device is on offer, so it is asked to rescind a device that is not.
+        """
         with self._lock:
             if self._rescinded:
                 _ask(self.rescind_channel, 0)
 
     def opened(self, index: int) -> None:
-        """The guest has this channel. News only if an earlier back end had offered it."""
+        """Notes that the guest has this channel, which an earlier back end may have offered."""
         with self._lock:
             if index in self._later:
                 self._offered.add(index)
 
     def forget(self) -> None:
-        """Subchannels are gone: channel 0 was closed, or guest or connection begin anew."""
+        """Forgets subchannels: channel 0 was closed, or the guest or the connection begins anew."""
         with self._lock:
             self._offered.clear()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Waiting until a guest's driver has come to rest, before its device is taken from it."""
+"""Waits until a guest's driver is quiet, before its device is taken from it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Final
 from vhostvmbus.channel import Channel, ChannelState
 
 CALM_SECONDS: Final = 0.3
-"""A driver counts as quiet once its rings have been empty for so long."""
+"""How many seconds a driver's rings have to be empty before it counts as quiet."""
 PATIENCE_SECONDS: Final = 6.0
-"""After that the device is taken all the same: a front end waits no longer than 10 seconds."""
+"""The seconds after which the device is taken all the same: a front end waits no longer than 10."""
 _POLL_SECONDS: Final = 0.02
 
 
@@ -37,9 +37,9 @@ def wait_until_quiet(
 ) -> bool:
     """Waits until the guest sends nothing any more and has taken every completion.
 
-    Waits ``least`` seconds at any rate, and ``patience`` at most; not at all for a channel that
-    is closed meanwhile. ``calm`` is for how many seconds nothing has to come, by default 0.3.
-    Returns whether that came about.
+    Waits ``least`` seconds at any rate, and ``patience`` at most; it does not wait for a channel
+    that is closed meanwhile. ``calm`` is for how many seconds nothing has to come, by default 0.3.
+    Returns whether the guest became quiet.
     """
     calm = CALM_SECONDS if calm is None else calm
     begin = calm_since = time.monotonic()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A device on its way out: it brings the guest's driver to rest, then the front end may take it.
+"""An unplug of a device: it has the guest's driver stop, then the front end may take the device.
 
 docs/vhost-user-vmbus.md, *Unplugging*. Invariants: for each connection at most one thread, which
 has ended before the next connection begins; a connection that is lost meanwhile is no error.
@@ -16,7 +16,11 @@ log = logging.getLogger(__name__)
 
 
 class Unplugging:
-    """``prepare`` is the device's part and may take its time; ``let_go`` asks the front end."""
+    """A device on its way out of the guest.
+
+    ``prepare`` is the device's part and may take its time; ``let_go`` asks the front end to
+    rescind.
+    """
 
     def __init__(self, name: str, prepare: Callable[[], None], let_go: Callable[[], None]) -> None:
         self._name = name
@@ -25,7 +29,9 @@ class Unplugging:
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        """VMBUS_UNPLUG came. Returns at once; a second time, nothing is done."""
+        """Begins the device's part, for VMBUS_UNPLUG. Returns at once; a second time it does
+        nothing.
+        """
         if self._thread is None:
             log.info("%s is being unplugged", self._name)
             self._thread = threading.Thread(
@@ -34,7 +40,7 @@ class Unplugging:
             self._thread.start()
 
     def end(self) -> None:
-        """The connection has ended: returns when the device's part has."""
+        """Waits, at the end of the connection, until the device's part has ended."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
