@@ -22,24 +22,25 @@ from vhostvmbus.engine import lib
 from vhostvmbus.memory import ExternalData
 
 FRAME_OFFSET: Final[int] = lib.VVB_NET_FRAME_OFFSET
-"""Where a frame begins in a receive section."""
+"""The offset at which a frame begins in a receive section."""
 DEFAULT_SECTION: Final = 1728
-"""Bytes of a receive section for frames of the ordinary size; what Linux reckons with."""
+"""The bytes of a receive section for frames of the ordinary size; Linux reckons with as many."""
 COALESCED_SECTION: Final = 16384
-"""... for a guest that takes a frame in several sections: five hold any frame."""
+"""The bytes of a receive section for a guest that takes a frame in several: five hold any frame."""
 SEND_SECTION: Final[int] = lib.VVB_NET_SEND_SECTION
-"""Bytes of a send section."""
+"""The bytes of a send section."""
 MAX_BUFFER: Final = 31 << 20
-"""Longest buffer taken, in bytes: what Linux has for its largest."""
+"""The longest buffer taken, in bytes: the largest that Linux has."""
 CONTROL_RESERVE: Final = 8
-"""Receive sections kept for RNDIS answers; fewer of a small buffer."""
+"""How many receive sections are kept for RNDIS answers; fewer of a small buffer."""
 MIN_SECTIONS: Final = 8
-"""Fewest receive sections: five for the longest frame, two for answers, one to spare. Linux lends
-ten and more (``ethtool -G``)."""
+"""The fewest receive sections: five for the longest frame, two for answers, one to spare. Linux
+lends ten and more (``ethtool -G``).
+"""
 
 
 def section_size(frame_size: int, coalescing: bool) -> int:
-    """Bytes of a receive section for frames of ``frame_size`` bytes, a tag included."""
+    """Returns the bytes of a receive section for frames of ``frame_size`` bytes, a tag included."""
     least = COALESCED_SECTION if coalescing else DEFAULT_SECTION
     return max(least, (FRAME_OFFSET + frame_size + 63) & ~63)
 
@@ -54,11 +55,11 @@ class Section:
     ) -> None:
         self.number = number
         self.offset = offset
-        """Bytes from the buffer's start."""
+        """The bytes from the buffer's start."""
         self.views = views
-        """Guest memory."""
+        """The section's guest memory."""
         self.spans = spans
-        """All of it as ``(gpa, length)``."""
+        """All of the section as ``(gpa, length)``."""
 
     def write(self, data: bytes) -> None:
         """Puts bytes at the start; they must fit."""
@@ -71,17 +72,17 @@ class Section:
 
 
 class Frames(Protocol):
-    """Who has the sections for frames: :class:`~vhostvmbus.devices.net.datapath.DataPath`."""
+    """The owner of the sections for frames: :class:`~vhostvmbus.devices.net.datapath.DataPath`."""
 
     @property
     def free_sections(self) -> int:
-        """How many the guest does not have."""
+        """The number of sections that the guest does not have."""
 
     def section(self, lease: int) -> int | None:
-        """One of them, None if there is none."""
+        """Returns a free section, or ``None`` if there is none."""
 
     def give(self, lease: int, section: int) -> None:
-        """It is free again."""
+        """Gives a section back: it is free again."""
 
 
 class ReceiveBuffer:
@@ -117,11 +118,11 @@ class ReceiveBuffer:
 
     @property
     def free(self) -> int:
-        """Sections that the guest does not have."""
+        """The number of sections that the guest does not have."""
         return len(self._free) + (self._path.free_sections if self._path else 0)
 
     def take(self) -> Section | None:
-        """Returns a free section, one of those for answers if it can be; None: there is none."""
+        """Returns a free section, one for answers if there is one; ``None`` if none is free."""
         try:
             return self._section(self._free.popleft())
         except IndexError:
@@ -137,7 +138,7 @@ class ReceiveBuffer:
                 self._path.give(self.lease, section.number)
 
     def section_number(self, number: int) -> Section:
-        """A section that the path left over."""
+        """Returns a section that the path left over."""
         return self._section(number)
 
     def _section(self, number: int) -> Section:
@@ -178,7 +179,7 @@ class SendBuffer:
         self.count = length // size
 
     def read(self, number: int, size: int) -> bytes:
-        """A copy of the first ``size`` bytes of a section. Raises :class:`SectionError`."""
+        """Returns a copy of the first ``size`` bytes of a section. Raises :class:`SectionError`."""
         if number >= self.count:
             raise SectionError("send_buf_section_index", number, 8, f"{self.count} sections")
         if size > self.section_size:

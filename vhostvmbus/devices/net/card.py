@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The synthetic network card: a link behind VMBus channels.
 
-Frames pass in C (:class:`~vhostvmbus.devices.net.datapath.DataPath`). What comes up here of a
-guest's packets is for :class:`~vhostvmbus.devices.net.protocol.Protocol`, on the primary channel's
-worker; or it is RNDIS data that is not as it should be, on the worker of the channel that it came
-on. What comes from the link is the business of a
-:class:`~vhostvmbus.devices.net.receiver.Receiver` for each queue.
+Frames pass in C (:class:`~vhostvmbus.devices.net.datapath.DataPath`). Two kinds of a guest's
+packets come up here: those for :class:`~vhostvmbus.devices.net.protocol.Protocol`, on the primary
+channel's worker; and malformed RNDIS data, on the worker of the channel that it came on. What comes
+from the link is the business of a :class:`~vhostvmbus.devices.net.receiver.Receiver` for each
+queue.
 
 Invariants: every packet is completed exactly once; a malformed one costs itself only; a buffer that
-the guest took back is not touched any more when that is completed.
+the guest revokes is not touched any more when that is completed.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _INVALID = nvsp.rndis_packet_complete(Status.INVALID_RNDIS_PACKET)
 
 
 def address_for(name: str) -> bytes:
-    """A locally administered station address that is always the same for a name."""
+    """Returns a locally administered station address that is always the same for a name."""
     return b"\x02" + hashlib.sha256(name.encode()).digest()[:5]
 
 
@@ -87,7 +87,7 @@ class NetworkCard(Device):
         queues: int | None = None,
         instance_id: UUID | None = None,
     ) -> None:
-        """A card on ``link``, which it starts, and closes in the end.
+        """Makes a card on ``link``, which it starts, and closes in the end.
 
         ``mac`` is the station address (default: the link's, else one made from its name);
         ``queues`` the most channels that a guest gets (default: what the link has).
@@ -135,7 +135,7 @@ class NetworkCard(Device):
     # -- channels ------------------------------------------------------------------------------
 
     def opened(self, channel: Channel) -> None:
-        """A channel was opened; with the primary, a new conversation begins."""
+        """Notes that a channel was opened; with the primary one, a new conversation begins."""
         with self._lock:
             self._sent[channel.index] = Counters()
             self._channels[channel.index] = channel
@@ -151,16 +151,18 @@ class NetworkCard(Device):
             self._use_queues(1)
 
     def resumed(self, channel: Channel) -> None:
-        """The guest went on while there was no back end; what it had set up is not known here.
+        """Notes that the guest went on while there was no back end; what it had set up is not known
+        here.
 
         Whatever it sends is refused, by the protocol's means, until :meth:`post_started` has the
         guest's driver start anew. That goes for what the back end before had not completed, too:
-        the driver waits for it before it lets go, and a channel is not closed before that was done.
+        the driver waits for it before it gives the card up, and a channel is not closed before
+        that.
         """
         self.opened(channel)
 
     def post_started(self, channel: Channel) -> None:
-        """A card that is taken out and put in again is negotiated with again."""
+        """Rescinds a card that was resumed and offers it again, to be negotiated with anew."""
         if channel.info.resumed and not channel.index:
             log.warning("%s: the guest's driver has to start anew: offered once more", self.name)
             told = self._tell_link_down(channel)
@@ -174,7 +176,10 @@ class NetworkCard(Device):
                 log.error("%s: %s; the guest has to load its driver again", self.name, error)
 
     def _tell_link_down(self, channel: Channel) -> bool:
-        """Has a guest that this back end knows nothing of stop sending; whether it could be."""
+        """Has a guest that this back end knows nothing of stop sending.
+
+        Returns whether it could be told.
+        """
         found = takeover.find_buffer(channel)
         if found is None:
             return False
@@ -185,7 +190,7 @@ class NetworkCard(Device):
         return True
 
     def unplug_requested(self) -> None:
-        """The guest's driver sends nothing any more when this returns, if it takes a hint."""
+        """Waits until the guest's driver sends nothing any more, if it takes a hint."""
         with self._lock:
             self._leaving = leaving.has_driver(self.protocol, self._outbox)
             if self._leaving:
@@ -195,7 +200,7 @@ class NetworkCard(Device):
             leaving.wait(self.name, self._outbox)
 
     def started(self, channel: Channel) -> None:
-        """Once all subchannels that were asked for are open, they are used, both ways."""
+        """Uses all subchannels, both ways, once all that were asked for are open."""
         with self._lock:
             if channel.index and self._subchannels and len(self._channels) > self._subchannels:
                 self._subchannels = 0
@@ -203,7 +208,7 @@ class NetworkCard(Device):
                 self._outbox.send_table()
 
     def closed(self, channel: Channel) -> None:
-        """The channel is gone; with the primary, so is what the guest lent and set."""
+        """Forgets the channel; with the primary one, also what the guest lent and set."""
         with self._lock:
             self._channels.pop(channel.index, None)
             self._past.add(self._sent.pop(channel.index, Counters()))
@@ -224,7 +229,7 @@ class NetworkCard(Device):
             self._configure()
 
     def _configure(self) -> None:
-        """Tells the data path what is in force: the newest of it last, whoever calls."""
+        """Gives the data path the settings in force, the newest of them last, whoever calls."""
         with self._lock:
             self._path.configure(
                 self.adapter,
@@ -234,15 +239,15 @@ class NetworkCard(Device):
             )
 
     def woken(self) -> None:
-        """Sections may have come back, for answers that waited for one.
+        """Sends answers that waited for a section, of which some may have come back.
 
-        A guest that does not know yet that its buffer was taken is told nothing.
+        A guest that does not know yet that its buffer was revoked is sent nothing.
         """
         if self.protocol.ready:
             self._outbox.go_on()
 
     def _wait_for_section(self) -> None:
-        """Has :meth:`woken` called when one comes back."""
+        """Has :meth:`woken` called when a section comes back."""
         if self._receivers:
             self._path.wake_when_free(self._receivers[0].wake_fd)
 
@@ -272,8 +277,9 @@ class NetworkCard(Device):
             log.warning("%s: %s", self.link.name, error)
 
     def _follow_mtu(self) -> None:
-        """Makes the host side's MTU the guest's if that is larger than the host's own choice, and
-        than what every driver begins with; the host's choice otherwise."""
+        """Gives the host side the guest's MTU if that is larger than the host's own choice, and
+        than what every driver begins with; the host's choice otherwise.
+        """
         wanted = self.adapter.guest_mtu
         if wanted <= max(self._own_mtu, DEFAULT_MTU):
             wanted = self._own_mtu
@@ -285,16 +291,16 @@ class NetworkCard(Device):
     def _stop_receivers(self) -> None:
         with self._lock:
             receivers, self._receivers = self._receivers, []
-        for receiver in receivers:  # without the lock: they may be waiting for it
+        for receiver in receivers:  # the lock is free: they may wait for it
             receiver.stop()
 
     def _link_changed(self) -> None:
-        """The link's carrier, MTU or descriptor may be another one; any thread."""
+        """Acts on a change of the link's carrier, MTU or descriptor; any thread."""
         with self._lock:
             for receiver in self._receivers:
                 receiver.wake()
             if self.link.mtu not in (self.adapter.mtu, self._asked_mtu):
-                self._own_mtu = self.link.mtu  # somebody on the host wants it so
+                self._own_mtu = self.link.mtu  # set by somebody on the host
             self.adapter.mtu = self.link.mtu
             self._configure()
             up = self.link.carrier() and not self._leaving
@@ -317,7 +323,7 @@ class NetworkCard(Device):
             packet.complete(_INVALID)
 
     def packet_rejected(self, channel: Channel, packet: Packet, error: GuestError) -> None:
-        """External data that is malformed or too large."""
+        """Counts the mistake, malformed or too long external data, and completes the packet."""
         self._complain(channel, error)
         packet.complete(_INVALID if packet.payload[:4] == nvsp.RNDIS_PACKET else b"")
 
@@ -326,7 +332,7 @@ class NetworkCard(Device):
         self._complaints.warning("%s channel %d: %s", self.name, channel.index, error)
 
     def _messages(self, channel: Channel, packet: Packet, payload: bytes) -> bytes:
-        """Sends or answers the RNDIS messages of a packet; what completes it."""
+        """Sends or answers the RNDIS messages of a packet. Returns what completes it."""
         counters = self._sent[channel.index]
         try:
             where = nvsp.decode_rndis_packet(payload)
@@ -373,7 +379,7 @@ class NetworkCard(Device):
                 assert_never(action)
 
     def _offer(self, channel: Channel, count: int) -> int:
-        """Has subchannels offered; how many were."""
+        """Has subchannels offered. Returns how many were."""
         if self._subchannels or len(self._channels) > 1:
             self._complain(channel, NvspError("num_subchannels", count, 8, "a second time"))
             return 0
@@ -417,7 +423,7 @@ class NetworkCard(Device):
         return refused_buffer(receive)
 
     def _give_back(self, channel: Channel, receive: bool) -> None:
-        """Touches a buffer no more."""
+        """Stops the use of a buffer."""
         if receive:
             with suppress(ChannelClosed):
                 channel.note = b""
@@ -455,7 +461,7 @@ class NetworkCard(Device):
     # -- counters ------------------------------------------------------------------------------
 
     def _sum(self) -> Counters:
-        """All counters since the card was made, about: threads count without a lock."""
+        """Returns all counters since the card was made, about: threads count without a lock."""
         total = Counters()
         with self._lock:
             for counters in (self._past, *self._sent.values(), self._path.received()):
@@ -469,7 +475,7 @@ class NetworkCard(Device):
         return total
 
     def stats(self) -> dict[str, Any]:
-        """The link, the negotiation, frames and bytes, and the guest's mistakes by name."""
+        """Returns the link, the negotiation, frames and bytes, and the guest's mistakes by name."""
         protocol, buffer = self.protocol, self._outbox.buffer
         return {
             "link": {"name": self.link.name, **self.link.stats()},

@@ -3,13 +3,13 @@
 
 ``native/`` moves them: a plan of the card's own sends what the guest puts into RNDIS packets and
 takes receive sections back, on the channels' workers; a thread for each queue of the link puts
-frames into sections and tells the guest. What was negotiated is told it from here. Only what is not
-as it should be comes up: packets that :meth:`DataPath.send` finds the mistake of, and frames that
-the guest could not be told of.
+frames into sections and sends the guest packets about them. The settings that were negotiated go
+there from here. Only two things come up: malformed packets, whose mistake :meth:`DataPath.send`
+finds, and frames for which no packet could be sent.
 
 Invariants: a buffer's memory is not touched any more when :meth:`DataPath.take_back` returned, or
-when the guest's GPADL is gone; a channel's ring not after the channel is closed, and sections that
-the guest had from it are free then.
+when the guest's GPADL is gone; a channel's ring is not touched after the channel is closed, and
+sections that the guest had from it are free then.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vhostvmbus._engine import Pointer, vvb_net, vvb_net_counts, vvb_plan
 
 MAX_CHANNELS: Final[int] = lib.VVB_NET_CHANNELS
-"""Most channels of a card, and queues of a link."""
+"""The most channels of a card, and queues of a link."""
 _ERRORS: Final[dict[int, type[NetError]]] = {
     lib.VVB_NET_E_RNDIS: RndisError,
     lib.VVB_NET_E_INFO: PacketInfoError,
@@ -43,7 +43,7 @@ _ERRORS: Final[dict[int, type[NetError]]] = {
 
 
 class Part(NamedTuple):
-    """A receive section that the guest is still to be told of."""
+    """A receive section of which the guest has not been told yet."""
 
     channel: int
     section: int
@@ -52,26 +52,26 @@ class Part(NamedTuple):
 
 
 class Served(NamedTuple):
-    """How one :meth:`DataPath.serve` ended."""
+    """The end of one :meth:`DataPath.serve`."""
 
     woken: bool
-    """The eventfd is readable."""
+    """Set if the eventfd is readable."""
     left: list[Part]
-    """What the caller has to hand over; a channel's parts come in a row."""
+    """The parts that the caller has to hand over; a channel's parts come in a row."""
     lease: int
-    """Of the buffer that they are in: :attr:`ReceiveBuffer.lease`."""
+    """The lease of the buffer that they are in: :attr:`ReceiveBuffer.lease`."""
 
 
 class News(NamedTuple):
-    """What happened on a channel."""
+    """A count of what happened on a channel."""
 
     packets: int
-    """Put into its ring, of so many bytes:"""
+    """How many packets were put into its ring, of ``bytes`` bytes together."""
     payload_bytes: int
     signals: int
-    """Of the guest, for them."""
+    """How often the guest was signalled for them."""
     bad_returns: int
-    """Completions that gave sections back and were no receive completions."""
+    """How many completions gave sections back and were no receive completions."""
 
 
 class ChannelPlan:
@@ -91,7 +91,7 @@ class ChannelPlan:
 
 
 class DataPath:
-    """One card's. Any thread; one at a time takes from a queue."""
+    """The data path of one card. Any thread may call it; one at a time takes from a queue."""
 
     def __init__(self) -> None:
         net = lib.vvb_net_new()
@@ -103,8 +103,10 @@ class DataPath:
         self._taken = [ffi.new("struct vvb_net_taken *") for _ in range(MAX_CHANNELS)]
 
     def configure(self, adapter: Adapter, *, tagging: bool, active: bool, receiving: bool) -> None:
-        """Puts in force what the guest set. It may send if ``active``, and gets frames if
-        ``receiving``."""
+        """Puts in force what the guest set.
+
+        The guest may send if ``active``, and gets frames if ``receiving``.
+        """
         config = ffi.new("struct vvb_net_config *")
         offloads, scaling = adapter.offloads, adapter.scaling.current
         config.active, config.receiving = active, receiving
@@ -143,7 +145,7 @@ class DataPath:
     # -- buffers -------------------------------------------------------------------------------
 
     def lend_send(self, buffer: SendBuffer) -> None:
-        """Packets may refer to these sections."""
+        """Lets packets refer to the sections of this buffer."""
         lease = next(self._leases)
 
         def use(segs: bytes) -> None:
@@ -153,7 +155,9 @@ class DataPath:
         buffer.mapping.lend(use, partial(self.take_back, False, lease))
 
     def lend_receive(self, buffer: ReceiveBuffer) -> None:
-        """Frames go into these sections, all but the first few: answers go into those."""
+        """Puts frames into the sections of this buffer, all but the first few: answers go into
+        those.
+        """
         lease = buffer.lease = next(self._leases)
 
         def use(segs: bytes) -> None:
@@ -167,7 +171,7 @@ class DataPath:
         buffer.mapping.lend(use, partial(self.take_back, True, lease))
 
     def take_back(self, receive: bool, lease: int = 0) -> None:
-        """Touches a buffer no more; with a ``lease``, unless there is another by now."""
+        """Stops the use of a buffer; with a ``lease``, only of the one that has it."""
         if receive:
             lib.vvb_net_lend_receive(self._net, ffi.NULL, 0, 0, 0, 0, lease)
         else:
@@ -175,42 +179,44 @@ class DataPath:
 
     @property
     def free_sections(self) -> int:
-        """Sections for frames that the guest does not have."""
+        """The number of sections for frames that the guest does not have."""
         return int(lib.vvb_net_free_sections(self._net))
 
     def section(self, lease: int) -> int | None:
-        """A free section for the caller, None if there is none, or not in that buffer any more."""
+        """Returns a free section for the caller; ``None`` if none is free, or no such buffer."""
         section = int(lib.vvb_net_section(self._net, lease))
         return section if section >= 0 else None
 
     def give(self, lease: int, section: int) -> None:
-        """A section that the caller had is free again, if there still is the buffer."""
+        """Gives back a section that the caller had, if there still is the buffer."""
         lib.vvb_net_give(self._net, lease, section)
 
     # -- channels ------------------------------------------------------------------------------
 
     def connect(self, channel: Channel) -> None:
-        """Frames pass from now on, both ways, until the channel closes."""
+        """Lets frames pass from now on, both ways, until the channel closes."""
         index = channel.index
         ring, call_fd = channel.lend_ring(partial(lib.vvb_net_disconnect, self._net, index))
         _check(lib.vvb_net_connect(self._net, channel.index, ring, call_fd))
         channel.set_plan(ChannelPlan(self, self._net, channel.index))
 
     def sent(self, index: int) -> Counters:
-        """What was sent on a channel since it was connected; mistakes are not among it."""
+        """Returns what was sent on a channel since it was connected; mistakes are not counted
+        there.
+        """
         counts = lib.vvb_net_sent(self._net, index)
         counters = Counters(send_refused=counts.refused, large_sends=counts.large)
         _fill(counters.sent, counts)
         return counters
 
     def take_news(self, index: int) -> News:
-        """What happened on a channel since the last call."""
+        """Returns what happened on a channel since the last call."""
         news = ffi.new("struct vvb_net_news *")
         lib.vvb_net_take_news(self._net, index, news)
         return News(news.told, news.told * MESSAGE_SIZE, news.signals, news.bad_returns)
 
     def received(self) -> Counters:
-        """What was received, on all queues."""
+        """Returns what was received, on all queues."""
         total = Counters()
         for queue in range(len(self._ports)):
             counts = lib.vvb_net_received(self._net, queue)

@@ -12,7 +12,7 @@ from vhostvmbus.wire.errors import PacketError
 
 
 class NetError(PacketError):
-    """Base of them all."""
+    """The base of the network card's errors."""
 
 
 class NvspError(NetError):
@@ -46,18 +46,18 @@ class OidError(NetError):
 
 
 class OidUnknown(OidError):
-    """No such OID here, or not in this direction."""
+    """A query or set of an OID that is unknown here, or not in this direction."""
 
     rndis_status = status.NOT_SUPPORTED
 
 
 class OidLengthInvalid(OidError):
-    """The information is shorter than what the OID takes."""
+    """A query or set with less information than the OID takes."""
 
     rndis_status = status.INVALID_LENGTH
 
 
 class OidDataInvalid(OidError):
-    """The information says something that cannot be."""
+    """A query or set with information that says something that cannot be."""
 
     rndis_status = status.INVALID_DATA

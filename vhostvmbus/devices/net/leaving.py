@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A card that is being unplugged: the guest's driver is brought to rest before it goes.
+"""The end of a card that is being unplugged: the guest's driver stops sending before it goes.
 
 Linux waits for the completion of every packet that it has sent, but takes none any more once the
 card is rescinded (:mod:`~vhostvmbus.devices.net.takeover`). So the guest is told that the link is
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def has_driver(protocol: Protocol, outbox: Outbox) -> bool:
-    """Whether there is a driver that would have to be told, and waited for."""
+    """Tells whether there is a driver that would have to be told, and waited for."""
     primary = outbox.channels.get(0)
     if primary is None:
         return False
@@ -30,7 +30,7 @@ def has_driver(protocol: Protocol, outbox: Outbox) -> bool:
 
 
 def wait(name: str, outbox: Outbox) -> None:
-    """Waits until the driver is at rest or has closed its channels; not for ever."""
+    """Waits until the driver is quiet or has closed its channels, for a bounded time."""
 
     def channels() -> list[Channel]:
         outbox.go_on()  # the news itself may have to wait for a receive section

@@ -22,17 +22,17 @@ from vhostvmbus.devices.net.errors import NvspError
 from vhostvmbus.engine import lib
 
 MESSAGE_SIZE: Final[int] = lib.VVB_NET_NVSP_SIZE
-"""``sizeof(struct nvsp_message)``, bytes."""
+"""The bytes of ``struct nvsp_message``."""
 NO_SECTION: Final[int] = lib.VVB_NET_NVSP_NO_SECTION
-"""As a section index: the send buffer is not used."""
+"""A section index that says that the send buffer is not used."""
 SEND_TABLE_SIZE: Final = 16
-"""Entries of the send indirection table; Linux takes no other number."""
+"""The entries of the send indirection table; Linux takes no other number."""
 MAX_MDL_CHAIN_LENGTH: Final = 34
-"""Announced in INIT_COMPLETE; no driver of today looks at it."""
+"""The number announced in INIT_COMPLETE; no driver of today looks at it."""
 
 
 class Version(IntEnum):
-    """Protocol versions; the number is what the wire has."""
+    """A protocol version; the number is what the wire has."""
 
     V1 = 0x00002
     V2 = 0x30002
@@ -46,7 +46,10 @@ class Version(IntEnum):
 
 
 class MessageType(IntEnum):
-    """``hdr.msg_type``. Chimney, VMQ and packet-direct messages are not among them: no answer."""
+    """The numbers of ``hdr.msg_type``.
+
+    Chimney, VMQ and packet-direct messages are not among them: they get no answer.
+    """
 
     INIT = 1
     INIT_COMPLETE = 2
@@ -71,7 +74,7 @@ class MessageType(IntEnum):
 
 
 class Status(IntEnum):
-    """``NVSP_STAT_*``."""
+    """The values of ``NVSP_STAT_*``."""
 
     SUCCESS = lib.VVB_NET_NVSP_SUCCESS
     FAIL = 2
@@ -83,7 +86,7 @@ class Status(IntEnum):
 
 
 class Capability(IntFlag):
-    """``struct nvsp_2_vsc_capability``: what the guest's driver can do."""
+    """A capability of the guest's driver, ``struct nvsp_2_vsc_capability``."""
 
     VMQ = 0x01
     CHIMNEY = 0x02
@@ -96,7 +99,7 @@ class Capability(IntFlag):
 
 
 class RndisChannel(IntEnum):
-    """``channel_type`` of SEND_RNDIS_PACKET."""
+    """The ``channel_type`` of SEND_RNDIS_PACKET."""
 
     DATA = lib.VVB_NET_NVSP_DATA
     CONTROL = 1
@@ -136,7 +139,7 @@ class RevokeBuffer:
 
 
 class RndisPacket(NamedTuple):
-    """RNDIS messages are in a send section (index, bytes used) and in the packet's pages."""
+    """A packet with RNDIS messages, in a send section (index, bytes used) and in its own pages."""
 
     channel: int
     section: int
@@ -145,14 +148,17 @@ class RndisPacket(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RndisPacketComplete:
-    """The peer is done with an RNDIS packet."""
+    """Says that the peer is done with an RNDIS packet."""
 
     status: int
 
 
 @dataclass(frozen=True, slots=True)
 class NdisConfig:
-    """From version 2. ``frame_size`` is the guest's MTU and 14 bytes of Ethernet header."""
+    """The guest's configuration, from version 2.
+
+    ``frame_size`` is the guest's MTU and 14 bytes of Ethernet header.
+    """
 
     frame_size: int
     capabilities: Capability
@@ -160,19 +166,19 @@ class NdisConfig:
 
 @dataclass(frozen=True, slots=True)
 class SwitchDataPath:
-    """From version 4: 0 the synthetic path, 1 a virtual function."""
+    """A switch of the data path, from version 4: 0 the synthetic path, 1 a virtual function."""
 
     active: int
 
 
 @dataclass(frozen=True, slots=True)
 class OidQueryEx:
-    """From version 5: a query beside RNDIS. No driver known here sends it."""
+    """A query beside RNDIS, from version 5. No driver known here sends it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subchannels:
-    """From version 5: the guest asks for ``count`` subchannels if ``operation`` is 1."""
+    """A request for ``count`` subchannels if ``operation`` is 1, from version 5."""
 
     operation: int
     count: int
@@ -180,7 +186,7 @@ class Subchannels:
 
 @dataclass(frozen=True, slots=True)
 class PacketDirect:
-    """From version 6: an operation of the packet-direct interface."""
+    """An operation of the packet-direct interface, from version 6."""
 
     operation: int
 
@@ -199,7 +205,7 @@ Message = (
 )
 
 RNDIS_PACKET: Final = MessageType.SEND_RNDIS_PACKET.to_bytes(4, "little")
-"""How an RNDIS packet begins."""
+"""The beginning of an RNDIS packet."""
 _U32 = struct.Struct("<I")
 _TWO = struct.Struct("<4xII")
 _THREE = struct.Struct("<4xIII")
@@ -270,7 +276,7 @@ def decode_rndis_packet(payload: bytes) -> RndisPacket:
 
 
 def negotiate(message: Init) -> tuple[Status, Version | None]:
-    """The highest version that both ends take, or why there is none."""
+    """Returns the highest version that both ends take, or why there is none."""
     both = [known for known in Version if message.minimum <= known <= message.maximum]
     if both:
         return Status.SUCCESS, both[-1]
@@ -307,7 +313,7 @@ def send_buffer_complete(status: Status, section_size: int = 0) -> bytes:
 
 
 def rndis_packet(channel: RndisChannel) -> bytes:
-    """The payload of a transfer page packet with RNDIS messages."""
+    """Returns the payload of a transfer page packet with RNDIS messages."""
     body = struct.pack("<III", channel, NO_SECTION, 0)
     return _message(MessageType.SEND_RNDIS_PACKET, body)
 
@@ -328,10 +334,10 @@ def packet_direct_complete(operation: int) -> bytes:
 
 
 def indirection_table(entries: Sequence[int]) -> bytes:
-    """SEND_INDIRECTION_TABLE: the channel of each of :data:`SEND_TABLE_SIZE` hash values.
+    """Returns SEND_INDIRECTION_TABLE: the channel of each of :data:`SEND_TABLE_SIZE` hash values.
 
-    The table stands behind a whole message. Linux takes it from there in versions up to 6,
-    whatever the offset says, and from the offset in 6.1.
+    The table stands behind a whole message. Linux takes it from there in versions up to 6, whatever
+    the offset says, and from the offset in 6.1.
     """
     if len(entries) != SEND_TABLE_SIZE:
         raise ValueError(f"a send indirection table has {SEND_TABLE_SIZE} entries")

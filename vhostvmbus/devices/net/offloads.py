@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the card computes for the guest: the NDIS offload structures, and what is in force.
+"""The work that the card does for the guest: the NDIS offload structures, and what is in force.
 
 Layouts: NDIS_OFFLOAD and NDIS_OFFLOAD_PARAMETERS of the Windows driver documentation; Linux
 ``hyperv_net.h``, ``struct ndis_offload`` and ``ndis_offload_params``. Little-endian, naturally
@@ -19,15 +19,15 @@ from vhostvmbus.devices.net.link import Capabilities
 OFFLOAD_TYPE: Final = 0xA7
 DEFAULT_TYPE: Final = 0x80
 SIZES: Final = {1: 112, 2: 144, 3: 156}
-"""NDIS_OFFLOAD by revision: NDIS 6.0, 6.1, 6.30."""
+"""The bytes of NDIS_OFFLOAD by revision: NDIS 6.0, 6.1, 6.30."""
 MIN_PARAMETERS: Final = 15
-"""NDIS_OFFLOAD_PARAMETERS up to the last of the settings that NDIS 6.0 had."""
+"""The bytes of NDIS_OFFLOAD_PARAMETERS up to the last of the settings that NDIS 6.0 had."""
 MAX_LARGE_SEND: Final = 0xFFFF - 128
-"""Bytes in a large send; with all headers it is still an IP packet."""
+"""The bytes in a large send; with all headers it is still an IP packet."""
 MIN_SEGMENTS: Final = 2
 _ENCAPSULATION_802_3: Final = 2
 _IPV4_TX: Final = 0x001 | 0x004 | 0x010 | 0x040 | 0x100
-"""IP and TCP options, TCP, UDP, and the IP header."""
+"""The bits for IP and TCP options, TCP, UDP, and the IP header."""
 _IPV6_TX: Final = 0x001 | 0x004 | 0x010 | 0x040
 _IPV4_RX: Final = 0x004 | 0x010 | 0x040
 _IPV6_RX: Final = 0x001 | 0x004 | 0x010 | 0x040
@@ -47,7 +47,7 @@ _RSC_AT: Final = 22
 
 @dataclass(frozen=True, slots=True)
 class Offloads:
-    """What the guest has switched on; nothing else is done for it, or left to it."""
+    """The offloads that the guest has switched on; nothing else is done for it, or left to it."""
 
     ip_checksum: bool = False
     tcp4_send: bool = False
@@ -65,7 +65,7 @@ class Offloads:
 
     @classmethod
     def all_of(cls, able: Capabilities, coalescing: bool) -> Offloads:
-        """Everything that can be."""
+        """Returns all offloads that can be."""
         csum = able.checksum
         lso4, lso6 = csum and able.tso4, csum and able.tso6
         checksums = (csum,) * 9
@@ -73,7 +73,7 @@ class Offloads:
 
     @property
     def receive(self) -> Capabilities:
-        """What the link may leave undone in received frames."""
+        """The work that the link may leave undone in received frames."""
         checked = (
             self.tcp4_receive and self.udp4_receive and self.tcp6_receive and self.udp6_receive
         )
@@ -81,7 +81,7 @@ class Offloads:
 
 
 def describe(offloads: Offloads, revision: int) -> bytes:
-    """NDIS_OFFLOAD of that revision."""
+    """Returns NDIS_OFFLOAD of that revision."""
 
     def transmit(options: int, tcp: bool, udp: bool, ip: bool) -> int:
         wanted = options & ~0x150
@@ -111,7 +111,7 @@ def describe(offloads: Offloads, revision: int) -> bytes:
 
 
 def revision_wanted(information: bytes) -> int:
-    """The revision that a query's header asks for; the newest if it has none."""
+    """Returns the revision that a query's header asks for; the newest if it has none."""
     if len(information) < _HEADER.size:
         return max(SIZES)
     kind, revision, size = _HEADER.unpack_from(information)
@@ -124,7 +124,7 @@ def revision_wanted(information: bytes) -> int:
 
 
 def with_parameters(offloads: Offloads, able: Offloads, data: bytes) -> Offloads:
-    """What is in force after NDIS_OFFLOAD_PARAMETERS. Raises :class:`OidError`.
+    """Returns what is in force after NDIS_OFFLOAD_PARAMETERS. Raises :class:`OidError`.
 
     Only what the card offered can be switched on.
     """

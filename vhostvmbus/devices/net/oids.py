@@ -25,16 +25,16 @@ from vhostvmbus.devices.net.statistics import Counters
 from vhostvmbus.engine import lib
 
 SPEED: Final = 100_000_000
-"""10 Gbit/s: a synthetic card has no speed of its own."""
+"""The speed that the card claims, 10 Gbit/s: a synthetic card has none of its own."""
 MAX_MULTICAST: Final[int] = lib.VVB_NET_MULTICAST
 ETHERNET_SIZE: Final[int] = lib.VVB_NET_ETHERNET
-"""Bytes of an Ethernet header."""
+"""The bytes of an Ethernet header."""
 VLAN_SIZE: Final[int] = lib.VVB_NET_VLAN
-"""Bytes of an 802.1Q tag."""
+"""The bytes of an 802.1Q tag."""
 DEFAULT_MTU: Final = 1500
-"""What a driver begins with."""
+"""The MTU that a driver begins with."""
 FRIENDLY_NAME: Final = "Network Adapter"
-"""Linux takes any other one for the interface's alias."""
+"""The card's name; Linux takes any other one for the interface's alias."""
 VENDOR: Final = b"vhostvmbus network card\0"
 
 KNOWN_FILTER: Final = 0xFFFF
@@ -42,7 +42,7 @@ _OFFERED_MAC_OPTIONS: Final = 0x02 | 0x08 | 0x40  # serialized, no loopback, 802
 
 
 class Change(Flag):
-    """What a set changed, for the card to act on."""
+    """A change that a set made, for the card to act on."""
 
     NOTHING = 0
     FILTER = auto()
@@ -57,29 +57,32 @@ class Adapter:
 
     permanent_address: bytes
     mtu: int
-    """The link's."""
+    """The link's MTU."""
     able: Capabilities
-    """What the link takes and may give."""
+    """The offloads that the link takes and may give."""
     scaling: rss.ReceiveScaling
     count: Callable[[], Counters]
-    """The sums of all counters."""
+    """Returns the sums of all counters."""
     current_address: bytes = b""
     connected: bool = False
     coalescing: bool = False
-    """Whether a received frame may take several sections: from version 6.1, if the guest can."""
+    """Set if a received frame may take several sections: from version 6.1, if the guest can."""
     packet_filter: int = 0
     multicast: frozenset[bytes] = frozenset()
     lookahead: int = 1514
     guest_mtu: int = DEFAULT_MTU
-    """What the guest works with. The link's may become another one at any time: that the guest does
-    not know is no mistake of its."""
+    """The MTU that the guest works with.
+
+    The link's may become another one at any time: that the guest does not know it is no mistake of
+    the guest's.
+    """
     offloads: Offloads = field(default_factory=Offloads)
 
     def __post_init__(self) -> None:
         self.current_address = self.permanent_address
 
     def reset(self) -> None:
-        """As it was when the guest began, but for the address.
+        """Sets everything to what it was when the guest began, but for the address.
 
         Linux opens the channel anew for another MTU, and does not set an address again then.
         """
@@ -87,7 +90,7 @@ class Adapter:
         self.offloads = Offloads()
 
     def halt(self) -> None:
-        """The guest receives nothing any more, and goes on sending by what it has agreed on.
+        """Gives the guest nothing any more, but lets it go on sending by what it has agreed on.
 
         Linux halts the card first, then waits for what it has in all the channels' rings.
         """
@@ -97,12 +100,12 @@ class Adapter:
 
     @property
     def longest(self) -> int:
-        """Bytes of the longest frame that the guest may send, without a tag."""
+        """The bytes of the longest frame that the guest may send, without a tag."""
         return max(self.mtu, self.guest_mtu) + ETHERNET_SIZE
 
     @property
     def offered(self) -> Offloads:
-        """What can be switched on."""
+        """The offloads that can be switched on."""
         return Offloads.all_of(self.able, self.coalescing)
 
 
@@ -127,12 +130,12 @@ def _constant(value: int) -> Query:
 
 
 def _counter(value: Callable[[Counters], int]) -> Query:
-    """Four bytes, as RNDIS has it; NDIS_STATISTICS_INFO has the whole number."""
+    """Answers with four bytes, as RNDIS has it; NDIS_STATISTICS_INFO has the whole number."""
     return lambda adapter, _data: _number(value(adapter.count()))
 
 
 def _statistics(adapter: Adapter, _data: bytes) -> bytes:
-    """NDIS_STATISTICS_INFO, revision 1."""
+    """Answers with NDIS_STATISTICS_INFO, revision 1."""
     now = adapter.count()
     rx, tx = now.received, now.sent
     values = (
@@ -246,7 +249,7 @@ def _set_lookahead(adapter: Adapter, data: bytes) -> Change:
 
 
 def _check_number(_adapter: Adapter, data: bytes) -> Change:
-    """For what is taken note of and changes nothing: a whole frame is always given."""
+    """Takes a number that changes nothing here: a whole frame is always given."""
     _unpack(data)
     return Change.NOTHING
 
@@ -275,8 +278,10 @@ _CONFIG_STRING: Final = 2
 
 
 def _set_configuration(adapter: Adapter, data: bytes) -> Change:
-    """``struct rndis_config_parameter_info``: a name and a value, UTF-16; Linux sets the address
-    so: ``NetworkAddress`` is twelve hexadecimal digits."""
+    """Takes ``struct rndis_config_parameter_info``: a name and a value, UTF-16.
+
+    Linux sets the address so: ``NetworkAddress`` is twelve hexadecimal digits.
+    """
     if len(data) < _CONFIG.size:
         raise OidLengthInvalid("info_buflen", len(data), 0)
     name_at, name_size, kind, value_at, value_size = _CONFIG.unpack_from(data)
@@ -299,7 +304,7 @@ def _set_offloads(adapter: Adapter, data: bytes) -> Change:
 
 
 def _set_encapsulation(adapter: Adapter, data: bytes) -> Change:
-    """NDIS_OFFLOAD_ENCAPSULATION: from now on everything that is offered, for 802.3."""
+    """Takes NDIS_OFFLOAD_ENCAPSULATION: from now on everything that is offered, for 802.3."""
     if len(data) < 12:
         raise OidLengthInvalid("info_buflen", len(data), 0)
     adapter.offloads = adapter.offered
@@ -326,7 +331,7 @@ SETS: Final[dict[int, Setter]] = {
 
 
 def query(adapter: Adapter, oid: int, information: bytes) -> bytes:
-    """The value of ``oid``. Raises :class:`OidError`."""
+    """Returns the value of ``oid``. Raises :class:`OidError`."""
     found = QUERIES.get(oid)
     if found is None:
         raise OidUnknown("oid", oid, 12, "query")
@@ -334,7 +339,7 @@ def query(adapter: Adapter, oid: int, information: bytes) -> bytes:
 
 
 def set_value(adapter: Adapter, oid: int, information: bytes) -> Change:
-    """Sets ``oid``; says what changed. Raises :class:`OidError`."""
+    """Sets ``oid``. Returns what changed. Raises :class:`OidError`."""
     found = SETS.get(oid)
     if found is None:
         raise OidUnknown("oid", oid, 12, "set")

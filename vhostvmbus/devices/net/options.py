@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def make_device(options: argparse.Namespace) -> NetworkCard:
-    """Makes the card; raises what making its link raises."""
+    """Makes the card. Raises what making its link raises."""
     from vhostvmbus.devices.net import NetworkCard
     from vhostvmbus.devices.net.link.opening import open_link
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What goes to the guest in receive sections by hand: RNDIS answers, and frames that the data path
-could not tell of itself, because code may be where they were written, or its ring is full.
+"""Sends the guest, from Python, packets with receive sections: RNDIS answers, and some frames.
 
-Invariants: a section is given back once, when the guest completed the packet that it was told of
-with, or when that could not be told; answers go out in their order, and wait here, a bounded
-number of them, when the guest has no section free. Any thread may use it.
+The frames are those of which the data path could not tell the guest itself, because code may be
+where they were written, or because the ring is full.
+
+Invariants: a section is given back once, either when the guest completed the packet that named it,
+or when that packet could not be sent; answers go out in their order, and a bounded number of them
+waits here when the guest has no section free. Any thread may use it.
 """
 
 from __future__ import annotations
@@ -27,15 +29,18 @@ from vhostvmbus.wire.transfer import build_transfer_pages
 from vhostvmbus.wire.vmbus import PacketType
 
 MAX_WAITING: Final = 64
-"""RNDIS answers that may wait for a section."""
+"""The most RNDIS answers that may wait for a section."""
 _DATA = nvsp.rndis_packet(RndisChannel.DATA)
 _CONTROL = nvsp.rndis_packet(RndisChannel.CONTROL)
 _COMPLETE = MessageType.SEND_RNDIS_PACKET_COMPLETE.to_bytes(4, "little")
 
 
 class Outbox:
-    """One card's way to its guest. ``complain`` is told of returns that are none, and
-    ``wait_for_section`` when :meth:`go_on` is to be called once sections come back."""
+    """One card's way to its guest.
+
+    ``complain`` is called with returns that are none, and ``wait_for_section`` when :meth:`go_on`
+    is to be called once sections come back.
+    """
 
     def __init__(
         self,
@@ -46,11 +51,11 @@ class Outbox:
         self.channels: dict[int, Channel] = {}
         """The open channels."""
         self.buffer: ReceiveBuffer | None = None
-        """Where they go; :meth:`use` sets it."""
+        """The buffer whose sections are used; :meth:`use` sets it."""
         self.dropped = 0
-        """RNDIS answers that the guest left no room for."""
+        """How many RNDIS answers found no room."""
         self.lost = 0
-        """Frames, or parts of one, that could not be told of."""
+        """How many frames, or parts of one, the guest could not be told of."""
         self._complain = complain
         self._lock = threading.Lock()
         self._waiting: deque[bytes] = deque()
@@ -61,12 +66,14 @@ class Outbox:
             self.buffer = buffer
 
     def forget(self) -> None:
-        """Nothing waits any more."""
+        """Forgets the answers that wait."""
         with self._lock:
             self._waiting.clear()
 
     def answer(self, messages: list[bytes]) -> None:
-        """Sends RNDIS messages on the control channel, or keeps them; without any, those kept."""
+        """Sends RNDIS messages on the control channel, or keeps them; without any, sends those
+        kept.
+        """
         with self._lock:
             for message in messages:
                 if len(self._waiting) < MAX_WAITING:
@@ -93,9 +100,10 @@ class Outbox:
             self.answer([])
 
     def deliver(self, parts: Sequence[Part], lease: int) -> bool:
-        """Tells the guest of frames in its buffer of that lease; false if there is none any more.
+        """Tells the guest of frames in its buffer of that lease. Returns false if that buffer is
+        gone.
 
-        A channel's parts come in a row, and are told of in one packet.
+        A channel's parts come in a row, and go into one packet.
         """
         with self._lock:
             buffer = self.buffer
@@ -121,7 +129,7 @@ class Outbox:
         sections: list[Section],
         payload: bytes,
     ) -> bool:
-        """Sends a transfer page packet; else the sections are free again."""
+        """Sends a transfer page packet. If that fails, frees the sections and returns false."""
         try:
             channel.send(
                 payload,
@@ -142,7 +150,7 @@ class Outbox:
         sections: list[Section],
         payload: bytes | None,
     ) -> None:
-        """The guest is done with sections, or its channel is closed."""
+        """Takes sections back: the guest is done with them, or its channel is closed."""
         buffer.give(sections)
         if payload is None:
             return

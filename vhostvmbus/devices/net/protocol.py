@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the card answers to each message of its guest: NVSP and RNDIS, without any I/O.
+"""Decides what the card answers to each message of its guest: NVSP and RNDIS, without any I/O.
 
-Bytes in; an :data:`Action` out, which says what is to be done and what the packet is completed
-with. RNDIS requests go through :meth:`Protocol.control`, whose answers are packets of the host's
-own. Sources: see :mod:`.nvsp`, :mod:`.rndis` and :mod:`.oids`.
+It takes bytes and returns an :data:`Action`, which says what is to be done and what the packet is
+completed with. RNDIS requests go through :meth:`Protocol.control`, whose answers are packets of the
+host's own. Sources: see :mod:`.nvsp`, :mod:`.rndis` and :mod:`.oids`.
 
 Invariants: every message gets one action, whatever is in it; one that is refused changed nothing.
 Only the primary channel negotiates; a subchannel has nothing but RNDIS data.
@@ -22,12 +22,12 @@ from vhostvmbus.devices.net.oids import ETHERNET_SIZE, VLAN_SIZE, Adapter, Chang
 from vhostvmbus.engine import lib
 
 MAX_FRAME: Final[int] = lib.VVB_NET_LONGEST_IP
-"""Longest ``frame_size`` of an NDIS configuration that is taken."""
+"""The longest ``frame_size`` of an NDIS configuration that is taken."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Complete the packet with this; ``error`` is what was wrong with it."""
+    """An action: complete the packet with ``payload``; ``error`` is what was wrong with it."""
 
     payload: bytes
     error: NetError | None = None
@@ -35,7 +35,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Lend:
-    """Map this GPADL and complete with :meth:`Protocol.lent`."""
+    """An action: map this GPADL and complete with :meth:`Protocol.lent`."""
 
     receive: bool
     gpadl: int
@@ -44,16 +44,16 @@ class Lend:
 
 @dataclass(frozen=True, slots=True)
 class Revoke:
-    """Touch that buffer no more, then complete with nothing."""
+    """An action: touch that buffer no more, then complete with an empty payload."""
 
     receive: bool
 
 
 @dataclass(frozen=True, slots=True)
 class OfferSubchannels:
-    """Offer so many subchannels, then complete with :func:`subchannels_answer`.
+    """An action: offer so many subchannels, then complete with :func:`subchannels_answer`.
 
-    In this order: Linux waits for ever for channels that were promised, and takes those that
+    The order matters: Linux waits for ever for channels that were promised, and takes those that
     come early.
     """
 
@@ -64,7 +64,7 @@ Action = Answer | Lend | Revoke | OfferSubchannels
 
 
 class Rndis(Enum):
-    """Where RNDIS is."""
+    """A stage of the RNDIS conversation."""
 
     UNINITIALIZED = auto()
     INITIALIZED = auto()
@@ -72,13 +72,13 @@ class Rndis(Enum):
 
 @dataclass(slots=True)
 class Outcome:
-    """What a control message led to: RNDIS messages to send, and what changed."""
+    """The effect of a control message: RNDIS messages to send, and what changed."""
 
     messages: list[bytes] = field(default_factory=list)
     change: Change = Change.NOTHING
     error: NetError | None = None
     reset: bool = False
-    """Everything that was set is as in the beginning."""
+    """Set if everything that was set is as in the beginning."""
 
 
 class Protocol:
@@ -91,7 +91,7 @@ class Protocol:
         self.capabilities = Capability(0)
         adapter.guest_mtu = oids.DEFAULT_MTU
         self.frame_size = adapter.guest_mtu + ETHERNET_SIZE
-        """What the guest wants to receive at most, in bytes, without a tag."""
+        """The longest frame that the guest takes, in bytes, without a tag."""
         self.ndis_version = (0, 0)
         self.rndis = Rndis.UNINITIALIZED
         self.receive_lent = False
@@ -99,7 +99,7 @@ class Protocol:
 
     @property
     def coalescing(self) -> bool:
-        """Whether the guest takes a frame in several sections."""
+        """Tells whether the guest takes a frame in several sections."""
         version = self.version
         return (
             version is not None
@@ -109,19 +109,21 @@ class Protocol:
 
     @property
     def tagging(self) -> bool:
-        """Whether the guest takes an 802.1Q tag beside the frame."""
+        """Tells whether the guest takes an 802.1Q tag beside the frame."""
         return bool(self.capabilities & Capability.IEEE8021Q)
 
     @property
     def ready(self) -> bool:
-        """Whether RNDIS messages may be sent to the guest."""
+        """Tells whether RNDIS messages may be sent to the guest."""
         return self.receive_lent and self.rndis is Rndis.INITIALIZED
 
     # -- NVSP ----------------------------------------------------------------------------------
 
     def receive(self, payload: bytes, *, primary: bool = True) -> Action:
-        """What is to be done with a packet that is no RNDIS packet in a version that has those.
-        Never raises."""
+        """Returns what is to be done with a packet. Never raises.
+
+        It must not be an RNDIS packet, in a version that has those.
+        """
         try:
             message = nvsp.decode(payload, self.version or 0)
             if not primary:
@@ -197,11 +199,13 @@ class Protocol:
 
     @property
     def section_size(self) -> int:
-        """Bytes of a receive section for this guest."""
+        """The bytes of a receive section for this guest."""
         return buffers.section_size(self.frame_size + VLAN_SIZE, self.coalescing)
 
     def lent(self, buffer: buffers.ReceiveBuffer | buffers.SendBuffer) -> bytes:
-        """The buffer that :class:`Lend` asked for is mapped; what completes the packet."""
+        """Uses the buffer that :class:`Lend` asked for, now mapped. Returns what completes the
+        packet.
+        """
         if isinstance(buffer, buffers.ReceiveBuffer):
             self.receive_lent = True
             return nvsp.receive_buffer_complete(Status.SUCCESS, buffer.section_size, buffer.count)
@@ -275,7 +279,9 @@ class Protocol:
         return Outcome([rndis.set_complete(number, status.SUCCESS)], change)
 
     def link_changed(self, connected: bool) -> list[bytes]:
-        """What the guest is told of a link that went up or down; nothing if it did not."""
+        """Returns the messages that tell the guest that its link went up or down; none if it did
+        not.
+        """
         if self.adapter.connected == connected:
             return []
         self.adapter.connected = connected
@@ -286,19 +292,19 @@ class Protocol:
 
 
 def refused_buffer(receive: bool) -> bytes:
-    """What completes a buffer that was not taken."""
+    """Returns what completes a buffer that was not taken."""
     if receive:
         return nvsp.receive_buffer_complete(Status.FAIL)
     return nvsp.send_buffer_complete(Status.FAIL)
 
 
 def subchannels_answer(count: int) -> bytes:
-    """What completes a request for subchannels of which ``count`` were offered."""
+    """Returns what completes a request for subchannels of which ``count`` were offered."""
     return nvsp.subchannels_complete(Status.SUCCESS if count else Status.FAIL, count)
 
 
 def _refusal(payload: bytes) -> bytes:
-    """A completion that a driver understands as a failure of what it asked for."""
+    """Returns a completion that a driver understands as a failure of what it asked for."""
     kind = int.from_bytes(payload[:4], "little")
     match kind:
         case MessageType.INIT:

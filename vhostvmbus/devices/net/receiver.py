@@ -2,7 +2,8 @@
 """Frames from the link to the guest: one thread for each queue of the link.
 
 A thread stays in the data path (``native/tell.c``), which waits for frames, takes them and tells
-the guest, in order. It comes back with frames that Python has to tell of, or because it was woken.
+the guest, in order. It comes back with frames of which Python has to tell the guest, or because it
+was woken.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from vhostvmbus.devices.net.outbox import Outbox
 log = logging.getLogger(__name__)
 
 PAUSE = 0.01
-"""Seconds between two attempts when something went wrong that should not."""
+"""The seconds between two attempts when something went wrong that should not."""
 
 
 class Receiver:
@@ -28,7 +29,7 @@ class Receiver:
     def __init__(
         self, path: DataPath, outbox: Outbox, woken: Callable[[], None], queue: int, name: str
     ) -> None:
-        """``woken`` is called on the thread whenever :attr:`wake_fd` was signalled."""
+        """Makes the thread. It calls ``woken`` whenever :attr:`wake_fd` was signalled."""
         self._path = path
         self._outbox = outbox
         self._woken = woken
@@ -48,7 +49,7 @@ class Receiver:
         self._thread.start()
 
     def wake(self) -> None:
-        """Looks at the link's descriptor again."""
+        """Has the thread look at the link's descriptor again."""
         os.eventfd_write(self._wake_fd, 1)
 
     def stop(self) -> None:

@@ -21,21 +21,21 @@ from vhostvmbus.engine import lib
 
 HEADER_SIZE: Final[int] = lib.VVB_NET_RNDIS_HEADER_SIZE
 MAX_CONTROL_SIZE: Final = 8192
-"""Longest control message taken, in bytes. Linux has 4 KiB for what an OID says."""
+"""The longest control message taken, in bytes. Linux has 4 KiB for what an OID says."""
 MAX_PACKETS_PER_MESSAGE: Final[int] = lib.VVB_NET_RNDIS_MESSAGES
-"""Frames in one packet of the guest, announced in INITIALIZE_COMPLETE."""
+"""The most frames in one packet of the guest, announced in INITIALIZE_COMPLETE."""
 ALIGNMENT_SHIFT: Final = 3
-"""Packets in one section begin at multiples of 8 bytes; likewise."""
+"""The alignment of packets in one section, 2 to this power: 8 bytes. It is announced likewise."""
 MAJOR_VERSION: Final = 1
 CONNECTIONLESS: Final = 1
 MEDIUM_802_3: Final = 0
 
 COMPLETION: Final = 0x80000000
-"""Flag in a type: the completion of that request."""
+"""The flag in a type that makes it the completion of that request."""
 
 
 class MessageType(IntEnum):
-    """``ndis_msg_type``."""
+    """The values of ``ndis_msg_type``."""
 
     PACKET = lib.VVB_NET_RNDIS_PACKET
     """A frame: ``native/messages.c`` reads it."""
@@ -67,7 +67,7 @@ class Halt:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is the value of ``oid``? Some OIDs take information with the question."""
+    """Asks for the value of ``oid``. Some OIDs take information with the question."""
 
     request_id: int
     oid: int
@@ -76,7 +76,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """The value of ``oid`` shall be ``information``."""
+    """Says that the value of ``oid`` shall be ``information``."""
 
     request_id: int
     oid: int
@@ -85,12 +85,12 @@ class Set:
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """The card shall forget what was set."""
+    """Has the card forget what was set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Keepalive:
-    """Are you there?"""
+    """Asks whether the card is alive."""
 
     request_id: int
 
@@ -104,7 +104,7 @@ _OID = struct.Struct("<8xIIIII")
 
 
 def decode_control(data: bytes) -> Control:
-    """The message at the start of ``data``, private memory; what is behind it is ignored.
+    """Returns the message at the start of ``data``, private memory; what is behind it is ignored.
 
     Raises :class:`RndisError`.
     """
@@ -196,7 +196,7 @@ def keepalive_complete(request_id: int, status: int) -> bytes:
 
 
 def indicate_status(status: int, information: bytes = b"") -> bytes:
-    """Something changed by itself."""
+    """Tells the guest that something changed by itself."""
     offset = 12 if information else 0
     body = struct.pack("<III", status, len(information), offset)
     return _message(MessageType.INDICATE_STATUS, body + information)

@@ -19,7 +19,7 @@ from vhostvmbus.devices.net.errors import OidDataInvalid, OidLengthInvalid
 from vhostvmbus.engine import lib
 
 TABLE_SIZE: Final[int] = lib.VVB_NET_TABLE
-"""Entries announced."""
+"""The number of entries announced."""
 KEY_SIZE: Final[int] = lib.VVB_NET_KEY
 CAPABILITIES_TYPE: Final = 0x88
 PARAMETERS_TYPE: Final = 0x89
@@ -32,7 +32,7 @@ HASH_TYPES: Final[int] = (
     | lib.VVB_NET_NDIS_HASH_IPV6
     | lib.VVB_NET_NDIS_HASH_TCP_IPV6
 )
-"""What may be hashed: ``native/headers.c`` does it."""
+"""The types that may be hashed: ``native/headers.c`` does it."""
 _CAPABILITY_TCP_IPV4: Final = 0x00000100
 _CAPABILITY_TCP_IPV6: Final = 0x00000200
 _CAPABILITY_AT_DPC: Final = 0x04000000
@@ -48,7 +48,7 @@ _CAPABILITIES = struct.Struct("<BBHIIIH")
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """What the guest set; immutable, so that any thread may use it."""
+    """The settings of the guest; immutable, so that any thread may use them."""
 
     types: int = 0
     table: tuple[int, ...] = ()
@@ -64,7 +64,8 @@ class ReceiveScaling:
     current: Scaling = field(default_factory=Scaling)
 
     def capabilities(self, size: int) -> bytes:
-        """NDIS_RECEIVE_SCALE_CAPABILITIES of revision 2, at most ``size`` bytes (0: all 20).
+        """Returns NDIS_RECEIVE_SCALE_CAPABILITIES of revision 2, at most ``size`` bytes (0: all
+        20).
 
         Linux has 18 bytes for it, without the padding at the end, and drops longer answers.
         """
@@ -80,7 +81,7 @@ class ReceiveScaling:
         return whole if 0 < size < 20 else whole + b"\0\0"
 
     def set_parameters(self, data: bytes) -> None:
-        """NDIS_RECEIVE_SCALE_PARAMETERS. Raises :class:`OidError`."""
+        """Takes NDIS_RECEIVE_SCALE_PARAMETERS. Raises :class:`OidError`."""
         if len(data) < _PARAMETERS.size:
             raise OidLengthInvalid("info_buflen", len(data), 0)
         kind, revision, _, flags, _, info, table_size, table_at, key_size, key_at = (
@@ -125,7 +126,7 @@ class ReceiveScaling:
         return data[offset : offset + size]
 
     def parameters(self) -> bytes:
-        """The parameters in force, for a query: header, table, key."""
+        """Returns the parameters in force, for a query: header, table, key."""
         current = self.current
         table = struct.pack(f"<{len(current.table)}I", *current.table)
         start = _PARAMETERS.size + 12

@@ -17,7 +17,7 @@ BROADCAST = b"\xff" * 6
 
 @dataclass(slots=True)
 class Direction:
-    """Frames and bytes one way, by kind of destination address."""
+    """The frames and bytes of one way, by kind of destination address."""
 
     directed_frames: int = 0
     directed_bytes: int = 0
@@ -27,7 +27,7 @@ class Direction:
     broadcast_bytes: int = 0
 
     def count(self, destination: bytes, length: int) -> None:
-        """One frame of ``length`` bytes to that address."""
+        """Counts one frame of ``length`` bytes to that address."""
         if not destination[0] & MULTICAST_BIT:
             self.directed_frames += 1
             self.directed_bytes += length
@@ -40,18 +40,18 @@ class Direction:
 
     @property
     def frames(self) -> int:
-        """All frames."""
+        """The number of all frames."""
         return self.directed_frames + self.multicast_frames + self.broadcast_frames
 
     @property
     def bytes(self) -> int:
-        """All bytes."""
+        """The number of all bytes."""
         return self.directed_bytes + self.multicast_bytes + self.broadcast_bytes
 
 
 @dataclass(slots=True)
 class Counters:
-    """What one thread counts."""
+    """The counters of one thread."""
 
     sent: Direction = field(default_factory=Direction)
     received: Direction = field(default_factory=Direction)
@@ -81,7 +81,7 @@ class Counters:
                 setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def as_dict(self) -> dict[str, Any]:
-        """All of them, ready for JSON."""
+        """Returns all counters, ready for JSON."""
         result: dict[str, Any] = {}
         for name in self.__slots__:
             value = getattr(self, name)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Taking over a card whose back end has ended, so that its driver can let go of it.
+"""Takes over a card whose back end has ended, so that its driver can let it go.
 
 The protocol has no way to ask what had been agreed, so the card is offered anew. A driver that
 loses its card waits for the completion of every packet that it sent, but takes none from the ring
 any more (Linux: ``netvsc_device_idle``, ``vmbus_reset_channel_cb``). So it has to be quiet before
-the card is taken back: it is told that the link is down, which makes it stop sending, and all that
+the card is rescinded: it is told that the link is down, which makes it stop sending, and all that
 it had sent is refused. To tell it, this back end has to know where its receive buffer is: the one
 before left a note of it, beside the packets in flight.
 
-What is found in the note is checked like what a guest says; it may be anything.
+The note is checked like what a guest says: it may hold anything.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ _NOTE: Final = struct.Struct("<4sIII")
 _MAGIC: Final = b"rbuf"
 
 LINK_CHANGE_SECONDS: Final = 2.2
-"""So long Linux may take to act on a change of the link (``LINKCHANGE_INT`` is 2 s)."""
+"""The seconds that Linux may take to act on a change of the link (``LINKCHANGE_INT`` is 2 s)."""
 
 
 @dataclass(frozen=True, slots=True)
 class BufferNote:
-    """Where a guest's receive buffer is."""
+    """A note of where a guest's receive buffer is."""
 
     gpadl: int
     buffer_id: int
     section_size: int
 
     def pack(self) -> bytes:
-        """For :attr:`Channel.note`."""
+        """Returns the bytes for :attr:`Channel.note`."""
         return _NOTE.pack(_MAGIC, self.gpadl, self.buffer_id, self.section_size)
 
     @classmethod
     def parse(cls, data: bytes) -> Self | None:
-        """What a back end before left; ``None`` if that is no such note."""
+        """Returns the note that a back end before left; ``None`` if that is no such note."""
         if len(data) != _NOTE.size:
             return None
         magic, gpadl, buffer_id, section_size = _NOTE.unpack(data)
@@ -56,9 +56,9 @@ class BufferNote:
 
 
 def find_buffer(channel: Channel) -> tuple[int, ReceiveBuffer] | None:
-    """The receive buffer that the back end before left a note of, with its GPADL's handle, mapped.
+    """Returns the guest's receive buffer, mapped, and the handle of its GPADL.
 
-    ``None`` if there is none that can be used.
+    The back end before left a note of it. ``None`` if there is none that can be used.
     """
     note = BufferNote.parse(channel.note)
     if note is None:

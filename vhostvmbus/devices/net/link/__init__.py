@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a network card is connected to: the interface between the card and the world.
+"""The interface between a network card and what it is connected to.
 
 A :class:`Link` carries Ethernet frames, without frame check sequence, between one card and
 something on the host. The card knows no more of the host than this file; a link knows nothing of
 VMBus. Frames themselves pass in C, between the card and the link's ports
 (:mod:`~vhostvmbus.devices.net.link.port`): a link says what is behind them.
 
-Invariants: nothing waits for a frame's way; a frame that cannot be delivered is dropped and
+Invariants: nothing blocks until a frame can go; a frame that cannot be delivered is dropped and
 counted, never kept.
 """
 
@@ -21,7 +21,9 @@ from vhostvmbus.devices.net.link.port import Port
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What the host side takes (sending) and may be asked to give (receiving)."""
+    """The work that the host side takes over (sending) and may be asked to leave undone
+    (receiving).
+    """
 
     checksum: bool = False
     tso4: bool = False
@@ -37,29 +39,31 @@ class Link(Protocol):
 
     @property
     def name(self) -> str:
-        """For people: the interface's, or the kind of link."""
+        """The name for people: the interface's, or the kind of link."""
 
     @property
     def queues(self) -> int:
-        """Most queues that :meth:`use_queues` takes."""
+        """The most queues that :meth:`use_queues` takes."""
 
     @property
     def mtu(self) -> int:
-        """Largest IP packet in bytes."""
+        """The largest IP packet, in bytes."""
 
     @property
     def mac(self) -> bytes | None:
-        """The address that the card shall have, six bytes; None leaves the choice to the card."""
+        """The address that the card shall have, six bytes; ``None`` leaves it to the card."""
 
     @property
     def capabilities(self) -> Capabilities:
-        """What may be left undone in frames that are sent, and asked for in those received."""
+        """The work that may be left undone in frames that are sent, and asked for in those
+        received.
+        """
 
     def start(self, changed: Callable[[], None]) -> None:
-        """Begin. ``changed()`` is called, on any thread, when carrier or MTU may have changed."""
+        """Begins. ``changed()`` is called, on any thread, when carrier or MTU may have changed."""
 
     def carrier(self) -> bool:
-        """Whether frames can pass."""
+        """Tells whether frames can pass."""
 
     def port(self, queue: int) -> Port:
         """Returns a queue's port: the same one for the link's life.
@@ -68,19 +72,22 @@ class Link(Protocol):
         """
 
     def use_queues(self, count: int) -> None:
-        """Spread what is received over the first *count* queues (ValueError: 1 to ``queues``)."""
+        """Spreads what is received over the first ``count`` queues.
+
+        Raises ``ValueError`` unless there are as many.
+        """
 
     def use_receive_offloads(self, wanted: Capabilities) -> None:
-        """Frames with these offloads may be given from now on, and no others."""
+        """Lets the link give frames with these offloads from now on, and no others."""
 
     def set_mtu(self, mtu: int) -> None:
-        """Make the host side's MTU *mtu* bytes. Raises OSError when that is impossible."""
+        """Makes the host side's MTU ``mtu`` bytes. Raises ``OSError`` when that is impossible."""
 
     def stats(self) -> dict[str, int]:
-        """Counters of what the link dropped or lost, ready for JSON."""
+        """Returns counters of what the link dropped or lost, ready for JSON."""
 
     def close(self) -> None:
-        """End, and remove what was made for the card on the host; again does nothing.
+        """Ends, and removes what was made for the card on the host; a second time it does nothing.
 
         Nobody else uses the link any more.
         """

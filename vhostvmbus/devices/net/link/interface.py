@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is asked of the kernel about an interface, through netlink (pyroute2).
+"""Asks the kernel about an interface, and changes it, through netlink (pyroute2).
 
 Every function works in the calling thread's network namespace and raises ``OSError``.
 """
@@ -24,7 +24,7 @@ _NO_SUCH_DEVICE: Final = 19
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """An interface at one moment; *mtu* in bytes."""
+    """An interface at one moment; ``mtu`` in bytes."""
 
     index: int
     name: str
@@ -35,7 +35,7 @@ class State:
 
 
 def look(route: IPRoute, index: int) -> State | None:
-    """The interface *index*; None if there is none."""
+    """Returns the interface ``index``, or ``None`` if there is none."""
     try:
         with kernel_errors():
             found = list(route.get_links(index))
@@ -56,14 +56,14 @@ def look(route: IPRoute, index: int) -> State | None:
 
 
 def find(name: str) -> int | None:
-    """The index of the interface *name*."""
+    """Returns the index of the interface ``name``."""
     with kernel_errors(), IPRoute() as route:
         found = list(route.link_lookup(ifname=name))
     return int(found[0]) if found else None
 
 
 def find_bridge(route: IPRoute, name: str) -> int | None:
-    """The index of the bridge *name*; None if there is none."""
+    """Returns the index of the bridge ``name``, or ``None`` if there is none."""
     with kernel_errors():
         for index in route.link_lookup(ifname=name):
             (there,) = route.get_links(index)
@@ -73,8 +73,10 @@ def find_bridge(route: IPRoute, name: str) -> int | None:
 
 
 def join(route: IPRoute, index: int, bridge: str, mtu: int | None) -> None:
-    """Put an interface into *bridge*, with its MTU if *mtu* is None. Raises LinkDown if there is no
-    such bridge."""
+    """Puts an interface into ``bridge``, with the bridge's MTU if ``mtu`` is ``None``.
+
+    Raises LinkDown if there is no such bridge.
+    """
     master = find_bridge(route, bridge)
     state = None if master is None else look(route, master)
     if state is None:
@@ -94,9 +96,9 @@ def configure(
     bridge: str | None,
     addresses: Sequence[str] = (),
 ) -> State:
-    """Give an interface what it was made for and switch it on; how it is then.
+    """Gives an interface what it was made for and switches it on. Returns how it is then.
 
-    *mac* is its station address, 6 bytes. Without *mtu* it has its bridge's, or else what the
+    ``mac`` is its station address, 6 bytes. Without ``mtu`` it has its bridge's, or else what the
     kernel gave it.
     """
     with kernel_errors(), IPRoute() as route:
@@ -122,6 +124,6 @@ def configure(
 
 
 def set_mtu(index: int, mtu: int) -> None:
-    """Change an interface's MTU."""
+    """Changes an interface's MTU."""
     with kernel_errors(), IPRoute() as route:
         route.link("set", index=index, mtu=mtu)

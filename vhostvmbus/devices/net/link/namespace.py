@@ -35,18 +35,19 @@ _Result = TypeVar("_Result")
 
 
 def enter(name: str | None) -> None:
-    """Move the calling thread into the namespace *name*, which may be the path of one; None: stay.
+    """Moves the calling thread into the namespace ``name``, which may be the path of one.
 
-    Raises OSError.
+    ``None`` means to stay. Raises ``OSError``.
     """
     if name is not None:
         netns.setns(name, flags=0)
 
 
 def call_in(name: str | None, work: Callable[[], _Result]) -> _Result:
-    """Do *work* in a thread of its own in the namespace *name* (None: the caller's), and wait.
+    """Does ``work`` in a thread of its own in the namespace ``name``, and waits for it.
 
-    Raises what *work* raises; an error that the kernel reports is an ``OSError``.
+    ``None`` is the caller's namespace. Raises what ``work`` raises; an error that the kernel
+    reports is an ``OSError``.
     """
     results: list[_Result] = []
     errors: list[BaseException] = []
@@ -69,7 +70,7 @@ def call_in(name: str | None, work: Callable[[], _Result]) -> _Result:
 
 @contextlib.contextmanager
 def kernel_errors() -> Iterator[None]:
-    """Make netlink's errors what other errors of the kernel are."""
+    """Makes netlink's errors what other errors of the kernel are."""
     try:
         yield
     except NetlinkError as error:
@@ -77,7 +78,7 @@ def kernel_errors() -> Iterator[None]:
 
 
 class Namespace:
-    """A use of the namespace *name*, which is made if there is none, until :meth:`close`."""
+    """A use of the namespace ``name``, which is made if there is none, until :meth:`close`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -114,7 +115,7 @@ class Namespace:
         call_in(self.name, _loopback_up)
 
     def close(self) -> None:
-        """End the use; the last one removes a namespace that was made here."""
+        """Ends the use; the last one removes a namespace that was made here."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -142,7 +143,7 @@ def _open(path: Path) -> int:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Of all processes, only one makes or removes at a time."""
+    """Sees to it that, of all processes, only one makes or removes at a time."""
     fd = _open(RECORDS / ".lock")
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)

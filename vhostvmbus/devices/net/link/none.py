@@ -8,7 +8,7 @@ from vhostvmbus.devices.net.link.port import Framing, Port
 
 
 class NoLink:
-    """Never has a carrier, never has a frame, and takes none."""
+    """A link that never has a carrier, never has a frame, and takes none."""
 
     name = "none"
     queues = 1
@@ -31,15 +31,15 @@ class NoLink:
         return self._port
 
     def use_queues(self, count: int) -> None:
-        """Takes one, which there is."""
+        """Takes one queue, which there is."""
         if count != 1:
             raise ValueError("a link to nowhere has one queue")
 
     def use_receive_offloads(self, wanted: Capabilities) -> None:
-        """Takes any: nothing is received."""
+        """Takes any offloads: nothing is received."""
 
     def set_mtu(self, mtu: int) -> None:
-        """Takes any."""
+        """Takes any MTU."""
         self.mtu = mtu
 
     def stats(self) -> dict[str, int]:

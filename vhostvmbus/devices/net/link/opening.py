@@ -26,7 +26,9 @@ def open_link(spec: str | LinkSpec) -> Link:
 
 
 def _make(spec: LinkSpec) -> Link:
-    """Makes it. Each module is imported only when it is asked for: what it needs may be absent."""
+    """Makes the link. Each module is imported only when it is asked for: what it needs may be
+    absent.
+    """
     if spec.kind == "user":
         from vhostvmbus.devices.net.link.passt import Passt
 

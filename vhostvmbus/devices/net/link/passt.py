@@ -35,17 +35,17 @@ log = logging.getLogger(__name__)
 PROGRAM: Final = "passt"
 SOCKET_BUFFER: Final = 4 << 20
 _SNDBUFFORCE: Final = 32
-"""``asm-generic/socket.h``."""
+"""The option's number in ``asm-generic/socket.h``."""
 START_PATIENCE: Final = 5.0
-"""Seconds that passt has from its start until it takes frames."""
+"""The seconds that passt has from its start until it takes frames."""
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 30.0
-"""Seconds between its end and its next start: doubled each time that it did not live long."""
+"""The most seconds between two starts: doubled each time that passt did not live long."""
 _LAST_WORDS: Final = 10
 _NOISE: Final = ("Failed to send", "Don't run as root")
-"""What passt says to a system without a system logger, and to root."""
+"""Words of passt to a system without a system logger, and to root, which are not repeated."""
 _NO_NETWORK: Final = "External interface not usable"
-"""What passt says when the host itself has no network."""
+"""The words of passt when the host itself has no network."""
 _PROBE: Final = bytes(6) + b"\x02" + bytes(5) + b"\x88\xb5" + bytes(46)
 """A frame of the "local experimental" type (IEEE 802, 88-B5), which nobody answers."""
 
@@ -58,7 +58,7 @@ class Passt:
     capabilities = Capabilities()
 
     def __init__(self, spec: LinkSpec) -> None:
-        """Start passt. Raises LinkDown if it is not there or does not start.
+        """Starts passt. Raises LinkDown if it is not there or does not start.
 
         A host without network is no reason to fail: the link is down until there is one.
         """
@@ -72,7 +72,7 @@ class Passt:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._silent = False
-        """Nothing more will be said."""
+        """Set once nothing more will be said."""
         self._said: deque[str] = deque(maxlen=_LAST_WORDS)
         self._ended = 0
         self._pause = FIRST_PAUSE
@@ -95,7 +95,7 @@ class Passt:
     # -- the process -------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        """Start passt and wait until it takes frames. Raises LinkDown."""
+        """Starts passt and wait until it takes frames. Raises LinkDown."""
         ours, theirs = connected_pair(SOCKET_BUFFER)
         ours.setblocking(False)
         self._started_at = time.monotonic()
@@ -125,7 +125,7 @@ class Passt:
         self._process, self._socket = process, ours
 
     def _takes_frames(self, process: "subprocess.Popen[bytes]", ours: socket.socket) -> bool:
-        """Send a frame that nobody answers, and see whether it is taken."""
+        """Sends a frame that nobody answers. Returns whether it was taken."""
         with contextlib.suppress(OSError):  # it has ended already
             ours.send(struct.pack(">I", len(_PROBE)) + _PROBE)
         deadline = time.monotonic() + START_PATIENCE
@@ -136,7 +136,7 @@ class Passt:
         return False
 
     def _listen(self, process: "subprocess.Popen[bytes]") -> bool:
-        """Take what passt has to say; False when it will say nothing more."""
+        """Takes what passt has to say. Returns false when it will say nothing more."""
         assert process.stderr is not None
         while True:
             data = process.stderr.read(4096)
@@ -153,7 +153,7 @@ class Passt:
         return "; ".join(self._said) or "it said nothing"
 
     def _end(self, process: "subprocess.Popen[bytes]") -> None:
-        """See a process off, one that does not end by itself too."""
+        """Ends a process, one that does not end by itself too."""
         try:
             process.wait(1.0)
         except subprocess.TimeoutExpired:
@@ -164,7 +164,7 @@ class Passt:
         process.stderr.close()
 
     def start(self, changed: Callable[[], None]) -> None:
-        """Look after the process from now on."""
+        """Looks after the process from now on."""
         self._changed = changed
         self._thread.start()
 
@@ -194,7 +194,7 @@ class Passt:
         self._changed()
 
     def _wait(self) -> None:
-        """Wait until there is something to do for the process that runs."""
+        """Waits until there is something to do for the process that runs."""
         process, ours = self._process, self._socket
         assert process is not None
         assert process.stderr is not None
@@ -231,7 +231,7 @@ class Passt:
     # -- the link ----------------------------------------------------------------------------------
 
     def carrier(self) -> bool:
-        """Whether passt runs."""
+        """Tells whether passt runs."""
         return self._socket is not None and self._port.broken is None
 
     def port(self, queue: int) -> Port:
@@ -239,21 +239,21 @@ class Passt:
         return self._port
 
     def use_queues(self, count: int) -> None:
-        """There is one."""
+        """Takes one queue, which there is."""
         if count != 1:
             raise ValueError("user-mode network has one queue")
 
     def use_receive_offloads(self, wanted: Capabilities) -> None:
-        """passt leaves nothing undone."""
+        """Does nothing: passt leaves nothing undone."""
 
     def set_mtu(self, mtu: int) -> None:
-        """passt takes packets of any size; what it gave by DHCP stays given."""
+        """Does nothing: passt takes packets of any size, and what it gave by DHCP stays given."""
         if mtu > MAX_MTU:
             raise OSError(22, f"passt takes packets of up to {MAX_MTU} bytes")
         self.mtu = mtu
 
     def stats(self) -> dict[str, int]:
-        """Frames dropped, by reason; how often passt ended."""
+        """Returns how many frames were dropped, by reason, and how often passt ended."""
         return {
             "send_failed": self._port.refused,
             "too_long": self._port.too_long,
@@ -261,7 +261,7 @@ class Passt:
         }
 
     def close(self) -> None:
-        """End passt: its connection is closed."""
+        """Ends passt: its connection is closed."""
         if self._closing:
             return
         self._closing = True
@@ -277,7 +277,7 @@ class Passt:
 
 
 def arguments(spec: LinkSpec, mtu: int) -> list[str]:
-    """passt's command line, but for the socket."""
+    """Returns passt's command line, but for the socket."""
     words = ["--foreground", "--quiet", "--mtu", str(mtu)]
     for forward in spec.forwards:
         option = "--tcp-ports" if forward.protocol == "tcp" else "--udp-ports"
@@ -286,16 +286,16 @@ def arguments(spec: LinkSpec, mtu: int) -> list[str]:
 
 
 def _unread(ours: socket.socket) -> int:
-    """Whether the peer has not yet read all that was sent: more than 0."""
+    """Returns more than 0 if the peer has not yet read all that was sent."""
     answer = fcntl.ioctl(ours, termios.TIOCOUTQ, bytes(4))
     unread: int = struct.unpack("=i", answer)[0]
     return unread
 
 
 def connected_pair(buffer_size: int) -> tuple[socket.socket, socket.socket]:
-    """Two connected sockets that hold *buffer_size* bytes, or as many as the host allows.
+    """Returns two connected sockets that hold ``buffer_size`` bytes, or as many as the host allows.
 
-    An ordinary user gets at most ``net.core.wmem_max``, root as many as wanted.
+    An ordinary user gets at most ``net.core.wmem_max``, root as many as asked for.
     """
     pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     for end in pair:

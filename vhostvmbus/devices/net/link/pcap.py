@@ -36,7 +36,7 @@ _SECTION: Final = 0x0A0D0D0A
 _INTERFACE: Final = 1
 _BYTE_ORDER: Final = 0x1A2B3C4D
 _ETHERNET: Final = 1
-"""LINKTYPE_ETHERNET."""
+"""The format's LINKTYPE_ETHERNET."""
 _SNAP_LENGTH: Final = 1 << 18
 _OPTION_NAME: Final = 2
 _OPTION_RESOLUTION: Final = 9
@@ -58,7 +58,7 @@ def _option(code: int, value: bytes) -> bytes:
 
 
 def file_header(name: str) -> bytes:
-    """What a file begins with; *name* is the interface's, for the reader."""
+    """Returns what a file begins with; ``name`` is the interface's, for the reader."""
     section = struct.pack("<IHHq", _BYTE_ORDER, 1, 0, -1)
     options = _option(_OPTION_NAME, name.encode()[:255]) + _option(_OPTION_RESOLUTION, b"\x09")
     interface = struct.pack("<HHI", _ETHERNET, 0, _SNAP_LENGTH) + options + bytes(4)
@@ -68,11 +68,11 @@ def file_header(name: str) -> bytes:
 class Recording:
     """A file that frames are appended to as they pass a port, in C (``native/recording.c``).
 
-    What happens to the file is said by a thread of its own.
+    A thread of its own logs what happens to the file.
     """
 
     def __init__(self, path: str, name: str) -> None:
-        """Begin *path* anew. Raises LinkDown if that is impossible or another records there."""
+        """Begins ``path`` anew. Raises LinkDown if that is impossible or another records there."""
         self._path = path
         self._closing = False
         try:
@@ -110,7 +110,7 @@ class Recording:
 
     @property
     def lost(self) -> int:
-        """How many frames could not be recorded."""
+        """The number of frames that could not be recorded."""
         return int(self._state().lost)
 
     def record(self, port: Port) -> None:
@@ -124,7 +124,7 @@ class Recording:
             said = self._say(said)
 
     def _say(self, said: int) -> int:
-        """Says what has become of the file since ``said`` was what kept it from being written."""
+        """Logs what has become of the file since ``said`` was what kept it from being written."""
         state = self._state()
         error = int(state.error)
         if error and not said:
@@ -137,7 +137,7 @@ class Recording:
         return error
 
     def close(self) -> None:
-        """Close the file, which nobody appends to any more."""
+        """Closes the file, which nobody appends to any more."""
         if not self._closing:
             self._closing = True
             os.eventfd_write(self._news, 1)
@@ -151,7 +151,9 @@ class Recorded:
     """A link whose frames are recorded; all else is the other link's."""
 
     def __init__(self, link: Link, path: str) -> None:
-        """Raises LinkDown if the file cannot be made; *link* stays the caller's then."""
+        """Makes the file; raises LinkDown if it cannot be made, and ``link`` stays the caller's
+        then.
+        """
         self._recording = Recording(path, link.name)
         self._link = link
         for queue in range(link.queues):
@@ -159,58 +161,58 @@ class Recorded:
 
     @property
     def name(self) -> str:
-        """As of the link."""
+        """The link's own name."""
         return self._link.name
 
     @property
     def queues(self) -> int:
-        """As of the link."""
+        """The link's own number of queues."""
         return self._link.queues
 
     @property
     def mtu(self) -> int:
-        """As of the link."""
+        """The link's own MTU."""
         return self._link.mtu
 
     @property
     def mac(self) -> bytes | None:
-        """As of the link."""
+        """The link's own station address."""
         return self._link.mac
 
     @property
     def capabilities(self) -> Capabilities:
-        """As of the link."""
+        """The link's own capabilities."""
         return self._link.capabilities
 
     def start(self, changed: Callable[[], None]) -> None:
-        """As of the link."""
+        """Starts the link."""
         self._link.start(changed)
 
     def carrier(self) -> bool:
-        """As of the link."""
+        """Tells whether the link has a carrier."""
         return self._link.carrier()
 
     def port(self, queue: int) -> Port:
-        """As of the link: what passes there is recorded."""
+        """Returns the link's port; what passes there is recorded."""
         return self._link.port(queue)
 
     def use_queues(self, count: int) -> None:
-        """As of the link."""
+        """Has the link use so many queues."""
         self._link.use_queues(count)
 
     def use_receive_offloads(self, wanted: Capabilities) -> None:
-        """As of the link."""
+        """Has the link use these offloads."""
         self._link.use_receive_offloads(wanted)
 
     def set_mtu(self, mtu: int) -> None:
-        """As of the link."""
+        """Sets the link's MTU."""
         self._link.set_mtu(mtu)
 
     def stats(self) -> dict[str, int]:
-        """As of the link, and the frames that could not be recorded."""
+        """Returns the link's counters, and the number of frames that could not be recorded."""
         return {**self._link.stats(), "not_recorded": self._recording.lost}
 
     def close(self) -> None:
-        """As of the link; then the file is complete."""
+        """Closes the link; then the file is complete."""
         self._link.close()
         self._recording.close()

@@ -20,23 +20,25 @@ if TYPE_CHECKING:
     from vhostvmbus._engine import Pointer, vvb_net_port, vvb_net_port_state_p, vvb_net_recording
 
 HEADER_SIZE: Final[int] = lib.VVB_NET_VNET
-"""Bytes of the virtio-net header in front of a frame, of :attr:`Framing.DATAGRAM`."""
+"""The bytes of the virtio-net header in front of a frame, of :attr:`Framing.DATAGRAM`."""
 _PLAIN: Final = bytes(HEADER_SIZE)
 
 
 class Framing(IntEnum):
-    """How frames go through a descriptor, which must not block."""
+    """A way for frames to go through a descriptor, which must not block."""
 
     DATAGRAM = lib.VVB_NET_PORT_DATAGRAM
-    """Each with a virtio-net header (Virtual I/O Device 1.2, section 5.1.6) in front, one a read or
-    write. It is how a TAP device talks."""
+    """Each frame has a virtio-net header (Virtual I/O Device 1.2, section 5.1.6) in front, and a
+    read or write of its own. TAP devices do it so.
+    """
     STREAM = lib.VVB_NET_PORT_STREAM
-    """On a stream socket, each behind its length, 32 bits, big-endian; checksums are complete. It
-    is how QEMU's ``-netdev stream`` and passt talk (passt(1))."""
+    """Each frame stands on a stream socket behind its length, 32 bits, big-endian; checksums are
+    complete. QEMU's ``-netdev stream`` and passt do it so (passt(1)).
+    """
 
 
 class Port:
-    """One queue of a link. Any thread; one at a time each direction."""
+    """One queue of a link. Any thread may use it; one at a time in each direction."""
 
     def __init__(self, framing: Framing, wake_fd: int = -1) -> None:
         """Makes a port with nothing behind it, on which no frame comes and which takes none.
@@ -73,7 +75,7 @@ class Port:
         self.put(-1)
 
     def flush(self) -> bool:
-        """Sends what is left of a frame; true if nothing is left."""
+        """Sends what is left of a frame. Returns true if nothing is left."""
         return bool(lib.vvb_net_port_flush(self.handle))
 
     def _state(self) -> vvb_net_port_state_p:
@@ -83,32 +85,32 @@ class Port:
 
     @property
     def refused(self) -> int:
-        """How many frames could not be sent."""
+        """The number of frames that could not be sent."""
         return int(self._state().refused)
 
     @property
     def too_long(self) -> int:
-        """How many frames were dropped because the card had too little room for them."""
+        """The number of frames that were dropped because the card had too little room for them."""
         return int(self._state().too_long)
 
     @property
     def broken(self) -> str | None:
-        """Why frames cannot be made any more of what comes; None as long as they can."""
+        """The reason that frames cannot be made of what comes; ``None`` as long as they can."""
         state = self._state()
         if state.broken == lib.VVB_NET_PORT_NONSENSE:
             return f"a frame of {state.bad_length} bytes"
         return "the connection was closed" if state.broken == lib.VVB_NET_PORT_CLOSED else None
 
     def send(self, frame: bytes, header: bytes = _PLAIN) -> bool:
-        """Sends a frame that is no card's; false if it was refused."""
+        """Sends a frame that is no card's. Returns false if it was refused."""
         if len(header) != HEADER_SIZE:
             raise ValueError(f"a virtio-net header has {HEADER_SIZE} bytes")
         return bool(lib.vvb_net_port_send(self.handle, header, frame, len(frame)))
 
     def receive(self, room: int = 1 << 17) -> tuple[bytes, bytes] | None:
-        """Takes a frame that is for no card: the virtio-net header and the frame.
+        """Takes a frame that is for no card. Returns the virtio-net header and the frame.
 
-        None if none waits. One that is longer than ``room`` bytes is dropped.
+        Returns ``None`` if no frame waits. One that is longer than ``room`` bytes is dropped.
         """
         header, data = ffi.new("char[]", HEADER_SIZE), ffi.new("char[]", room)
         size = lib.vvb_net_port_receive(self.handle, header, data, room)
@@ -122,5 +124,7 @@ class Port:
         lib.vvb_net_port_record(self._port, recording)
 
     def close(self) -> None:
-        """Gives the descriptor up; again does nothing. No frame comes or is taken any more."""
+        """Gives the descriptor up; a second time it does nothing. No frame comes or is taken any
+        more.
+        """
         lib.vvb_net_port_close(self._port)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a user writes what a card is connected to.
+"""Understands a user's words for what a card is connected to.
 
     user[,hostfwd=tcp:[ADDRESS:]HOSTPORT:GUESTPORT]...[,mtu=N]
     tap[,ip=ADDRESS/LENGTH]...[,bridge=NAME][,mtu=N][,queues=N]
@@ -22,9 +22,9 @@ from typing import Final
 from vhostvmbus.engine import lib
 
 MIN_MTU: Final = 576
-"""Bytes; what every IPv4 host has to take (RFC 791)."""
+"""The smallest MTU in bytes, which every IPv4 host has to take (RFC 791)."""
 MAX_MTU: Final = 65520
-"""Bytes; the longest IP packet, 65535, less an Ethernet header, in whole words."""
+"""The largest MTU in bytes: an IP packet of 65535 less an Ethernet header, in whole words."""
 MAX_QUEUES: Final[int] = lib.VVB_NET_CHANNELS
 _KEYS: Final = {
     "user": {"hostfwd", "mtu"},
@@ -37,7 +37,7 @@ _KEYS: Final = {
 _COMMON: Final = {"mac", "pcap"}
 _REPEATABLE: Final = {"ip", "hostfwd"}
 _INTERFACE: Final = re.compile(r"(?!\.\.?$)[^\s/:%,]{1,15}")
-"""``dev_valid_name`` of Linux, and no pattern."""
+"""An interface's name: ``dev_valid_name`` of Linux, and no pattern."""
 _NAMESPACE: Final = re.compile(r"(?!\.\.?$)[A-Za-z0-9._+-]{1,64}")
 
 
@@ -50,7 +50,7 @@ class Forward:
     """A port of the host that leads into the guest."""
 
     protocol: str
-    """"tcp" or "udp"."""
+    """Either "tcp" or "udp"."""
     address: str
     host_port: int
     guest_port: int
@@ -58,23 +58,26 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class LinkSpec:
-    """What was asked for. ``kind`` is "user", "tap", "netns" or "none"; "bridge:NAME" is a tap."""
+    """A link as it was asked for.
+
+    ``kind`` is "user", "tap", "netns" or "none"; "bridge:NAME" is a tap.
+    """
 
     kind: str
     name: str | None = None
-    """Of an existing TAP, or of a network namespace."""
+    """The name of an existing TAP, or of a network namespace."""
     mac: bytes | None = None
     pcap: str | None = None
     mtu: int | None = None
     queues: int | None = None
     bridge: str | None = None
     addresses: tuple[str, ...] = ()
-    """Each an address, a slash and the length of its prefix."""
+    """The addresses, each with a slash and the length of its prefix."""
     forwards: tuple[Forward, ...] = ()
 
 
 def parse(text: str) -> LinkSpec:
-    """Understand *text*. Raises :class:`SpecError`."""
+    """Understands ``text``. Raises :class:`SpecError`."""
     what, *options = text.split(",")
     kind, colon, name = what.partition(":")
     keys = _KEYS.get(kind + colon)

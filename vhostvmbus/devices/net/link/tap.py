@@ -33,10 +33,10 @@ log = logging.getLogger(__name__)
 
 DEVICE: Final = "/dev/net/tun"
 NAME_PATTERN: Final = "vmbus%d"
-"""Of interfaces that are made; the kernel counts."""
+"""The name of interfaces that are made; the kernel fills in a number."""
 DEFAULT_QUEUES: Final = 8
 RETRY: Final = 1.0
-"""Seconds between attempts to make a vanished interface again."""
+"""The seconds between attempts to make a vanished interface again."""
 
 _TUNSETIFF: Final = 0x400454CA
 _TUNSETOFFLOAD: Final = 0x400454D0
@@ -53,7 +53,7 @@ _CHECKSUM: Final = 1
 _TSO4: Final = 2
 _TSO6: Final = 4
 _IFREQ: Final = struct.Struct("16sH22x")
-"""``struct ifreq`` with ``ifr_flags``."""
+"""The layout of ``struct ifreq`` with ``ifr_flags``."""
 _LAST: Final = 0xFE
 """The first byte of the host's end: a bridge takes the least station address of its interfaces,
 and keeps its own if these are the greatest."""
@@ -65,7 +65,7 @@ class Tap:
     capabilities = Capabilities(checksum=True, tso4=True, tso6=True)
 
     def __init__(self, spec: LinkSpec) -> None:
-        """Make what *spec* asks for, or open the existing TAP that it names.
+        """Makes what ``spec`` asks for, or opens the existing TAP that it names.
 
         Raises LinkDown, whose message says what is missing and what would work.
         """
@@ -106,7 +106,7 @@ class Tap:
     # -- making ------------------------------------------------------------------------------------
 
     def _make(self) -> list[int]:
-        """The queues' descriptors, of an interface that is ready; in the right namespace."""
+        """Makes or opens the interface, in the right namespace. Returns its queues' descriptors."""
         spec = self._spec
         wanted = spec.queues or DEFAULT_QUEUES
         fds: list[int] = []
@@ -172,7 +172,7 @@ class Tap:
                 raise
 
     def _adopt(self, fds: list[int]) -> None:
-        """Use these descriptors from now on, as many and with the offloads that were asked for."""
+        """Uses these descriptors from now on, as many and with the offloads that were asked for."""
         with self._lock:
             # An existing TAP may have come back with more or fewer queues.
             self._attached = min(len(fds), len(self._ports))
@@ -188,13 +188,13 @@ class Tap:
     # -- life --------------------------------------------------------------------------------------
 
     def start(self, changed: Callable[[], None]) -> None:
-        """Watch the interface from now on."""
+        """Watches the interface from now on."""
         self._changed = changed
         assert self._watch is not None
         self._watch.start()
 
     def _look(self, route: IPRoute) -> float | None:
-        """See how the interface is; the watch calls this, in the namespace."""
+        """Looks how the interface is; the watch calls this, in the namespace."""
         state = None if self._lost else interfaces.look(route, self._index)
         if state is None:
             if not self._lost:
@@ -215,7 +215,8 @@ class Tap:
         return None
 
     def _is_bridged(self, route: IPRoute, state: interfaces.State) -> bool:
-        """False while the bridge that the interface belongs in is gone; one that comes gets it.
+        """Puts the interface into a bridge that came. Returns false while the one it belongs in is
+        gone.
 
         Somebody who takes it out of a bridge that is there wants it so.
         """
@@ -249,7 +250,7 @@ class Tap:
         self._changed()
 
     def carrier(self) -> bool:
-        """Whether the interface is up and has its own carrier."""
+        """Tells whether the interface is up and has its own carrier."""
         return self._carrier
 
     def port(self, queue: int) -> Port:
@@ -257,7 +258,7 @@ class Tap:
         return self._ports[queue]
 
     def set_mtu(self, mtu: int) -> None:
-        """Give the interface this MTU. Raises OSError, of rights for one that is another's."""
+        """Gives the interface this MTU. Raises OSError, of rights for one that is another's."""
         if self._lost:
             raise LinkDown(f"interface {self.name} has vanished from the host")
         if mtu != self.mtu:
@@ -265,7 +266,7 @@ class Tap:
             self.mtu = self._wanted_mtu = mtu
 
     def use_queues(self, count: int) -> None:
-        """Attach the first *count* queues, detach the others."""
+        """Attaches the first ``count`` queues, detaches the others."""
         if not 1 <= count <= self.queues:
             raise ValueError(f"{self.name} has 1 to {self.queues} queues, not {count}")
         with self._lock:
@@ -279,7 +280,7 @@ class Tap:
                 _set_queue(port.fileno(), _IFF_ATTACH_QUEUE)
 
     def use_receive_offloads(self, wanted: Capabilities) -> None:
-        """Tell the kernel what it may leave undone."""
+        """Tells the kernel what it may leave undone."""
         with self._lock:
             self._receiving = wanted
             if not self._lost:
@@ -293,7 +294,9 @@ class Tap:
         fcntl.ioctl(self._ports[0].fileno(), _TUNSETOFFLOAD, flags)
 
     def stats(self) -> dict[str, int]:
-        """Frames dropped, by reason; how often the interface, or its bridge, vanished."""
+        """Returns how many frames were dropped, by reason, and how often the interface, or its
+        bridge, vanished.
+        """
         return {
             "too_long": sum(port.too_long for port in self._ports),
             "send_failed": sum(port.refused for port in self._ports),
@@ -301,7 +304,7 @@ class Tap:
         }
 
     def close(self) -> None:
-        """Give the descriptors up; with them goes a TAP that was made here."""
+        """Gives the descriptors up; with them goes a TAP that was made here."""
         if self._watch is not None:
             self._watch.close()
             self._watch = None
@@ -312,10 +315,11 @@ class Tap:
 
 
 def own_mac(mac: bytes | None) -> bytes:
-    """The station address of the host's end of a cable, 6 bytes; *mac* is the card's, if known.
+    """Returns the station address of the host's end of a cable, 6 bytes.
 
-    The same each time for a *mac*, so that who talked to it goes on after a restart; otherwise, and
-    for one that would be the same as the card's, random.
+    ``mac`` is the card's, if known. The result is the same each time for a ``mac``, so that who
+    talked to it goes on after a restart; otherwise, and for one that would be the same as the
+    card's, it is random.
     """
     if mac is None or mac[0] == _LAST:
         return bytes([_LAST]) + os.urandom(5)
@@ -323,7 +327,10 @@ def own_mac(mac: bytes | None) -> bytes:
 
 
 def _attach(name: str, flags: int) -> tuple[int, str]:
-    """One more queue of the TAP *name*; its descriptor, and the name that the kernel chose."""
+    """Attaches one more queue of the TAP ``name``.
+
+    Returns its descriptor, and the name that the kernel chose.
+    """
     fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         flags |= _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
@@ -339,7 +346,7 @@ def _set_queue(fd: int, flag: int) -> None:
 
 
 def _explained(error: OSError, existing: str | None) -> str:
-    """What is missing, and what would work."""
+    """Returns what is missing, and what would work."""
     otherwise = "or use NET=user, which needs no rights"
     reason = error.strerror or str(error)
     if error.filename == DEVICE:

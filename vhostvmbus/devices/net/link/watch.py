@@ -23,12 +23,18 @@ log = logging.getLogger(__name__)
 _LINK_GROUP = 1
 _RETRY = 1.0
 Look = Callable[[IPRoute], float | None]
-"""Looks, through the socket given; the seconds after which to look again in any case, or None."""
+"""Looks, through the socket given.
+
+Returns the seconds after which to look again in any case, or ``None``.
+"""
 
 
 class Watch:
-    """A thread in the network namespace *namespace* (None: this thread's) that calls *look*:
-    once at its start, after each announcement, and when the time that *look* gave is over."""
+    """A thread that calls ``look`` when something happened to an interface.
+
+    It runs in the network namespace ``namespace`` (``None``: this thread's). It calls once at its
+    start, after each announcement, and when the time that ``look`` gave is over.
+    """
 
     def __init__(self, name: str, namespace: str | None, look: Look) -> None:
         self._namespace = namespace
@@ -38,11 +44,11 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name=f"{name}/watch", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Begins."""
         self._thread.start()
 
     def close(self) -> None:
-        """End; *look* is not called any more when this returns."""
+        """Ends the thread; ``look`` is not called any more when this returns."""
         self._closing = True
         os.eventfd_write(self._wake, 1)
         if self._thread.is_alive():
@@ -64,7 +70,7 @@ class Watch:
                         return
 
     def _pause(self, seconds: float) -> bool:
-        """Wait; True if it is time to end."""
+        """Waits. Returns true if it is time to end."""
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         poll.poll(seconds * 1000)
