@@ -53,7 +53,7 @@ class Channel:
         call_fd: int,
         gpadls: GpadlTable,
     ) -> None:
-        """``kick_fd`` and ``call_fd`` are duplicated; both must be eventfds that do not block."""
+        """Duplicates ``kick_fd`` and ``call_fd``, which must be eventfds that do not block."""
         self.info = info
         self.name = f"{handler.name}/{info.index}"
         self.target_vp = info.target_vp

@@ -134,7 +134,8 @@ class GpadlTable:
         mapping.close(wait=True)
 
     def take_written(self, channel: int) -> list[tuple[int, int]]:
-        """``(gpa, length)`` written through this channel's mappings since the last call."""
+        """Returns the ``(gpa, length)`` written through this channel's mappings since the last
+        call."""
         spans: list[tuple[int, int]] = []
         for gpadl in self:
             if gpadl.channel == channel and gpadl.mapping is not None:

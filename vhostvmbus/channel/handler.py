@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a channel needs from the floor above."""
+"""The interface that a channel needs of the floor above."""
 
 from typing import Protocol, TypeVar
 
@@ -9,7 +9,7 @@ from vhostvmbus.ring import PacketLimits
 from vhostvmbus.wire.errors import GuestError, PacketError
 
 AnyChannel = TypeVar("AnyChannel", contravariant=True)
-"""What the callbacks get as their channel: the :class:`~vhostvmbus.channel.Channel`."""
+"""The type of the channel that the callbacks get: the :class:`~vhostvmbus.channel.Channel`."""
 
 
 class ChannelHandler(Protocol[AnyChannel]):
@@ -21,20 +21,20 @@ class ChannelHandler(Protocol[AnyChannel]):
     gather_completions: bool
     gather_microseconds: int
     written: WrittenMemory
-    """Is told what was written, before the guest is told of it."""
+    """The tracker that what was written is reported to, before the guest is told of it."""
 
     def packet_received(self, channel: AnyChannel, packet: Packet) -> None:
-        """A packet arrived."""
+        """Called when a packet arrived."""
 
     def packet_rejected(self, channel: AnyChannel, packet: Packet, error: PacketError) -> None:
-        """A packet arrived whose external data or size is wrong; it carries no external data."""
+        """Called for a packet whose external data or size is wrong; it has no external data."""
 
     def processing_complete(self, channel: AnyChannel, count: int) -> None:
-        """The ring has run empty after ``count`` packets."""
+        """Called when the ring has run empty after ``count`` packets."""
 
     @property
     def wants_processing_complete(self) -> bool:
-        """Tells whether anybody listens to that."""
+        """Tells whether :meth:`processing_complete` does anything."""
 
     def channel_failed(self, channel: AnyChannel, error: GuestError) -> None:
-        """The channel stopped for good because of ``error``."""
+        """Called when the channel stopped for good because of ``error``."""

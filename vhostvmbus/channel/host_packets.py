@@ -28,7 +28,7 @@ from vhostvmbus.wire.errors import (
 from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED, PacketType
 
 CANCEL_POLL_SECONDS = 0.02
-"""How often a request looks at whether it was cancelled."""
+"""Seconds between two looks of a request at whether it was cancelled."""
 
 
 class HostPackets:

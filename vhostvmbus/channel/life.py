@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How an open channel lives and ends: its state, and the ring and eventfds that it holds.
+"""The life of an open channel: its state, and the ring and eventfds that it holds.
 
 Everything else about a channel looks here whether it may go on, and stops it here. Invariants:
 

@@ -119,9 +119,9 @@ class Packet:
         self.completion_requested = completion_requested
         """Set if the guest waits for a completion packet."""
         self.ring_offset = ring_offset
-        """Where the packet was in the ring's data, in bytes."""
+        """The packet's place in the ring's data, in bytes."""
         self.slot = slot
-        """Where it is in the in-flight region, from 1; 0: nowhere."""
+        """Its in-flight slot, from 1; 0 if it has none."""
         self.completed = False
         """Set once :meth:`complete` or :meth:`fail` was called, or the channel closed."""
         self.dropped = False
@@ -139,7 +139,9 @@ class Packet:
         self._owner.complete(self, payload)
 
     def fail(self, reason: str) -> None:
-        """The packet is malformed beyond repair (VmbChannelPacketFail): the channel stops.
+        """Fails the packet, which is malformed beyond repair, and stops the channel.
+
+        KMCL calls this VmbChannelPacketFail.
 
         Nothing is sent to the guest. Raises :exc:`AlreadyCompleted` like :meth:`complete`.
         """

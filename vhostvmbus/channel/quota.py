@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How many packets may be outstanding; a pause is a quota of 0 that somebody waits for.
+"""The quota of outstanding packets; a pause is a quota of 0 that somebody waits for.
 
 Invariants: :attr:`Quota.now` is 0 while the channel is paused, else :attr:`Quota.wanted`; all
-fields change under :attr:`ChannelLife.idle`, and the worker reads them without it; a pause has come
-about when the worker rests (it saw the pause with nothing in its hands) and nothing is outstanding.
+fields change under :attr:`ChannelLife.idle`, and the worker reads them without it; a pause is
+complete when the worker rests (it saw the pause with nothing in its hands) and nothing is
+outstanding.
 """
 
 import time

@@ -33,11 +33,11 @@ log = logging.getLogger("vhostvmbus.channel.channel")  # one name for all that a
 BATCH = 64
 """Packets taken from the ring at a time, at most."""
 SPACE_POLL_SECONDS = 0.01
-"""How often a full ring is looked at when the guest does not announce ``pending_send_sz``."""
+"""Seconds between two looks at a full ring when the guest does not announce ``pending_send_sz``."""
 _KICK, _STOP, _WAKE = 1, 2, 4
 
 AnyChannel = TypeVar("AnyChannel", bound=PacketChannel)
-"""What the handler's callbacks, and packets, get as their channel."""
+"""The channel that the handler's callbacks, and packets, get."""
 
 
 class Receiver(Generic[AnyChannel]):

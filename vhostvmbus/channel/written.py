@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What devices wrote for one channel's packets, reported before the guest is told of anything.
+"""Reports what devices wrote for one channel's packets, before the guest is told of anything.
 
 docs/vhost-user-vmbus.md, *Translated code*. Invariant: if the report fails the channel does; the
 guest must not be told, since it might go on executing what was overwritten.
