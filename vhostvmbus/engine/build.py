@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Builds the engine, ``vhostvmbus._engine`` (cffi, API mode). Used by the package's setup.py.
 
-A device's data path in C becomes part of the same module. It is whatever stands in the device's
-``native/`` folder: ``*.c``, and ``*api.h`` with what Python sees, plain declarations like the
-engine's own ``api.h``. Nothing here names a device.
+A device's data path in C becomes part of the same module. The build takes what stands in the
+device's ``native/`` folder: ``*.c``, and ``*api.h`` with the declarations that Python sees, plain
+ones like the engine's own ``api.h``. Nothing here names a device.
 
 The same C files make the sanitizer builds and the fuzz targets: see docs/engine.md.
 """

@@ -44,12 +44,13 @@ FIELDS: Final[dict[int, str]] = {
 
 
 def guest_error(code: int, field: int, value: int, offset: int) -> Exception:
-    """The exception for a fault of the engine; :exc:`MemoryError` if it ran out of memory."""
+    """Returns the exception for a fault of the engine; :exc:`MemoryError` if it ran out of
+    memory."""
     if code == lib.VVB_E_NOMEM:
         return MemoryError("the ring engine is out of memory")
     return GUEST_ERRORS[code](FIELDS[field], value, offset)
 
 
 def error_of(fault: "vvb_fault") -> Exception:
-    """The exception for a filled ``struct vvb_fault``."""
+    """Returns the exception for a filled ``struct vvb_fault``."""
     return guest_error(fault.error, fault.field, fault.value, fault.offset)

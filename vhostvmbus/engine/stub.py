@@ -34,7 +34,8 @@ TYPEDEFS: Final = (
     "uint64_t",
     "size_t",
 )
-"""The headers include nothing: what ``<stdint.h>`` names is declared to the parser by hand."""
+"""The types of ``<stdint.h>``, declared to the parser by hand, since the headers include
+nothing."""
 BYTES: Final = ("char", "int8_t", "uint8_t")
 """cffi passes a bytes object where C wants a pointer to one of these."""
 INTEGERS: Final = ("int", "unsigned int", *TYPEDEFS)
@@ -70,7 +71,7 @@ class Function(NamedTuple):
 
 
 class Interface:
-    """What some headers declare, in their order."""
+    """The declarations of some headers, in their order."""
 
     def __init__(self, headers: list[Path]) -> None:
         self.constants: list[str] = []
