@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What became of a SCSI command, in the words of storvsp; and how often the log hears of trouble.
+"""The outcome of a SCSI command in the words of storvsp, and a limit on how often it is logged.
 
 SRB and NT status are those that Linux's ``storvsc_drv.c`` acts upon.
 """

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The synthetic SCSI controller: logical units behind a VMBus channel.
 
-What happens to a packet: the channel's :class:`~vhostvmbus.devices.scsi.session.Session` says
+A packet takes this way: the channel's :class:`~vhostvmbus.devices.scsi.session.Session` says
 what it is; a SCSI request is carried out by
 :func:`~vhostvmbus.devices.scsi.commands.execute` on the unit it addresses and completed.
 
-Where: cached reads and plain writes on the channel's own thread, because handing them over costs
-more than they do; whatever may sleep (flushes, discards, verifications, reads that the host has
-to fetch) on a pool of threads, so that it does not hold up the queue behind it.
+Cached reads and plain writes are done on the channel's own thread, because handing them over costs
+more than they do. Whatever may sleep (flushes, discards, verifications, reads that the host has
+to fetch) is done on a pool of threads, so that it does not hold up the queue behind it.
 
 Invariants: every packet is completed exactly once, whatever is in it; a malformed one costs
 itself only; a unit's file stays open until the last request that uses it is completed.
 
-The ring engine does plain READ and WRITE by the *plan* that it is given here
+The ring engine does plain READ and WRITE by the plan that it is given here
 (:mod:`~vhostvmbus.devices.scsi.plan`).  The plan says what the state of the session and of the
 units allows at this moment: it is made anew, before anything else happens, whenever that changes.
 """
@@ -108,7 +108,7 @@ class ScsiController(Device):
     max_channels = 1 + MAX_SUB_CHANNELS
     gather_completions = True  # what may sleep is not done on the channel's thread
     plans = True
-    """Whether the ring engine is given a plan; without, every packet comes to Python."""
+    """Set to give the ring engine a plan; without one every packet comes to Python."""
 
     def __init__(
         self,
@@ -300,7 +300,7 @@ class ScsiController(Device):
 
     @property
     def requests(self) -> int:
-        """How many SCSI requests were carried out, about: threads count without a lock."""
+        """The number of SCSI requests carried out, about: threads count without a lock."""
         open_channels = [channel for channel, _ in list(self._sessions.values())]
         planned = sum(channel.stats.packets_planned for channel in open_channels)
         return self._requests + self._planned + planned

@@ -38,7 +38,7 @@ _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EINVAL)
 _CHUNK: Final = 1 << 20
 _HOST_PAGE: Final = 4096
 _PROBE: Final = (bytearray(1),)
-"""Where bytes go that nobody looks at, whichever thread asks."""
+"""A buffer for bytes that nobody looks at, whichever thread asks."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)

@@ -22,11 +22,12 @@ from vhostvmbus.devices.scsi.cdb import Opcode
 log = logging.getLogger(__name__)
 
 _LOOKING: Final = frozenset({Opcode.TEST_UNIT_READY, Opcode.INQUIRY, Opcode.REPORT_LUNS})
-"""How a guest finds out which units there are."""
+"""The commands by which a guest finds out which units there are."""
 LOOK_SECONDS: Final = 3.0
-"""So long a guest may take to look at every disk that it had."""
+"""The seconds that a guest may take to look at every disk that it had."""
 CALM_SECONDS: Final = 1.0
-"""So long nothing comes when the guest is done: from its look to the last flush it may rest."""
+"""The seconds without a command after which the guest is done: it may pause between its look and
+the last flush."""
 PATIENCE_SECONDS: Final = 5.0
 """After that the controller is taken all the same."""
 

@@ -24,7 +24,7 @@ from vhostvmbus.wire.ntstatus import NtStatus
 
 
 class State(Enum):
-    """How far the guest has come."""
+    """A stage of the guest's initialization."""
 
     CLOSED = auto()
     VERSION = auto()
@@ -39,7 +39,7 @@ class Answer:
 
     payload: bytes
     error: MalformedPacket | None = None
-    """Why the packet was refused, if it was malformed."""
+    """The reason that the packet was refused, if it was malformed."""
 
 
 @dataclass(slots=True)
@@ -109,7 +109,7 @@ class Session:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the guest has finished its initialization."""
+        """Tells whether the guest has finished its initialization."""
         return self.state is State.READY
 
     @property

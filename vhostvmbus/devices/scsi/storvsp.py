@@ -38,7 +38,7 @@ MAX_CDB_LENGTH: Final = 16
 
 
 class Operation(IntEnum):
-    """What a packet is about, ``enum vstor_packet_operation``."""
+    """The operation of a packet, ``enum vstor_packet_operation``."""
 
     COMPLETE_IO = 1
     REMOVE_DEVICE = 2
@@ -56,7 +56,7 @@ class Operation(IntEnum):
 
 
 EXECUTE_SRB: Final = Operation.EXECUTE_SRB.to_bytes(4, "little")
-"""How a packet with a SCSI request begins."""
+"""The beginning of a packet with a SCSI request."""
 
 
 class Version(IntEnum):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a SCSI command sees: the logical unit, its backing store, the request, the data buffer.
+"""The view of a SCSI command: the logical unit, its backing store, the request, the data buffer.
 
 Nothing here does I/O.  :class:`Backing` is the only way from a command to a disk's bytes,
 :class:`DataBuffer` the only way to the guest's; ``vhostvmbus.memory.ExternalData`` is one.
@@ -80,17 +80,17 @@ class Backing(Protocol):
 
     @property
     def read_only(self) -> bool:
-        """Whether writes are refused."""
+        """Tells whether writes are refused."""
         ...
 
     @property
     def can_discard(self) -> bool:
-        """Whether :meth:`discard` can give space back."""
+        """Tells whether :meth:`discard` can give space back."""
         ...
 
     @property
     def discard_zeroes(self) -> bool:
-        """Whether discarded bytes read as zero from then on."""
+        """Tells whether discarded bytes read as zero from then on."""
         ...
 
     def would_wait(self, offset: int, length: int) -> bool:
@@ -137,7 +137,7 @@ class Direct(NamedTuple):
     size: int
     """Bytes that are there; what lies behind is the disk's own affair."""
     nowait: bool
-    """Whether reads can be asked not to wait for the host's disk."""
+    """Set if reads can be asked not to wait for the host's disk."""
 
 
 @runtime_checkable
@@ -151,7 +151,8 @@ class DirectBacking(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a logical unit says of itself.  ASCII, cut and padded with blanks where SCSI does."""
+    """The identity that a logical unit reports.  ASCII, cut and padded with blanks where SCSI
+    does."""
 
     serial: str
     """Unit serial number, VPD page 80h."""

@@ -41,7 +41,7 @@ class Status(IntEnum):
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a command."""
+    """The outcome of a command."""
 
     status: Status
     transferred: int = 0

@@ -49,7 +49,7 @@ class Command:
 
     @property
     def length(self) -> int:
-        """How many bytes the CDB has."""
+        """The length of the CDB in bytes."""
         return len(self.usage)
 
 
