@@ -46,7 +46,7 @@ from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED, PacketType
 
 T = TypeVar("T")
 Payload = bytes | bytearray | memoryview
-"""What can be sent; it is copied before the call returns."""
+"""The types that can be sent; the bytes are copied before the call returns."""
 
 TIMEOUT = 10.0
 """Seconds that a caller waits unless it says otherwise."""
@@ -304,7 +304,7 @@ class GuestChannel:
 
     @property
     def in_flight(self) -> int:
-        """How many transactions wait for their completion."""
+        """The number of transactions that wait for their completion."""
         return len(self._in_flight)
 
     def _wait_for(self, transaction: Transaction, timeout: float) -> bytes:

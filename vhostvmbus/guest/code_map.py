@@ -49,7 +49,7 @@ class GuestCodeMap:
         )
 
     def mark(self, pfn: int, translated: bool = True) -> None:
-        """Sets, or clears, the bit of a page."""
+        """Sets the bit of a page, or clears it."""
         at, mask = self._locate(pfn)
         if translated:
             self._map[at] |= mask

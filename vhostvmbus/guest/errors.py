@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What can go wrong for the software guest's user.
+"""The errors that the software guest's user may meet.
 
 ``status`` is what KMCL's client endpoint returns for it.
 """

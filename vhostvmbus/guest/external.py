@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What KMCL's client endpoint makes of page lists: the GPA ranges of a packet, or a refusal.
+"""Turns page lists, as KMCL's client endpoint does, into a packet's GPA ranges, or refuses them.
 
 ``VmbPacketSendWithExternalPfns`` describes whole pages by their numbers,
 ``VmbPacketSendWithExternalMdl`` a chain of buffers, each with an offset into its first page and a

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a front end keeps of its back ends' in-flight region: the file, and what was said of it.
+"""A front end's hold on its back ends' in-flight region: the file, and what was said of it.
 
 ``docs/vhost-user-vmbus.md``, "Packets in flight".  Invariant: a back end is given
 only what the one directly before it left; nothing is kept past one that does not record.
@@ -25,7 +25,7 @@ class KeptInflight:
         self.fd = -1
         """The file; -1: none."""
         self.reply: m.InflightReply | None = None
-        """What the back end that made it said of it."""
+        """The description that the back end that made the region gave of it."""
 
     def share(self, front_end: Transport, channels: int) -> None:
         """Gives a new back end the region of the one before, or has it make one."""

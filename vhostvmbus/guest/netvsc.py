@@ -118,7 +118,7 @@ class Netvsc:
         """Status values that the host indicated."""
         self.send_table: tuple[int, ...] = ()
         self.keep = False
-        """Whether receive sections are kept, in :attr:`kept`."""
+        """Set if receive sections are kept, in :attr:`kept`."""
         self.kept: list[HostPacket] = []
         self.transfer_packets = 0
         """Packets with frames, each of one or more."""

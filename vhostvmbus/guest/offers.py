@@ -27,7 +27,7 @@ MOST_WAITING = 4096
 """Offers and rescinds that may wait to be carried out."""
 
 ChannelOffer = m.OfferChannel | m.RescindChannel
-"""What a back end says of the channels that a guest may open."""
+"""The words of a back end about the channels that a guest may open."""
 
 
 class GuestOffers:

@@ -125,7 +125,7 @@ class GuestRam:
 
     @property
     def free_page_count(self) -> int:
-        """How many pages nobody has."""
+        """The number of pages that nobody has."""
         return len(self._free)
 
     def _scattered(self, count: int) -> list[int]:

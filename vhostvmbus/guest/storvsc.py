@@ -24,7 +24,7 @@ BEGIN, END, QUERY_VERSION, QUERY_PROPERTIES = 7, 8, 9, 10
 EXECUTE_SRB, RESET_LUN, RESET_ADAPTER, RESET_BUS, ENUMERATE_BUS = 3, 4, 5, 6, 11
 CREATE_SUB_CHANNELS = 13
 LINUX_VERSIONS = (0x0602, 0x0600, 0x0501)
-"""What Linux 6.1 asks for, in its order."""
+"""The versions that Linux 6.1 asks for, in its order."""
 LONG, SHORT = 64, 48
 """Packet lengths: from protocol 5.1 on, and before."""
 
@@ -37,7 +37,7 @@ class BadAnswer(GuestSideError):
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What the host said of a request, and the data that came with it."""
+    """The host's answer to a request, and the data that came with it."""
 
     status: int
     """NTSTATUS of the packet."""
@@ -52,7 +52,7 @@ class Completion:
 
     @property
     def good(self) -> bool:
-        """Whether the request succeeded in every respect."""
+        """Tells whether the request succeeded in every respect."""
         return (self.status, self.srb_status, self.scsi_status) == (0, 1, 0)
 
     @property

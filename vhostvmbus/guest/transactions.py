@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is under way on a guest's channel: its own packets, and those the host sent."""
+"""The packets under way on a guest's channel: its own, and those that the host sent."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Transaction:
     completed_at: float = 0.0
     """When its completion was taken from the ring (``time.perf_counter``)."""
     failure: Exception | None = None
-    """Why no completion will come any more."""
+    """The reason that no completion will come any more."""
     _wait: Callable[[Transaction, float], bytes] | None = field(default=None, repr=False)
 
     @property
     def done(self) -> bool:
-        """Whether the completion has come, or will never come."""
+        """Tells whether the completion has come, or will never come."""
         return self.completion is not None or self.failure is not None
 
     def wait(self, timeout: float = 10.0) -> bytes:
@@ -63,7 +63,7 @@ class HostPacket:
 
     @property
     def completion_requested(self) -> bool:
-        """Whether the host waits for :meth:`complete`."""
+        """Tells whether the host waits for :meth:`complete`."""
         return self.raw.completion_requested
 
     def complete(self, payload: bytes = b"") -> None:

@@ -43,9 +43,9 @@ class Exchange:
     place: int = -1
     seconds: float = 0.0
     failure: GuestSideError | None = None
-    """Why there is no completion."""
+    """The reason that there is no completion."""
     strayed: bool = False
-    """Whether a page beside the packet's own was touched."""
+    """Set if a page beside the packet's own was touched."""
 
 
 @dataclass(slots=True)
