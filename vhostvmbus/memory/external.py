@@ -25,7 +25,7 @@ SEG_SIZE: int = ffi.sizeof("struct vvb_seg")
 
 
 class MappedMemory(Protocol):
-    """What external data needs of the guest memory that it is in."""
+    """The part of the guest memory that external data needs."""
 
     def view_of(
         self, region: "Pointer[vvb_region]", guest_phys_addr: int, length: int
@@ -110,7 +110,7 @@ class ExternalData:
 
     @property
     def closed(self) -> bool:
-        """Whether the packet was completed, so that nothing can be accessed any more."""
+        """Tells whether the packet was completed, so that nothing can be accessed any more."""
         return self._closed
 
     @property
@@ -145,7 +145,7 @@ class ExternalData:
         return [(seg.gpa, seg.len) for seg in self._segs()[0 : self._count]]
 
     def _segs(self) -> "Array[vvb_seg]":
-        """The segments, to look into; the engine takes the bytes as they are."""
+        """Returns the segments, to look into; the engine takes the bytes as they are."""
         return ffi.from_buffer("struct vvb_seg[]", self._raw)
 
     # -- access --------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ class ExternalData:
 
     @property
     def lost(self) -> bool:
-        """Whether pages of the regions behind this data have vanished."""
+        """Tells whether pages of the regions behind this data have vanished."""
         return bool(not self._put and lib.vvb_ext_lost(self._raw, self._count))
 
     @property

@@ -65,7 +65,8 @@ class Region:
         self.guest_phys_addr = wanted.guest_phys_addr
         self.size = wanted.size
         self.key = wanted.key
-        """What it is a mapping of: another one of the same would be no other memory."""
+        """The file and offset that it is a mapping of: another mapping of the same is no other
+        memory."""
         self._handle = handle
         # The buffer keeps the mapping's owner alive, and every slice of the view the buffer:
         # memory is unmapped when the last view has gone, never before.
@@ -84,12 +85,12 @@ class Region:
 
     @property
     def users(self) -> int:
-        """How many uses of the region, by packets and GPADL mappings, are alive."""
+        """The number of uses of the region, by packets and GPADL mappings, that are alive."""
         return int(lib.vvb_region_users(self._handle))
 
     @property
     def lost(self) -> bool:
-        """Whether pages of the region vanished because the file was truncated."""
+        """Tells whether pages of the region vanished because the file was truncated."""
         return bool(lib.vvb_region_lost(self._handle))
 
     def __repr__(self) -> str:

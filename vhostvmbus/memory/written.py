@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What was written to guest memory, for those who have to know before the guest is told of it.
+"""Collects what was written to guest memory, for those who must know before the guest is told.
 
 Whoever writes to guest memory reports here: a plan's transfers and a device's C in the engine
 (``written.c``), external data and GPADL mappings through the channel. Who listens is known here
@@ -31,7 +31,7 @@ class WrittenMemory:
         self._memory = memory
         self._code_map: CodeMap | None = None
         self.watched = False
-        """Whether anybody has to know what is written. Never behind the engine, which knows it too:
+        """Set if anybody has to know what is written. The engine knows it too, and never earlier:
         each completion looks here, and a call into C would cost it a tenth of its time."""
         self.discard: Callable[[list[tuple[int, int]]], None] | None = None
 
