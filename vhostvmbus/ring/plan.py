@@ -82,7 +82,7 @@ class Rule:
 
 
 class AnyPlan(Protocol):
-    """What a ring takes as a plan: these rules, or a device's own in C."""
+    """The interface of a plan for a ring: these rules, or a device's own in C."""
 
     @property
     def handle(self) -> "Pointer[vvb_plan]":
@@ -151,11 +151,11 @@ class Outgoing(NamedTuple):
     flags: int = 0
     header: bytes = b""
     slot: int = 0
-    """Where the packet that this completes is recorded; 0: nowhere."""
+    """The in-flight slot of the packet that this completes; 0 if it has none."""
 
 
 class Done:
-    """What a plan did in one receive. The completions are still to be sent.
+    """The work of a plan in one receive. The completions are still to be sent.
 
     Valid until the next receive of the same ring.
     """

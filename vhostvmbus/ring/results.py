@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a ring is told and what it tells, as values: limits, packets, batches, sends, occupancy.
+"""The values that a ring takes and returns: limits, packets, batches, sends, occupancy.
 
 Invariant: a value is private: nothing that the peer does changes it, but for the guest's pages that
 a packet's external data stands for.
@@ -14,7 +14,7 @@ from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED
 
 
 class PacketLimits(NamedTuple):
-    """What a packet may be at most: payload bytes, bytes of external data, GPA ranges."""
+    """The limits of a packet: payload bytes, bytes of external data, GPA ranges."""
 
     max_payload: int = 0xFFFF * 8
     max_external_data: int = 0xFFFFFFFF
@@ -74,7 +74,7 @@ class RawPacket:
 
     @property
     def completion_requested(self) -> bool:
-        """Whether the sender waits for a completion packet."""
+        """Tells whether the sender waits for a completion packet."""
         return bool(self.flags & COMPLETION_REQUESTED)
 
     def __repr__(self) -> str:
@@ -85,7 +85,7 @@ class RawPacket:
 
 
 class Batch(NamedTuple):
-    """What one receive took from the ring.
+    """The packets that one receive took from the ring.
 
     ``error`` is set if the ring cannot be followed beyond these packets. ``signal`` says that the
     peer waits for space, has it now, and has to be signalled. ``size`` is in ring bytes. ``done``
@@ -103,7 +103,7 @@ class Batch(NamedTuple):
 
 
 class Served(NamedTuple):
-    """What :meth:`Ring.serve` did, the last batch's share included."""
+    """The work of one :meth:`Ring.serve`, the last batch's share included."""
 
     packets: int
     """Done by the plan, of so many bytes:"""
@@ -112,7 +112,7 @@ class Served(NamedTuple):
     wanted: int
     """Completions that they need."""
     completions: int
-    """... and that are in the ring."""
+    """The number of them that are in the ring."""
     batches: int
     wakeups: int
     rests: int
@@ -127,7 +127,7 @@ class Served(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """What became of packets that were to be sent together.
+    """The outcome of sending packets together.
 
     ``entered`` of them are in the ring and published. ``signal`` says whether the peer has to be
     signalled for what it was shown on the way, whatever else this says. ``full`` says that the next

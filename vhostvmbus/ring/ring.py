@@ -137,7 +137,7 @@ class Ring:
         fds: Sequence[int],
         gather_microseconds: int = 0,
     ) -> tuple[Batch, Served]:
-        """Receives, and answers and waits in between, as long as the plan does all that comes.
+        """Receives packets, answers them and waits in between, while the plan does all that comes.
 
         ``fds``: the eventfds that say that the guest kicked, that the work ends, that the caller
         has something to do, and the one that signals the guest. What a plan wrote is
@@ -389,7 +389,7 @@ class Ring:
 
     @property
     def note(self) -> bytes:
-        """What was kept in the record, by this back end or the one before; empty without one."""
+        """The note in the record, of this back end or the one before; empty without a record."""
         self._check_open()
         data = ffi.new("char[]", lib.VVB_NOTE_BYTES)
         length = lib.vvb_ring_get_note(self._ring, data)
@@ -410,7 +410,7 @@ class Ring:
 
     @property
     def has_slot(self) -> bool:
-        """Whether one packet more can be recorded; for the thread that receives."""
+        """Tells whether one packet more can be recorded; for the thread that receives."""
         self._check_open()
         return bool(lib.vvb_ring_has_slot(self._ring))
 
@@ -436,7 +436,7 @@ class Ring:
 
     @property
     def lost(self) -> bool:
-        """Whether pages of the ring vanished."""
+        """Tells whether pages of the ring vanished."""
         self._check_open()
         return bool(lib.vvb_ring_lost(self._ring))
 

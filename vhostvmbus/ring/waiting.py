@@ -10,7 +10,7 @@ from vhostvmbus.engine import ffi, lib
 def wait(fds: Sequence[int], timeout: float | None = None) -> int:
     """Waits until one of at most 8 eventfds fires, and empties those that did.
 
-    ``timeout`` is in seconds, ``None`` for ever. Returns a bit mask, bit *n* for ``fds[n]``; 0 if
+    ``timeout`` is in seconds, ``None`` for ever. Returns a bit mask, bit ``n`` for ``fds[n]``; 0 if
     nothing fired. The eventfds must not block. Raises :exc:`OSError`.
     """
     result = lib.vvb_wait(
