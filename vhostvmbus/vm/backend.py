@@ -70,7 +70,7 @@ class BackEndProcess:
 
     @property
     def problem(self) -> str | None:
-        """What went wrong, if the process ended by itself; ``None`` otherwise."""
+        """The trouble, if the process ended by itself; ``None`` otherwise."""
         status = self.child.status
         if status is None:
             return None

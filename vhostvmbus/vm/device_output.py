@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a device of the user's own writes: shown line by line as it comes, and kept in a file.
+"""The output of a device of the user's own: shown line by line as it comes, and kept in a file.
 
 A device works for a guest, so a guest may make it write as much as it likes. Invariants:
 
@@ -51,9 +51,9 @@ def printable(line: bytes) -> str:
 
 
 class Lines:
-    """Cuts a stream of bytes into lines to show, *burst* of them in *period* seconds.
+    """Cuts a stream of bytes into lines to show, ``burst`` of them in ``period`` seconds.
 
-    Has no clock: the caller says what time it is.
+    It has no clock: the caller says what time it is.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class KeptFile:
 
     def __init__(self, path: Path | None) -> None:
         self.problem: OSError | None = None
-        """What kept the stream from being kept."""
+        """The error that kept the stream from being kept."""
         self._path = path
         self._file: BinaryIO | None = None
         self._room = KEPT_BEGINNING if path else 0
@@ -179,7 +179,7 @@ class KeptFile:
 class DeviceOutput:
     """A pipe for all that one device writes, and the thread that reads it.
 
-    *show* gets each line that is to be seen, from any thread; it must not block. With a *path*
+    ``show`` gets each line that is to be seen, from any thread; it must not block. With a ``path``
     the stream is kept there.
     """
 
@@ -206,7 +206,7 @@ class DeviceOutput:
 
     @property
     def fate(self) -> str:
-        """Where what the device wrote is now, in words; nothing if it wrote nothing."""
+        """The place of the device's output, in words; nothing if it wrote nothing."""
         if self.path is None or not self._wrote:
             return ""
         if self._kept.problem is not None:

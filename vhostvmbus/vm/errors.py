@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What can go wrong with a virtual machine; every message is for the user."""
+"""The errors of a virtual machine; every message is for the user."""
 
 
 class VmError(Exception):

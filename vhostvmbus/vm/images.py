@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where a machine's parts come from: QEMU, kernels, initramfs, root file system, firmware.
+"""Finds a machine's parts: QEMU, kernels, initramfs, root file system, firmware.
 
 The recipes are programs in the project's tree (``qemu/build``, ``guest-images/build``) that make
 what is missing and print where it is; their progress goes to stderr. Without the tree (the

@@ -29,10 +29,10 @@ from vhostvmbus.vm.streams import Sink, Streams, discard
 POWEROFF_PATIENCE = 60.0
 LOOK_INTERVAL = 0.2
 ROOT_SERIAL = "vhostvmbus-root"
-"""How the guest knows its root disk, whatever else it has and however Linux names it."""
+"""The serial number by which the guest knows its root disk, however Linux names it."""
 
 CARD = "net"
-"""What the names of the network cards' back ends begin with."""
+"""The beginning of the names of the network cards' back ends."""
 
 
 def with_address(link: str) -> str:
@@ -68,14 +68,14 @@ class MachinePlan:
     backends: Sequence[Sequence[str]] = ()
     show: Callable[[str, str], None] | None = None
     keep_output: bool = True
-    """Whether files with what those devices write are left behind; only with *show*."""
+    """Set to leave files with what those devices write behind; only with ``show``."""
     append: str = ""
     smp: int = 2
     memory: str = "1G"
     machine: str = "pc"
     cpu: str | None = None
     bus: str = "vmbus"
-    """Where the root and the disks are: "vmbus", served by us, or "virtio", QEMU's own."""
+    """The bus of the root and the disks: "vmbus", served by us, or "virtio", QEMU's own."""
     shell: bool = False
     extra: Sequence[str] = ()
     files: Sequence[bytes] = ()
@@ -87,7 +87,7 @@ class MachinePlan:
 
 @dataclass(frozen=True)
 class Result:
-    """How a command in the guest ended, and what it wrote."""
+    """The outcome of a command in the guest, and what it wrote."""
 
     status: int
     stdout: bytes
@@ -104,7 +104,7 @@ class Machine:
         """True while a test kills back ends on purpose."""
         self._folder = RunFolder()
         self.outputs: list[DeviceOutput] = []
-        """What the devices of the user's own write, if it is shown."""
+        """The output of the devices of the user's own, if it is shown."""
         self._log_path = plan.console_log or new_log("console", self._folder.path.name)
         self._log = open(self._log_path, "wb", buffering=0)  # noqa: SIM115 - closed by close()
         self._streams = Streams(self._log)
@@ -134,7 +134,7 @@ class Machine:
 
     @property
     def console_log(self) -> Path:
-        """Where the console's bytes go."""
+        """The file that the console's bytes go to."""
         return self._log_path
 
     @property
@@ -294,7 +294,7 @@ class Machine:
 
     @property
     def boots(self) -> int:
-        """How often the guest has booted."""
+        """The number of times that the guest has booted."""
         return self._streams.control.ready
 
     def submit(self, script: str | bytes) -> int:

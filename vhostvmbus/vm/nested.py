@@ -25,7 +25,7 @@ from vhostvmbus.vm.errors import SetupError
 from vhostvmbus.vm.machine import MachinePlan
 
 PLACE = "/run/vhostvmbus/nested"
-"""Where the archive's ``/guest/nested`` is once level 1 has booted."""
+"""The path of the archive's ``/guest/nested`` once level 1 has booted."""
 LIBRARY = re.compile(r"(?:\S+ => )?(/\S+) \(0x")
 FIRMWARE = ("bios-256k.bin", "kvmvapic.bin", "linuxboot_dma.bin")
 MEMORY_FOR_LEVEL_1 = 2048
@@ -36,7 +36,7 @@ UNITS = {"": 1, "M": 1, "G": 1024, "T": 1 << 20}
 
 @dataclass(frozen=True)
 class Inner:
-    """What level 2 shall do: run ``command``, or give a shell if that is ``None``."""
+    """The task of level 2: run ``command``, or give a shell if that is ``None``."""
 
     command: str | None
     timeout: float

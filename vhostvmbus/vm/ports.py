@@ -21,7 +21,7 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 @dataclass
 class Console:
-    """What comes out of the serial console. ``sinks`` get every byte as it comes."""
+    """The output of the serial console. ``sinks`` get every byte as it comes."""
 
     sinks: list[Callable[[bytes], None]] = field(default_factory=list)
     panic: str | None = None
@@ -58,7 +58,7 @@ class Control:
     """The agent's side of the conversation, as far as it has come."""
 
     ready: int = 0
-    """How often an agent has said that it is ready: once for each boot."""
+    """The number of times that an agent has said that it is ready: once for each boot."""
     exits: dict[int, int] = field(default_factory=dict)
     """Exit status of each request that is done."""
     _partial: bytes = b""
