@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What VMBus looks like in bytes. Constants, GUIDs, GPA ranges, NTSTATUS, errors.
+"""The bytes of VMBus: constants, GUIDs, GPA ranges, NTSTATUS, errors.
 
 Everything here works on plain bytes and integers; nothing does I/O and nothing is imported from
 the rooms above. All integers of the wire format are little-endian.

@@ -36,22 +36,23 @@ class GpaRange:
 
     @property
     def wire_size(self) -> int:
-        """Bytes that this range takes in a packet."""
+        """The bytes that this range takes in a packet."""
         return RANGE_HEADER_SIZE + 8 * len(self.pfns)
 
     @classmethod
     def of_pages(cls, pfns: Sequence[int]) -> "GpaRange":
-        """Whole pages, as ``VmbPacketSendWithExternalPfns`` describes them: offset 0."""
+        """Returns a range of whole pages, as ``VmbPacketSendWithExternalPfns`` describes them:
+        offset 0."""
         return cls(len(pfns) * PAGE_SIZE, 0, pfns)
 
 
 def pfn_count(byte_offset: int, byte_count: int) -> int:
-    """How many PFNs a range has: ``ceil((byte_offset + byte_count) / 4096)``."""
+    """Returns how many PFNs a range has: ``ceil((byte_offset + byte_count) / 4096)``."""
     return (byte_offset + byte_count + PAGE_SIZE - 1) // PAGE_SIZE
 
 
 def build_ranges(ranges: Iterable[GpaRange]) -> bytes:
-    """The wire bytes of ``ranges``. Counts are written as given, so that tests can lie."""
+    """Returns the wire bytes of ``ranges``. Counts are written as given, so that tests can lie."""
     parts = []
     for item in ranges:
         parts.append(_HEADER.pack(item.byte_count, item.byte_offset))
@@ -66,7 +67,7 @@ def parse_ranges(
     offset: int = 0,
     max_bytes: int = 1 << 40,
 ) -> list[GpaRange]:
-    """``count`` ranges from ``data[offset:]``; bytes left over behind the last are ignored.
+    """Returns ``count`` ranges from ``data[offset:]``; bytes left over behind the last are ignored.
 
     ``data`` must be private memory. Raises :exc:`GpaRangeTruncated` if ``data`` ends early,
     :exc:`GpaRangeEmpty` for a range of zero bytes, :exc:`GpaRangeTooLong` if the ranges describe

@@ -11,10 +11,10 @@ NULL_GUID = UUID(int=0)
 
 
 def guid_to_wire(guid: UUID | None) -> bytes:
-    """The 16 wire bytes of ``guid``; ``None`` gives all zero."""
+    """Returns the 16 wire bytes of ``guid``; ``None`` gives all zero."""
     return (guid or NULL_GUID).bytes_le
 
 
 def guid_from_wire(data: bytes) -> UUID:
-    """The GUID in exactly 16 bytes of wire data. Raises :exc:`ValueError` for another length."""
+    """Returns the GUID in exactly 16 wire bytes. Raises :exc:`ValueError` for another length."""
     return UUID(bytes_le=bytes(data))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a device offers to the guest: docs/vhost-user-vmbus.md, *VMBUS_GET_OFFER*.
+"""The offer of a device to the guest: docs/vhost-user-vmbus.md, *VMBUS_GET_OFFER*.
 
 Floor 0: the only place that knows the offer's layout and its limits. A device host makes one, a
 connection sends it, a front end reads it, all of them this value.

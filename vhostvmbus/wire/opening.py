@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a guest says when it opens a channel: docs/vhost-user-vmbus.md, *VMBUS_OPEN*.
+"""The words of a guest that opens a channel: docs/vhost-user-vmbus.md, *VMBUS_OPEN*.
 
 One value on its whole way: a connection reads it from the request, a device host opens the channel
 by it, and the channel keeps it.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Regions of guest memory as a front end describes them: docs/vhost-user-vmbus.md, *Guest memory*.
 
-The rules here hold for what a session is told of them and for what is made from it.
+The rules here hold for what a front end says, and for what is mapped because of it.
 """
 
 from collections.abc import Iterable
@@ -53,6 +53,6 @@ def overlap_among(regions: Iterable[A]) -> tuple[A, A] | None:
 
 
 def lies_in_code_map(size: int, first_bit: int, map_bytes: int) -> bool:
-    """Whether a code map of ``map_bytes`` has a bit for each page of a region of ``size`` bytes."""
+    """Tells whether a code map of ``map_bytes`` has bits for all pages of ``size`` bytes."""
     pages = (size + PAGE_SIZE - 1) // PAGE_SIZE
     return first_bit == EVERY_PAGE or first_bit + pages <= map_bytes * 8

@@ -18,7 +18,7 @@ _RANGE = struct.Struct("<II")
 def build_transfer_pages(
     set_id: int, ranges: Iterable[tuple[int, int]], *, sender_owns_set: bool = False
 ) -> bytes:
-    """The header for ``(byte_count, byte_offset)`` ranges; what :meth:`Channel.send` takes.
+    """Returns the header for ``(byte_count, byte_offset)`` ranges; what :meth:`Channel.send` takes.
 
     Nothing is checked, so that tests can lie; values must fit their fields.
     """

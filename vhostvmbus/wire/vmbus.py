@@ -84,15 +84,15 @@ _DESCRIPTOR = struct.Struct("<HHHHQ")
 
 
 def pack_descriptor(descriptor: Descriptor) -> bytes:
-    """The 16 wire bytes of ``descriptor``. Nothing is checked, so tests can lie with it."""
+    """Returns the 16 wire bytes of ``descriptor``. It checks nothing, so that tests can lie."""
     return _DESCRIPTOR.pack(*descriptor)
 
 
 def align8(length: int) -> int:
-    """``length`` rounded up to the ring's 8-byte granularity."""
+    """Returns ``length`` rounded up to the ring's 8-byte granularity."""
     return (length + 7) & ~7
 
 
 def vmbus_version(major: int, minor: int) -> int:
-    """A protocol version as on the wire: major in the high, minor in the low 16 bits."""
+    """Returns a protocol version as on the wire: major in the high 16 bits, minor in the low."""
     return major << 16 | minor
