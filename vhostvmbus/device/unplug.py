@@ -40,7 +40,7 @@ class Unplugging:
             self._thread.start()
 
     def end(self) -> None:
-        """Waits, at the end of the connection, until the device's part has ended."""
+        """Waits until the device's part has ended; called at the end of the connection."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
