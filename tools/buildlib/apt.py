@@ -20,7 +20,7 @@ from .progress import BuildError, Step
 DEBIAN_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 RELEASES = ("stable", "testing", "unstable", "sid", "bookworm", "trixie", "forky")
 FORWARDED = re.compile(r'^Acquire::(http|https|Check-Valid-Until|Check-Date|Retries)\b[^"]*"[^"]+"')
-"""Settings of the machine's apt that a bootstrap of a root file system needs too."""
+"""The settings of the machine's apt that a bootstrap of a root file system needs too."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,13 @@ def _deb822_sources(text: str) -> Iterator[Source]:
 
 
 def parse_sources(path: Path) -> list[Source]:
-    """The archives named in one sources file, in either of apt's two forms."""
+    """Returns the archives named in one sources file, in either of apt's two forms."""
     text = path.read_text(errors="replace")
     return list(_deb822_sources(text) if path.suffix == ".sources" else _one_line_sources(text))
 
 
 def machine_sources() -> list[Source]:
-    """Every archive that the machine's apt is set up with."""
+    """Returns every archive that the machine's apt is set up with."""
     places = _apt_config("Dir::Etc::sourcelist/f", "Dir::Etc::sourceparts/d")
     files = [Path(places["Dir::Etc::sourcelist/f"])]
     parts = Path(places["Dir::Etc::sourceparts/d"])
@@ -103,7 +103,7 @@ def machine_sources() -> list[Source]:
 
 
 def find_mirror(sources: list[Source]) -> Source:
-    """The machine's mirror of Debian's main archive; BuildError if it has none."""
+    """Returns the machine's mirror of Debian's main archive. Raises BuildError if it has none."""
     if mirror := os.environ.get("DEBIAN_MIRROR"):
         return Source(mirror, (), ("main",), str(DEBIAN_KEYRING), False)
     for source in sources:
@@ -117,7 +117,7 @@ def find_mirror(sources: list[Source]) -> Source:
 
 
 class PrivateApt:
-    """apt for the given *suites* of Debian; ``sources`` adds their source packages."""
+    """An apt for the given ``suites`` of Debian; ``sources`` adds their source packages."""
 
     def __init__(self, name: str, suites: tuple[str, ...], *, sources: bool = False) -> None:
         self.folder = cache_root() / "apt" / name
@@ -176,16 +176,16 @@ class PrivateApt:
         return [program, "-c", str(self._config), *words]
 
     def update(self, step: Step) -> None:
-        """Fetch the lists of packages."""
+        """Fetches the lists of packages."""
         step.run(self._words("apt-get", "update", "--error-on=any"))
 
     def _records(self, *words: str) -> str:
-        """What apt-cache knows, a stanza for each version; empty if it knows nothing."""
+        """Returns what apt-cache knows, a stanza for each version; empty if it knows nothing."""
         command = self._words("apt-cache", *words)
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
     def field(self, package: str, field: str) -> str:
-        """A field of the newest version of *package*, such as ``Version`` or ``Depends``."""
+        """Returns a field of the newest version of ``package``, for example ``Depends``."""
         text = self._records("show", "--no-all-versions", package)
         found = re.search(rf"^{field}: (.*)$", text, re.MULTILINE)
         if not found:
@@ -193,14 +193,14 @@ class PrivateApt:
         return found[1]
 
     def download(self, step: Step, package: str, folder: Path) -> Path:
-        """Download the newest binary *package* into *folder*; its path."""
+        """Downloads the newest binary ``package`` into ``folder``. Returns its path."""
         before = set(folder.glob("*.deb"))
         step.run(self._words("apt-get", "download", package), cwd=folder)
         (path,) = set(folder.glob("*.deb")) - before
         return path
 
     def source_version(self, package: str) -> str:
-        """The newest version of the source package *package*."""
+        """Returns the newest version of the source package ``package``."""
         text = self._records("showsrc", "--only-source", package)
         versions = re.findall(r"^Version: (.*)$", text, re.MULTILINE)
         if not versions:
@@ -215,7 +215,7 @@ class PrivateApt:
         return str(newest)
 
     def download_source(self, step: Step, package: str, version: str, folder: Path) -> Path:
-        """Download a source package into *folder*; the path of its ``.dsc``."""
+        """Downloads a source package into ``folder``. Returns the path of its ``.dsc``."""
         words = ("source", "--download-only", "--only-source", f"{package}={version}")
         step.run(self._words("apt-get", *words), cwd=folder)
         (path,) = folder.glob("*.dsc")
@@ -223,6 +223,6 @@ class PrivateApt:
 
 
 def forwarded_settings() -> list[str]:
-    """The machine's proxy, certificate and clock settings, one ``Name "value";`` each."""
+    """Returns the machine's proxy, certificate and clock settings, one ``Name "value";`` each."""
     text = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True)
     return [line for line in text.stdout.splitlines() if FORWARDED.match(line)]

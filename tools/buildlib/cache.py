@@ -23,7 +23,7 @@ KEY_LENGTH = 20
 
 
 def cache_root() -> Path:
-    """The project's cache folder, made if absent: ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    """Returns the cache folder, ``$XDG_CACHE_HOME`` or ``~/.cache``, and makes it if absent."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     root = Path(base) / "vhostvmbus"
     root.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def cache_root() -> Path:
 
 
 def content_key(parts: Iterable[str | bytes | Path]) -> str:
-    """A short hash of texts, bytes and files; a folder stands for all files below it.
+    """Returns a short hash of texts, bytes and files; a folder stands for all files below it.
 
     File names below a folder count, the folder's own place does not.
     """
@@ -58,7 +58,7 @@ def content_key(parts: Iterable[str | bytes | Path]) -> str:
 
 @contextlib.contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Hold the cache's lock called *name*; says so when another process has it."""
+    """Holds the cache's lock called ``name``. Says so when another process has it."""
     path = cache_root() / f".lock-{name}"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -73,7 +73,7 @@ def locked(name: str) -> Iterator[None]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder even if it has folders without write permission in it."""
+    """Removes a folder even if it has folders without write permission in it."""
     if not path.exists():
         return
     for folder, _, _ in os.walk(path):
@@ -84,9 +84,9 @@ def remove_tree(path: Path) -> None:
 
 @contextlib.contextmanager
 def work_folder(room: Path, name: str = "") -> Iterator[Path]:
-    """A folder for a half-made result in *room*; the caller holds the room's lock.
+    """Makes a folder for a half-made result in ``room``; the caller holds the room's lock.
 
-    With a *name* its path is the same every time, which a compiler cache likes.
+    With a ``name`` its path is the same every time, which a compiler cache likes.
     """
     room.mkdir(parents=True, exist_ok=True)
     for left in room.glob(".work-*"):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Steps that take a while: what, how far, how long it usually takes, and a log for the rest.
+"""Steps that take a while: their progress, their usual time, and a log for the rest.
 
-A step's commands write to a log file. On success one line remains on stderr; on failure the
-line names the log and shows its end. Commands run in a process group of their own that dies
-with the step, whatever ends it. A download that the network failed is tried again (``retry``).
+A step's commands write to a log file. On success one line remains on stderr; on failure the line
+names the log and shows its end. Commands run in a process group of their own that dies with the
+step, whatever ends it. A download that the network failed is tried again (``retry``).
 """
 
 import contextlib
@@ -29,7 +29,7 @@ PLAIN_INTERVAL = 20.0
 
 
 class BuildError(Exception):
-    """A build step failed; the message is for the user."""
+    """A failure of a build step; the message is for the user."""
 
 
 def _durations_path() -> Path:
@@ -65,7 +65,7 @@ def _minutes(seconds: float) -> str:
 class Step:
     """One long step, as a context manager around its commands.
 
-    *usual* is the time in seconds it is expected to take on a small machine, replaced by the
+    ``usual`` is the time in seconds it is expected to take on a small machine, replaced by the
     time that it took here last.
     """
 
@@ -125,7 +125,7 @@ class Step:
         self._line(text, last=not self._terminal)
 
     def note(self, text: str) -> None:
-        """Write *text* to the log."""
+        """Writes ``text`` to the log."""
         self._log.write(text.encode() + b"\n")
         self._log.flush()
 
@@ -137,7 +137,7 @@ class Step:
         env: Mapping[str, str] | None = None,
         stdin: bytes | None = None,
     ) -> None:
-        """Run a command, its output to the log; BuildError if it fails.
+        """Runs a command, its output to the log. Raises BuildError if it fails.
 
         A download that fails for a reason that may pass is tried again, after a while.
         """
@@ -166,7 +166,7 @@ class Step:
             raise BuildError(f"{self.what}: {words[0]} ended with status {status}")
 
     def _logged(self, start: int) -> str:
-        """What commands wrote to the log from an offset on."""
+        """Returns what commands wrote to the log from an offset on."""
         with open(self.log_path, "rb") as log:
             log.seek(start)
             return log.read().decode(errors="replace")
@@ -184,7 +184,7 @@ class Step:
         env: Mapping[str, str] | None,
         stdin: bytes | None,
     ) -> int:
-        """Run a command, its output to the log; its exit status."""
+        """Runs a command, its output to the log. Returns its exit status."""
         self.note("+ " + " ".join(words))
         with _child(
             words,
@@ -255,7 +255,7 @@ def _child(
 
 
 def main_guard(main: "object") -> None:
-    """Run ``main()`` as a program: SIGTERM acts like Ctrl-C, errors become one line."""
+    """Runs ``main()`` as a program: SIGTERM acts like Ctrl-C, errors become one line."""
     assert callable(main)
 
     def terminated(number: int, frame: object) -> None:

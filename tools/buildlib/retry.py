@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Downloads that fail for a reason that may pass: which ones, how often, how long to wait.
+"""Tells which downloads fail for a reason that may pass, how often to try, and how long to wait.
 
-What a program says when the network failed it is in ``passing.txt``: a part of a line on each line,
-in small letters. ``tools/setup`` reads it, too. Whatever else a download fails for (a file that is
-not there, an unknown package, a bad signature) is final.
+The words of programs that the network failed are in ``passing.txt``: a part of a line on each line,
+in small letters. ``tools/setup`` reads it, too. Every other reason for a download to fail (a file
+that is not there, an unknown package, a bad signature) is final.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 PROGRAMS = ("apt-get", "mmdebstrap")
 DELAYS = "5 15 45"
-"""Seconds before each further try; ``$RETRY_DELAYS`` says others."""
+"""The seconds before each further try; ``$RETRY_DELAYS`` says others."""
 _PASSING = tuple(Path(__file__).with_name("passing.txt").read_text().splitlines())
 _SHOWN = 200
 
@@ -23,7 +23,7 @@ def downloads(words: Sequence[str]) -> bool:
 
 
 def delays() -> list[float]:
-    """Returns how many seconds to wait before each further try.  Raises ValueError."""
+    """Returns how many seconds to wait before each further try. Raises ValueError."""
     text = os.environ.get("RETRY_DELAYS", DELAYS)
     try:
         return [float(word) for word in text.split()]
