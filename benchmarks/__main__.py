@@ -17,7 +17,7 @@ QUIET = 0.05
 
 
 def names() -> list[str]:
-    """The modules in here that measure something."""
+    """Returns the modules in here that measure something."""
     found = [module.name for module in pkgutil.iter_modules(benchmarks.__path__)]
     return sorted(
         name
@@ -28,7 +28,7 @@ def names() -> list[str]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measures and prints."""
     known = names()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", nargs="*", help=f"which ones, of: {', '.join(known)}")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the code map costs a read: the back end and a guest in software, without the noise of a VM.
+"""Measures what the code map costs a read: the back end and a guest in software, without a VM's
+noise.
 
 See "Translated code" in ``docs/vhost-user-vmbus.md``.
 """
@@ -22,7 +23,7 @@ MAPS = ("none", "bits clear", "all bits set")
 
 
 def tables(seconds: float) -> list[Table]:
-    """The table of this benchmark."""
+    """Returns the table of this benchmark."""
     table = Table(
         "Translated code: 4 KiB random reads through the back end, software guest",
         ("code map", "depth", "reads/s", "ratio", "round trips/read", "device CPU us"),
@@ -54,7 +55,7 @@ def tables(seconds: float) -> list[Table]:
 def _mapped_reads(
     path: Path, pid: int, kind: str, depth: int, seconds: float
 ) -> tuple[float, float, float]:
-    """Reads a second, round trips and back end microseconds for each read."""
+    """Returns reads a second, round trips a second, and back end microseconds for each read."""
     with (
         SoftwareGuest.connect(path, code_map=kind != MAPS[0]) as guest,
         guest.open_channel(ring_pages=(33, 33)) as channel,

@@ -4,7 +4,7 @@
 A back end process (``vhostvmbus serve scsi``) on one side, a guest in software on the other, over
 a real socket, rings, shared pages and eventfds; no VM.  4 KiB random and 128 KiB sequential
 READ(10) at queue depths 1, 4, 32, each with every request carried out in Python (``--no-plan``)
-and with the plan for the ring engine that the SCSI controller makes.  The guest side here is a lean
+and with the plan for the ring engine that the SCSI controller makes. The guest side here is a lean
 loop on the ring, with packets made beforehand, because it shares the machine with what is measured.
 
 Besides requests a second, the processor time per request of either process says what limits a
@@ -43,10 +43,10 @@ class Figure:
 
     name: str
     size: int
-    """Bytes of a read."""
+    """The bytes of a read."""
     depth: int
     plan: bool
-    """Whether the ring engine does the reads; else Python does."""
+    """Set if the ring engine does the reads; else Python does."""
     per_second: float
     """Requests a second through the back end."""
     plain: float
@@ -57,12 +57,12 @@ class Figure:
 
     @property
     def ratio(self) -> float:
-        """Ours as a part of plain ``preadv``."""
+        """Our figure as a part of plain ``preadv``."""
         return self.per_second / self.plain
 
 
 def offsets(size: int, sequential: bool) -> Iterator[int]:
-    """Byte offsets without end, the same for every measurement."""
+    """Yields byte offsets without end, the same for every measurement."""
     blocks = IMAGE_SIZE // size
     if sequential:
         while True:
@@ -73,7 +73,7 @@ def offsets(size: int, sequential: bool) -> Iterator[int]:
 
 
 def plain_reads(path: Path, size: int, sequential: bool, seconds: float) -> float:
-    """``preadv`` calls a second."""
+    """Returns how many ``preadv`` calls there are in a second."""
     with mmap.mmap(-1, size) as buffer, path.open("rb", buffering=0) as file:
         buffers, fd = [buffer], file.fileno()
         count, end = 0, time.perf_counter() + seconds
@@ -97,7 +97,7 @@ class Slot:
         self.blocks = size // 512
 
     def payload(self, offset: int) -> bytes:
-        """READ(10) at a byte offset."""
+        """Returns READ(10) at a byte offset."""
         cdb = struct.pack(">BBIxHx", 0x28, 0, offset // 512, self.blocks)
         return self.before + cdb + self.after
 
@@ -105,7 +105,7 @@ class Slot:
 def channel_reads(
     driver: Storvsc, channel: GuestChannel, size: int, depth: int, sequential: bool, seconds: float
 ) -> int:
-    """Keeps `depth` reads under way for so long; how many were completed."""
+    """Keeps ``depth`` reads under way for so long. Returns how many were completed."""
     ring, call = channel.ring, [channel.call_fd]
     slots = [Slot(driver, size) for _ in range(depth)]
     source = offsets(size, sequential)
@@ -155,14 +155,14 @@ def channel_reads(
 
 
 def processor_time(pid: int) -> float:
-    """Seconds that a process has used, user and system."""
+    """Returns the seconds that a process has used, user and system."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICK
 
 
 @contextmanager
 def back_end(image: Path, folder: Path, plan: bool = True) -> Iterator[tuple[int, Path]]:
-    """A back end process for one disk: its pid and socket."""
+    """Starts a back end process for one disk. Gives its pid and socket."""
     path = folder / "scsi.sock"
     ready, theirs = os.pipe()
     # Read-only: two of them may have the image.
@@ -182,7 +182,7 @@ def back_end(image: Path, folder: Path, plan: bool = True) -> Iterator[tuple[int
 
 
 def make_image(path: Path) -> None:
-    """Random bytes, all of them in the page cache afterwards."""
+    """Writes random bytes, all of them in the page cache afterwards."""
     chance = random.Random(3)
     with path.open("wb") as file:
         for _ in range(IMAGE_SIZE >> 20):
@@ -191,7 +191,7 @@ def make_image(path: Path) -> None:
 
 @contextmanager
 def driven(image: Path, folder: Path, plan: bool) -> Iterator[tuple[int, Storvsc]]:
-    """A back end process with a driver at work on it: its pid and the driver."""
+    """Starts a back end process with a driver at work on it. Gives its pid and the driver."""
     folder.mkdir()
     with (
         back_end(image, folder, plan) as (pid, path),
@@ -204,7 +204,7 @@ def driven(image: Path, folder: Path, plan: bool) -> Iterator[tuple[int, Storvsc
 
 
 def measure(folder: Path, seconds: float) -> Iterator[Figure]:
-    """All figures, each as soon as it is known."""
+    """Yields all figures, each as soon as it is known."""
     image = folder / "disk.raw"
     make_image(image)
     with (
@@ -237,7 +237,7 @@ def measure(folder: Path, seconds: float) -> Iterator[Figure]:
 
 
 def tables(seconds: float) -> list[Table]:
-    """The table of this benchmark."""
+    """Returns the table of this benchmark."""
     table = Table(
         "Disk: reads through the back end, software guest <-> back end in another process",
         (

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """External data: pages that a packet describes, read and written by the device.
 
-The software guest here, the device in another process.  For each number of pages: round trips
+The software guest here, the device in another process. For each number of pages: round trips
 and bytes a second, one packet at a time and sixteen at a time, beside a plain copy of as many
-bytes in the same run.  The device copies every byte once, which is what the copy does; the rest
+bytes in the same run. The device copies every byte once, which is what the copy does; the rest
 is the price of getting there.
 """
 
@@ -27,7 +27,7 @@ class Writer(Echo):
     """Copies bytes into the guest's pages."""
 
     def packet_received(self, channel: Channel, packet: Packet) -> None:
-        """Writes, then completes."""
+        """Writes into the pages, then completes."""
         if packet.external_data is not None:
             packet.external_data.write(memoryview(_CONTENT)[: len(packet.external_data)])
         packet.complete()
@@ -41,7 +41,7 @@ KINDS: tuple[tuple[str, type[Device], bool], ...] = (
 
 
 def tables(seconds: float) -> list[Table]:
-    """The table of this benchmark."""
+    """Returns the table of this benchmark."""
     table = Table(
         "External data: PFNs from a software guest to a device in another process",
         ("PFNs", "pages are", "depth", "round trips/s", "us", "GB/s", "memcpy GB/s", "x memcpy"),

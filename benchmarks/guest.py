@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a guest to measure in is made of."""
+"""The guest to measure in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vhostvmbus.vm.machine import MachinePlan
 
 
 def plain_guest(series: str) -> MachinePlan:
-    """Returns the plan of a guest with a kernel of *series* and a root disk, and nothing else.
+    """Returns the plan of a guest with a kernel of ``series`` and a root disk, and nothing else.
 
     Builds and fetches what is missing, so call it where the network can be reached.
     """

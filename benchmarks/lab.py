@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A guest with disks of the same bytes from different servers, and what is measured on them.
+"""A guest with disks of the same bytes from different servers, and the measurements on them.
 
 The disks:
 
@@ -7,8 +7,8 @@ The disks:
 * ``virtio``: virtio-blk in QEMU itself, ``cache=writeback`` (the host's cache, as ours);
 * ``blind`` (translation only): ours, but the back end takes the code map and never looks at it.
 
-They take turns within each round, in the opposite order every other round, so that whatever
-else the machine does hits all of them; the figure is the median of the rounds.
+They take turns within each round, in the opposite order every other round, so that whatever else
+the machine does hits all of them; the figure is the median of the rounds.
 """
 
 from __future__ import annotations
@@ -44,17 +44,19 @@ PROGRAMS = images.TREE / "tests" / "vm" / "programs"
 BLIND_SERVE = (sys.executable, str(PROGRAMS / "serve_without_invalidation.py"))
 BLIND_INSTANCE = UUID("5e6b4c1e-7f0d-4a53-9d55-0a3c5f1b7e21")
 STARTS = 15
-"""Programs that are started from a cold cache, for each figure."""
+"""How many programs are started from a cold cache, for each figure."""
 CODE_TRIES = 300
-"""Reads of code that tell how many make up a measurement."""
+"""How many reads of code tell how many make up a measurement."""
 PATIENCE = 120.0
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """What fio does. `processor` is the guest's that it runs on: the "same" one as the channel
-    interrupts, the "other" one, or "any".
+    """The work that fio does.
+
+    ``processor`` is the guest's that it runs on: the "same" one as the channel interrupts, the
+    "other" one, or "any".
     """
 
     title: str
@@ -108,34 +110,38 @@ class Sample:
     back_end_cpu: float | None = None
     """Microseconds of the back end's processor time for each request."""
     machine_cpu: float | None = None
-    """Of QEMU's: its virtual processors, its main loop and, for its own disk, the device."""
+    """The same of QEMU's processor time: its virtual processors, its main loop and, for its own
+    disk, the device.
+    """
     back_end_busy: float | None = None
-    """The part of the time that its busiest thread was running."""
+    """The part of the time that the back end's busiest thread was running."""
     machine_busy: float | None = None
-    """The same of QEMU's: mostly one of the guest's processors."""
+    """The part of the time that QEMU's busiest thread was running: mostly one of the guest's
+    processors.
+    """
     host_busy: float | None = None
     """The part of all processors' time that was used, by whomever."""
     latency: float | None = None
-    """Median, from submission to completion as the guest sees it, in microseconds."""
+    """The median time from submission to completion as the guest sees it, in microseconds."""
     wrong: float | None = None
-    """Percent of the calls that ran code which was no longer there."""
+    """The percentage of the calls that ran code which was no longer there."""
 
 
 @dataclass
 class Disk:
-    """Who serves it, and its devices in the guest."""
+    """One disk: who serves it, and its devices in the guest."""
 
     name: str
     data: str
-    """Random bytes, behind two blocks of code."""
+    """The device with random bytes, behind two blocks of code."""
     root: str
-    """A file system to start programs from; read-only."""
+    """The device with a file system to start programs from; read-only."""
     image: Path
-    """The file behind `data`."""
+    """The file behind ``data``."""
     processor: int
-    """The guest's, that its channel interrupts; virtio has a queue for each."""
+    """The guest's processor that the channel interrupts; virtio has a queue for each."""
     pid: int | None
-    """Of the back end; None for QEMU itself."""
+    """The back end's process; ``None`` for QEMU itself."""
 
     def warm(self) -> None:
         """Brings the image back to the page cache, in case the host wanted the memory."""
@@ -146,8 +152,9 @@ class Disk:
 
 @dataclass(frozen=True)
 class Use:
-    """What a process used of the processors: seconds in all, and the part of the time that its
-    busiest thread was running.
+    """The use that a process made of the processors.
+
+    It is the seconds in all, and the part of the time that its busiest thread was running.
     """
 
     seconds: float
@@ -155,13 +162,16 @@ class Use:
 
     @classmethod
     def between(cls, then: dict[int, float], now: dict[int, float], taken: float) -> Use:
-        """From two looks at the threads, `taken` seconds apart.  One that ended is not counted."""
+        """Returns the use between two looks at the threads, ``taken`` seconds apart.
+
+        A thread that ended is not counted.
+        """
         used = [seconds - then.get(thread, 0.0) for thread, seconds in now.items()]
         return cls(sum(used), max(used, default=0.0) / taken)
 
 
 def thread_times(pid: int) -> dict[int, float]:
-    """Processor seconds of each thread of a process, in user space and in the kernel."""
+    """Returns the processor seconds of each thread of a process, in user and in kernel space."""
     times = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
         with suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
@@ -172,7 +182,7 @@ def thread_times(pid: int) -> dict[int, float]:
 
 @dataclass
 class Lab:
-    """The running machine, its disks, and what was measured on them."""
+    """The running machine, its disks, and the measurements on them."""
 
     machine: Machine
     accel: str
@@ -181,7 +191,7 @@ class Lab:
     samples: dict[tuple[str, str], list[Sample]] = field(default_factory=dict)
 
     def alternate(self, what: str, names: Sequence[str], take: Callable[[Disk], Sample]) -> None:
-        """Measures `what` on the disks in turn, for all rounds."""
+        """Measures ``what`` on the disks in turn, for all rounds."""
         print(f"  {what} ...", file=sys.stderr, flush=True)
         chosen = [disk for disk in self.disks if disk.name in names]
         for number in range(ROUNDS):
@@ -189,17 +199,17 @@ class Lab:
                 self.samples.setdefault((what, disk.name), []).append(take(disk))
 
     def median(self, what: str, name: str, of: str = "per_second") -> float:
-        """The median, over the rounds, of an attribute of the samples."""
+        """Returns the median, over the rounds, of an attribute of the samples."""
         values: list[float] = [getattr(sample, of) for sample in self.samples[what, name]]
         return statistics.median(values)
 
     def spread(self, what: str, name: str) -> float:
-        """How far the rounds are apart, in percent of their median."""
+        """Returns how far the rounds are apart, in percent of their median."""
         rates = [sample.per_second for sample in self.samples[what, name]]
         return (max(rates) - min(rates)) / statistics.median(rates) * 100
 
     def fio(self, disk: Disk, pattern: Pattern) -> Sample:
-        """One run of fio on the raw disk, past the guest's page cache."""
+        """Runs fio once on the raw disk, past the guest's page cache."""
         limit = f"--time_based --runtime={round(self.seconds * 1000)}ms"
         if pattern.processor != "any":
             limit += f" --cpus_allowed={disk.processor ^ (pattern.processor == 'other')}"
@@ -221,9 +231,9 @@ class Lab:
         )
 
     def _run_fio(self, disk: Disk, words: str) -> tuple[Any, HostTime, Use, Use]:
-        """Runs fio: its report, and the use of processors by all, QEMU and the back end.
+        """Runs fio. Returns its report, and the use of processors by all, QEMU and the back end.
 
-        Those are of the time of the requests only: a script before and one behind it write to the
+        That use is of the time of the requests only: a script before and one behind it write to the
         port of the guest's standard error, which is heard at once.
         """
         errors = bytearray()
@@ -275,7 +285,7 @@ class Lab:
         return int(found[2]) / 1e9, int(found[1])
 
     def cold_starts(self, disk: Disk) -> Sample:
-        """Programs of a root file system, started with nothing of it in the guest's cache."""
+        """Starts programs of a root file system, with nothing of it in the guest's cache."""
         count, nanoseconds = self.machine.check(
             f"set -- {disk.root} {STARTS}\n{COLD_STARTS}", PATIENCE
         ).split()
@@ -283,12 +293,12 @@ class Lab:
 
 
 def code(value: int) -> bytes:
-    """x86: a function that returns `value`, in a block of its own."""
+    """Returns an x86 function that returns ``value``, in a block of its own."""
     return (b"\xb8" + value.to_bytes(4, "little") + b"\xc3").ljust(PAGE_SIZE, b"\xcc")
 
 
 def make_disks(folder: Path) -> None:
-    """The images: a data disk for each server, one root file system, one program."""
+    """Makes the images: a data disk for each server, one root file system, one program."""
     first = folder / f"{OURS}.raw"
     make_image(first)
     with first.open("r+b") as file:
@@ -307,12 +317,12 @@ def make_disks(folder: Path) -> None:
 
 
 def disk_words(folder: Path, name: str) -> list[str]:
-    """The disks of one of our controllers."""
+    """Returns the words for the disks of one of our controllers."""
     return [f"{folder}/{name}.raw,serial={name}-data", f"{folder}/root.img,ro,serial={name}-root"]
 
 
 def qemu_words(folder: Path, blind: Path | None) -> list[str]:
-    """The devices of the machine that it would not have by itself."""
+    """Returns the words for the devices of the machine that it would not have by itself."""
     words = []
     for name, image, more in (
         (f"{VIRTIO}-data", f"{VIRTIO}.raw", ""),
@@ -331,7 +341,7 @@ def qemu_words(folder: Path, blind: Path | None) -> list[str]:
 
 @contextmanager
 def open_lab(seconds: float) -> Iterator[Lab]:
-    """A guest that is up, with all disks."""
+    """Starts a guest with all disks, and gives it once it is up."""
     guest = plain_guest(KERNEL)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vhostvmbus-")))

@@ -43,7 +43,7 @@ SIZES = (60, 1514, 65000)
 DEPTH = 32
 _RETURN = struct.pack("<II", 108, 1)
 ORDER_SECONDS = 1.0
-"""After which an order counts as lost: the world drops what it has no room for."""
+"""The seconds after which an order counts as lost: the world drops what it has no room for."""
 ORDER_TRIES = 30
 
 
@@ -68,36 +68,36 @@ class Cable:
         theirs.close()
 
     def sockets(self) -> tuple[socket.socket, socket.socket]:
-        """Both ends."""
+        """Returns both ends."""
         return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def start(self, changed: Callable[[], None]) -> None:
-        """Nothing ever changes."""
+        """Does nothing: nothing ever changes."""
 
     def carrier(self) -> bool:
-        """Always."""
+        """Returns true."""
         return True
 
     def port(self, queue: int) -> Port:
-        """The socket."""
+        """Returns the port to the socket."""
         return self._port
 
     def use_queues(self, count: int) -> None:
-        """One."""
+        """Does nothing: there is one."""
 
     def use_receive_offloads(self, wanted: Capabilities) -> None:
-        """As wanted."""
+        """Takes any offloads."""
 
     def set_mtu(self, mtu: int) -> None:
-        """As wanted."""
+        """Takes any MTU."""
         self.mtu = mtu
 
     def stats(self) -> dict[str, int]:
-        """Nothing to count."""
+        """Returns nothing: there is nothing to count."""
         return {}
 
     def close(self) -> None:
-        """The process behind it ends with it."""
+        """Closes the cable; the process behind it ends with it."""
         self._port.close()
         self._socket.close()
         self._world.wait()
@@ -118,7 +118,7 @@ class StreamCable(Cable):
         self._thread.start()
 
     def sockets(self) -> tuple[socket.socket, socket.socket]:
-        """Both ends, as roomy as passt's."""
+        """Returns both ends, as roomy as passt's."""
         return connected_pair(SOCKET_BUFFER)
 
     def _tend(self) -> None:
@@ -227,13 +227,13 @@ PATTERNS = (
     ("received", 1514, 0),
     ("received", 65000, 0),
 )
-"""Which way, bytes, frames in a packet (0: as many as the card likes)."""
+"""The patterns: which way, bytes, frames in a packet (0: as many as the card likes)."""
 
 
 def measure(
     table: Table, by: str, device: type[NetworkCard], link: type[Cable], seconds: float
 ) -> None:
-    """All patterns with one kind of link."""
+    """Measures all patterns with one kind of link."""
     large = link.capabilities.tso4
     with (
         in_another_process(device) as (path, pid),
@@ -270,7 +270,7 @@ def measure(
 
 
 def tables(seconds: float) -> list[Table]:
-    """The table of this benchmark."""
+    """Returns the table of this benchmark."""
     table = Table(
         "Network card: software guest <-> card in another process",
         ("frames", "by", "a packet", "frames/s", "Gbit/s", "x memcpy", "card CPU us",

@@ -31,9 +31,9 @@ OURS, VIRTIO = "ours", "virtio"
 MAC = {OURS: "52:54:00:00:00:01", VIRTIO: "52:54:00:00:00:02"}
 SUBNET = {OURS: "10.9.0", VIRTIO: "10.8.0"}
 SMALL = 18
-"""Bytes of UDP that make a frame of 60, the smallest; 64 with its check sequence."""
+"""The bytes of UDP that make a frame of 60, the smallest; 64 with its check sequence."""
 QUEUES = (1, 2)
-"""Of both cards; the last is the number of the guest's processors."""
+"""The numbers of queues of both cards; the last is the number of the guest's processors."""
 PATIENCE = 20.0
 TRIES = 3
 
@@ -61,7 +61,7 @@ PATTERNS = tuple(
 
 @contextmanager
 def inside(name: str) -> Iterator[None]:
-    """This thread, and the processes it starts, in a network namespace that is made for it."""
+    """Puts this thread, and the processes it starts, into a network namespace made for it."""
     namespace = Namespace(name)
     netns.pushns(name)
     try:
@@ -73,7 +73,7 @@ def inside(name: str) -> Iterator[None]:
 
 @contextmanager
 def iperf_server() -> Iterator[None]:
-    """For one client."""
+    """Runs an iperf3 server for one client."""
     words = ["iperf3", "--server", "--one-off", "--forceflush"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -109,7 +109,7 @@ def plan() -> MachinePlan:
 
 
 def connect(machine: Machine) -> None:
-    """Addresses at both ends of both cables; in the guest the cards are called as in here."""
+    """Sets addresses at both ends of both cables; in the guest the cards are called as in here."""
     with IPRoute() as route:
         index = route.link_lookup(ifname="other")[0]
         route.addr("add", index=index, address=f"{SUBNET[VIRTIO]}.1", prefixlen=24)
@@ -126,12 +126,12 @@ def connect(machine: Machine) -> None:
 
 
 def reached(name: str) -> str:
-    """The guest's command that waits until a card is connected."""
+    """Returns the guest's command that waits until a card is connected."""
     return f"ping -c 1 -w 20 {SUBNET[name]}.1"
 
 
 def use_queues(machine: Machine, count: int) -> None:
-    """Both cards with *count* queues."""
+    """Has both cards use ``count`` queues."""
     for name in MAC:
         now = f"ethtool -l {name} | awk '/Combined/ {{ n = $2 }} END {{ print n }}'"
         machine.check(
@@ -141,7 +141,7 @@ def use_queues(machine: Machine, count: int) -> None:
 
 
 def iperf_client(machine: Machine, name: str, pattern: Pattern, seconds: int) -> str:
-    """What iperf3 reports.
+    """Returns what iperf3 reports.
 
     Client and server of iperf3 3.12 may wait for each other at the end of several streams to the
     client, over any card (seen once in 30 to 100 runs): so there is another try.
@@ -158,7 +158,7 @@ def iperf_client(machine: Machine, name: str, pattern: Pattern, seconds: int) ->
 
 
 def run(machine: Machine, name: str, pattern: Pattern, seconds: float) -> float:
-    """One run; its figure."""
+    """Does one run. Returns its figure."""
     end = json.loads(iperf_client(machine, name, pattern, max(1, round(seconds))))["end"]
     arrived = end["sum_received"]
     if pattern.unit == "Mbit/s":
@@ -167,7 +167,7 @@ def run(machine: Machine, name: str, pattern: Pattern, seconds: float) -> float:
 
 
 def compare(machine: Machine, pattern: Pattern, seconds: float) -> tuple[float, float, float, str]:
-    """Our figure, virtio-net's, their ratio, and where half of the rounds' ratios are."""
+    """Returns our figure, virtio-net's, their ratio, and where half of the rounds' ratios are."""
     figures: dict[str, list[float]] = {OURS: [], VIRTIO: []}
     for number in range(ROUNDS):
         for name in (OURS, VIRTIO) if number % 2 == 0 else (VIRTIO, OURS):
@@ -190,7 +190,7 @@ def prepare() -> None:
 
 
 def tables(seconds: float) -> Iterator[Table]:
-    """The table of this benchmark."""
+    """Returns the table of this benchmark."""
     table = Table(
         "In a virtual machine: iperf3 over our network card and over QEMU's virtio-net",
         ("load", "queues", "unit", "ours", "virtio-net", "ratio", "half of the rounds"),

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is behind the links of the benchmark ``net``, in a process of its own.
+"""The world behind the links of the benchmark ``net``, in a process of its own.
 
-Takes whatever the card sends, and, once a frame has asked for it, sends frames of one size as fast
-as they are taken. Over a sequenced-packet socket with a virtio-net header in front of each frame,
-as a TAP has it; or over a stream socket with a frame's length in front of it, as passt has it.
+It takes whatever the card sends, and, once a frame has asked for it, sends frames of one size as
+fast as they are taken. Over a sequenced-packet socket with a virtio-net header in front of each
+frame, as a TAP has it; or over a stream socket with a frame's length in front of it, as passt has
+it.
 """
 
 from __future__ import annotations
@@ -16,27 +17,31 @@ from collections.abc import Iterator
 
 MAC = bytes.fromhex("020000000001")
 ORDER = b"\x88\xb5"
-"""Ethertype of a frame that says, in its first 4 bytes (big-endian), how long frames to the card
-shall be; 0: no more of them."""
+"""The Ethertype of an order, a frame for the world.
+
+Its first 4 bytes (big-endian) say how long frames to the card shall be; 0: no more of them.
+"""
 LONGEST = 1 << 17
 HEADER = struct.Struct("<BBHHHH")
-"""``struct virtio_net_hdr``."""
+"""The layout of ``struct virtio_net_hdr``."""
 _PLAIN = bytes(HEADER.size)
 _LARGE = HEADER.pack(1, 1, 54, 1448, 34, 16)
-"""Checksum to be done, TCP over IPv4, to be cut into segments of 1448 bytes."""
+"""The header of a large frame: checksum to be done, TCP over IPv4, to be cut into segments of 1448
+bytes.
+"""
 _BURST = 1 << 16
-"""Bytes that are sent at once on a stream, where frames fit into it."""
+"""How many bytes are sent at once on a stream, where frames fit into it."""
 
 
 def frame(size: int, to: bytes = MAC) -> bytes:
-    """An Ethernet frame with TCP in IPv4, as far as anybody looks."""
+    """Returns an Ethernet frame with TCP in IPv4, as far as anybody looks."""
     ip = struct.pack(">BBHHHBBH8s", 0x45, 0, 0, 0, 0, 64, 6, 0, bytes(8))
     tcp = struct.pack(">HHIIBBHHH", 1, 2, 3, 4, 5 << 4, 0, 0, 0, 0)
     return (to + bytes(6) + b"\x08\0" + ip + tcp).ljust(size, b"\0")
 
 
 def ordered(head: bytes) -> int | None:
-    """What a frame's first 18 bytes ask for."""
+    """Returns what a frame's first 18 bytes ask for."""
     return int.from_bytes(head[14:18], "big") if head[12:14] == ORDER else None
 
 
@@ -44,11 +49,11 @@ class Datagrams:
     """Frames with a virtio-net header."""
 
     def heads(self, data: bytes) -> Iterator[bytes]:
-        """The first bytes of the frames in what was read."""
+        """Yields the first bytes of the frames in what was read."""
         yield data[HEADER.size : HEADER.size + 18]
 
     def message(self, size: int) -> bytes:
-        """What is sent at once."""
+        """Returns what is sent at once."""
         return (_LARGE if size > 1514 else _PLAIN) + frame(size)
 
 
@@ -60,7 +65,7 @@ class Stream:
         self._skip = 0
 
     def heads(self, data: bytes) -> Iterator[bytes]:
-        """The first bytes of the frames in what was read."""
+        """Yields the first bytes of the frames in what was read."""
         at = self._skip
         if at < len(data) and self._begun:
             data, at, self._begun = self._begun + data[at:], 0, b""
@@ -71,7 +76,7 @@ class Stream:
         self._skip = max(0, at - len(data))
 
     def message(self, size: int) -> bytes:
-        """What is sent at once."""
+        """Returns what is sent at once."""
         one = struct.pack(">I", size) + frame(size)
         return one * max(1, _BURST // len(one))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the hardware and the kernel allow: the figures that ours are divided by."""
+"""The limits of the hardware and the kernel: the figures that ours are divided by."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from collections.abc import Callable
 
 
 def rate(step: Callable[[], None], seconds: float, batch: int = 1) -> float:
-    """How often `step` can be called in a second; the clock is read once for `batch` calls."""
+    """Returns how often ``step`` can be called in a second.
+
+    The clock is read once for ``batch`` calls.
+    """
     step()
     count = 0
     start = time.perf_counter()
@@ -22,7 +25,7 @@ def rate(step: Callable[[], None], seconds: float, batch: int = 1) -> float:
 
 
 def eventfd_round_trips(seconds: float) -> float:
-    """Round trips in a second between two processes that wake each other through eventfds."""
+    """Returns the round trips a second of two processes that wake each other by eventfds."""
     there, back = os.eventfd(0), os.eventfd(0)
     child = os.fork()
     if child == 0:
@@ -46,7 +49,7 @@ def eventfd_round_trips(seconds: float) -> float:
 
 
 def copies(size: int, seconds: float) -> float:
-    """How often `size` bytes can be copied in a second, within the cache as far as they fit."""
+    """Returns how often ``size`` bytes can be copied in a second, within the cache if they fit."""
     with mmap.mmap(-1, size) as source, mmap.mmap(-1, size) as target:
         source.write(b"\x5a" * size)
         from_view, to_view = memoryview(source), memoryview(target)

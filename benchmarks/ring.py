@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Packets through a channel: the software guest here, an echo device in another process.
 
-The whole way counts: ring, eventfd, the device's Python callback, ring, eventfd.  The reference is
+The whole way counts: ring, eventfd, the device's Python callback, ring, eventfd. The reference is
 a bare eventfd round trip between two processes of the same run, which is what one packet at
 a time cannot be faster than; for packets whose bytes are read, a plain copy of them as well.
 """
@@ -47,7 +47,7 @@ class Reader(Echo):
     """Copies the external data out of the guest's pages."""
 
     def packet_received(self, channel: Channel, packet: Packet) -> None:
-        """Reads, then completes."""
+        """Reads the pages, then completes."""
         if packet.external_data is not None:
             packet.external_data.read()
         packet.complete()
@@ -70,7 +70,7 @@ def _serve(device: type[Device], path: str, ready: Event, stop: Event) -> None:
 
 @contextlib.contextmanager
 def in_another_process(device: type[Device]) -> Iterator[tuple[Path, int]]:
-    """Serve `device` in a process of its own: the socket's path and the process's id."""
+    """Serves ``device`` in a process of its own. Gives the socket's path and the process's id."""
     context = multiprocessing.get_context("spawn")
     ready, stop = context.Event(), context.Event()
     with tempfile.TemporaryDirectory(prefix="vhostvmbus-bench-") as folder:
@@ -91,13 +91,13 @@ def in_another_process(device: type[Device]) -> Iterator[tuple[Path, int]]:
 
 
 def processor_time(pid: int) -> float:
-    """Seconds of processor time that a process has used, in user space and in the kernel."""
+    """Returns the processor seconds that a process has used, in user space and in the kernel."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def throughput(submit: Callable[[], Transaction], depth: int, seconds: float) -> tuple[int, float]:
-    """Packets, and packets a second, with `depth` of them in flight."""
+    """Returns packets, and packets a second, with ``depth`` of them in flight."""
     flight: deque[Transaction] = deque(submit() for _ in range(depth))
     done = 0
     start = time.perf_counter()
@@ -112,7 +112,7 @@ def throughput(submit: Callable[[], Transaction], depth: int, seconds: float) ->
 
 
 def tables(seconds: float) -> list[Table]:
-    """The table of this benchmark."""
+    """Returns the table of this benchmark."""
     round_trips = eventfd_round_trips(seconds)
     bulk = PFNS * 4096
     memcpy = copies(bulk, seconds)

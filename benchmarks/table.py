@@ -15,7 +15,7 @@ Cell = str | int | float
 
 @dataclass
 class Table:
-    """`title`, column names, rows; `notes` are printed below."""
+    """A table with a title, column names and rows; ``notes`` are printed below."""
 
     title: str
     columns: Sequence[str]
@@ -23,13 +23,13 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
     def add(self, *cells: Cell) -> None:
-        """Another row; a figure is rounded to what is worth reading."""
+        """Adds another row; a figure is rounded to what is worth reading."""
         if len(cells) != len(self.columns):
             raise ValueError(f"{len(cells)} cells for {len(self.columns)} columns")
         self.rows.append(cells)
 
     def __str__(self) -> str:
-        """Text in columns; figures are aligned to the right."""
+        """Returns text in columns; figures are aligned to the right."""
         body = [[_shown(cell) for cell in row] for row in self.rows]
         widths = [
             max(len(line[column]) for line in [list(self.columns), *body])
@@ -60,7 +60,7 @@ def _shown(cell: Cell) -> str:
 
 
 def machine() -> str:
-    """What the figures depend on: processor, cores, kernel, Python."""
+    """Returns what the figures depend on: processor, cores, kernel, Python."""
     model, virtual = "unknown processor", False
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         name, _, value = line.partition(":")
@@ -82,13 +82,13 @@ class HostTime:
     """Seconds of this machine's processors, all added up; the difference of two is of a span."""
 
     elapsed: float
-    """Of the clock."""
+    """The clock's seconds."""
     everything: float
     busy: float
 
     @classmethod
     def now(cls) -> HostTime:
-        """Since some time in the past."""
+        """Returns the times since some moment in the past."""
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
         ticks = [int(one) / os.sysconf("SC_CLK_TCK") for one in fields]
         idle = ticks[3] + ticks[4]
@@ -103,7 +103,7 @@ class HostTime:
 
 
 class Bystanders:
-    """What other processes use of this machine's processors, from when this is made."""
+    """The use that other processes make of this machine's processors, from when this is made."""
 
     def __init__(self) -> None:
         self._start = HostTime.now()
@@ -111,7 +111,7 @@ class Bystanders:
 
     @property
     def share(self) -> float:
-        """Their part of the processors' time; our children count once they have ended."""
+        """The others' part of the processors' time; our children count once they have ended."""
         span = HostTime.now() - self._start
         ours = sum(os.times()[:4]) - self._ours
         return max(0.0, span.busy - ours) / span.everything if span.everything else 0.0

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """In a virtual machine: ``fio`` on our disk beside QEMU's own virtio-blk, and what it costs that a
-translated guest never executes stale code.  ``lab`` says which disks there are.
+translated guest never executes stale code. ``lab`` says which disks there are.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BLIND_READS = [
 
 
 def limit(lab: Lab, what: str) -> str:
-    """What keeps requests to our disk from being faster."""
+    """Returns what keeps requests to our disk from being faster."""
     device, machine = (
         lab.median(what, OURS, "back_end_busy"),
         lab.median(what, OURS, "machine_busy"),
@@ -47,7 +47,7 @@ def limit(lab: Lab, what: str) -> str:
 
 
 def fio_table(lab: Lab) -> Table:
-    """Our disk beside virtio-blk."""
+    """Returns our disk beside virtio-blk."""
     table = Table(
         f"In a virtual machine ({lab.accel}): fio on our disk and on QEMU's virtio-blk",
         (
@@ -99,7 +99,7 @@ def fio_table(lab: Lab) -> Table:
 
 
 def code_table(lab: Lab) -> Table:
-    """With and without a look at the code map, in the same guest."""
+    """Returns reads with and without a look at the code map, in the same guest."""
     table = Table(
         "Translated code: the back end with and without invalidation, same guest",
         ("workload", "with/s", "without/s", "ratio", "virtio/s", "wrong without"),
@@ -128,7 +128,7 @@ def prepare() -> None:
 
 
 def tables(seconds: float) -> Iterator[Table]:
-    """The tables of this benchmark; the second is of translation only."""
+    """Yields the tables of this benchmark; the second is of translation only."""
     with open_lab(seconds) as lab:
         yield fio_table(lab)
         if lab.accel == "tcg":
