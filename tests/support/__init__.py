@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What tests share: machines, servers, devices, ways to wait. A module for each kind."""
+"""The support that tests share: machines, servers, devices, ways to wait; a module for each."""

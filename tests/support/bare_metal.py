@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A guest without an operating system, that plays by no rules: building it, running it, its report.
 
-``tests/vm/bare_metal/machine`` has its machine and its end of VMBus. A test's own C files have
-what the guest does, one scenario per run of QEMU. It reports what it sees as lines
-``name=hexadecimal``.
+``tests/vm/bare_metal/machine`` has its machine and its end of VMBus. A test's own C files have what
+the guest does, one scenario per run of QEMU. It reports what it sees as lines ``name=hexadecimal``.
 """
 
 import os
@@ -29,7 +28,7 @@ Report = list[tuple[str, int]]
 
 
 def build_guest(scenarios: Path, folder: Path) -> Path:
-    """A multiboot kernel in *folder*, with the C files of the folder *scenarios*."""
+    """Builds a multiboot kernel in ``folder``, with the C files of the folder ``scenarios``."""
     kernel = folder / "guest"
     compiler = os.environ.get("CC", "gcc").split()
     sources = [MACHINE / "boot.S", *sorted(MACHINE.glob("*.c")), *sorted(scenarios.glob("*.c"))]
@@ -38,7 +37,9 @@ def build_guest(scenarios: Path, folder: Path) -> Path:
 
 
 def qemu_command(qemu: Path, *words: str) -> list[str]:
-    """QEMU with a small machine that is always translated; the serial port is stdout."""
+    """Returns QEMU's words for a small machine that is always translated; the serial port is
+    stdout.
+    """
     command = [str(qemu), "-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg"]
     for folder in firmware_folders():
         command += ["-L", str(folder)]
@@ -46,14 +47,14 @@ def qemu_command(qemu: Path, *words: str) -> list[str]:
 
 
 def run_qemu(command: list[str], timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    """Run QEMU to its end."""
+    """Runs QEMU to its end."""
     return subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
     )
 
 
 def report_of(command: list[str], timeout: float = 60) -> Report:
-    """What the guest reports in a run. QEMU and guest must both come to a regular end."""
+    """Returns what the guest reports in a run. QEMU and guest must both come to a regular end."""
     done = run_qemu(command, timeout)
     lines = done.stdout.split()
     assert (done.returncode, lines[-1:]) == (FINISHED, ["END"]), f"{done.stdout}\n{done.stderr}"

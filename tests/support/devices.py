@@ -90,8 +90,8 @@ class Digest(Noting):
     """Completes with the SHA-256 of the external data."""
 
     max_external_data = 64 << 20
-    #: what malformed external data is answered with
     REJECTED = b"rejected"
+    """The answer to malformed external data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +110,10 @@ class Digest(Noting):
 
 
 class Fill(Noting):
-    """Payload: ``seed u64``.  Fills the external data with :func:`pattern` of it."""
+    """Fills the external data with :func:`pattern` of the payload's seed.
+
+    Payload: ``seed u64``.
+    """
 
     max_external_data = 64 << 20
 
@@ -123,12 +126,15 @@ class Fill(Noting):
 
 
 def pattern(seed: int, size: int) -> bytes:
-    """Bytes that differ everywhere and by seed."""
+    """Returns bytes that differ everywhere and by seed."""
     return hashlib.shake_128(struct.pack("<Q", seed)).digest(size)
 
 
 class Touch(Noting):
-    """Payload: ``offset u32, length u32``.  Writes that part of the external data only."""
+    """Writes one part of the external data only.
+
+    Payload: ``offset u32, length u32``.
+    """
 
     def packet_received(self, channel: Channel, packet: Packet) -> None:
         offset, length = struct.unpack_from("<II", packet.payload)
@@ -180,7 +186,7 @@ class Refusing(Noting):
 
 
 class HostPush(Noting):
-    """Sends `count` packets when the channel starts, and keeps what comes back."""
+    """Sends ``count`` packets when the channel starts, and keeps what comes back."""
 
     def __init__(self, count: int = 1) -> None:
         super().__init__()
@@ -198,7 +204,10 @@ class HostPush(Noting):
 
 
 class GpadlDigest(Noting):
-    """Payload: ``gpadl_id u64``.  Completes with the SHA-256 of that GPADL's pages."""
+    """Completes with the SHA-256 of a GPADL's pages.
+
+    Payload: ``gpadl_id u64``.
+    """
 
     def packet_received(self, channel: Channel, packet: Packet) -> None:
         (handle,) = struct.unpack_from("<Q", packet.payload)

@@ -34,7 +34,7 @@ class Rig:
         self.hosts: list[Ring] = []
 
     def host(self, *, resume: bool = True) -> Ring:
-        """The next host; the one before does nothing any more, as if it had been killed."""
+        """Makes the next host; the one before does nothing any more, as if it had been killed."""
         host = Ring(self.memory, scattered(4), 2, limits=PacketLimits())
         self.hosts.append(host)
         self.region.record(1, host, resume=resume)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the tests with virtual machines share, besides fixtures."""
+"""The support that tests with virtual machines share, besides fixtures."""
 
 import hashlib
 import os
@@ -33,7 +33,7 @@ MakePlan = Callable[..., MachinePlan]
 
 
 def compiled(name: str, folder: Path) -> bytes:
-    """A program of ``programs/`` in C, for a guest without a C library."""
+    """Returns a program of ``programs/`` in C, for a guest without a C library."""
     path = folder / name
     words = ["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-o", path]
     subprocess.run([*words, PROGRAMS / f"{name}.c"], check=True)
@@ -41,7 +41,7 @@ def compiled(name: str, folder: Path) -> bytes:
 
 
 def write_random(path: Path, size: int) -> str:
-    """Fill a file with random bytes; their SHA-256."""
+    """Fills a file with random bytes. Returns their SHA-256."""
     digest = hashlib.sha256()
     with open(path, "wb") as file:
         for _ in range(size // MEBIBYTE):
@@ -62,12 +62,12 @@ class Guest:
     scratch: Path
 
     def check(self, script: str, timeout: float = 120.0) -> str:
-        """Run a script that has to succeed; it may use ``disk LUN``."""
+        """Runs a script that has to succeed; it may use ``disk LUN``."""
         return self.machine.check(DISK_SCRIPT + script, timeout)
 
 
 def device_of(machine: Machine, chardev: str) -> str:
-    """The QOM path of the vhost-user-vmbus device whose back end is at *chardev*."""
+    """Returns the QOM path of the vhost-user-vmbus device whose back end is at ``chardev``."""
     for group in ("peripheral", "peripheral-anon"):
         for node in machine.monitor.command("qom-list", path=f"/machine/{group}"):
             path = f"/machine/{group}/{node['name']}"
@@ -79,7 +79,7 @@ def device_of(machine: Machine, chardev: str) -> str:
 
 
 def unplug(machine: Machine, chardev: str, patience: float = 60.0) -> None:
-    """``device_del``, until QEMU says that the device is gone."""
+    """Does ``device_del``, until QEMU says that the device is gone."""
     monitor = machine.monitor
     before = monitor.count("DEVICE_DELETED")
     path = device_of(machine, chardev)
@@ -91,7 +91,7 @@ def unplug(machine: Machine, chardev: str, patience: float = 60.0) -> None:
 
 
 def plug(machine: Machine, chardev: str, patience: float = 20.0, **properties: object) -> None:
-    """``device_add``, as soon as the back end has connected again."""
+    """Does ``device_add``, as soon as the back end has connected again."""
     deadline = time.monotonic() + patience
     while True:
         try:

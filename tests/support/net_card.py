@@ -32,8 +32,10 @@ class Seen:
 
 
 class SocketLink:
-    """Frames over sequenced-packet sockets, a virtio-net header in front; the other ends are in
-    :attr:`world`."""
+    """A link over sequenced-packet sockets, with a virtio-net header in front of each frame.
+
+    The other ends are in :attr:`world`.
+    """
 
     framing: Framing = Framing.DATAGRAM
 
@@ -117,19 +119,21 @@ class SocketLink:
         self.world[queue].sendall(offload.pack() + frame)
 
     def get(self, queue: int = 0, timeout: float = 5.0) -> Seen:
-        """The next frame of the card."""
+        """Returns the next frame of the card."""
         self.world[queue].settimeout(timeout)
         data = self.world[queue].recv(1 << 17)
         return Seen(data[HEADER.size :], Offload.unpack(data))
 
     def set_carrier(self, up: bool) -> None:
-        """The cable is pulled, or put in."""
+        """Pulls the cable, or puts it in."""
         self.up = up
         self.changed()
 
 
 class StreamLink(SocketLink):
-    """Frames over a stream, each behind its length, with nothing left undone, as passt has it."""
+    """A link over a stream, each frame behind its length, with nothing left undone, as passt has
+    it.
+    """
 
     framing = Framing.STREAM
 
@@ -142,7 +146,7 @@ class StreamLink(SocketLink):
         self.world[0].sendall(struct.pack(">I", len(frame)) + frame)
 
     def get(self, queue: int = 0, timeout: float = 5.0) -> Seen:
-        """The next frame of the card."""
+        """Returns the next frame of the card."""
         self.world[queue].settimeout(timeout)
         while len(self._begun) < 4 or len(self._begun) < 4 + self._length():
             piece = self.world[queue].recv(1 << 17)
@@ -156,7 +160,7 @@ class StreamLink(SocketLink):
         return int.from_bytes(self._begun[:4], "big")
 
     def reconnect(self) -> None:
-        """Somebody else is at the other end; what was begun is lost."""
+        """Puts somebody else at the other end; what was begun is lost."""
         for end in (self.card.pop(), self.world.pop()):
             end.close()
         self._begun = b""
@@ -187,7 +191,7 @@ def rig(
     link: SocketLink | None = None,
     **options: object,
 ) -> Iterator[Rig]:
-    """A card whose primary channel is open; nothing is negotiated."""
+    """Gives a card whose primary channel is open; nothing is negotiated."""
     if link is None:
         link = SocketLink(queues, mtu, capabilities)
     card = kind(link)
@@ -202,12 +206,12 @@ def rig(
 
 
 def ethernet(payload: bytes = bytes(46), to: bytes = PEER, kind: int = 0x88B5) -> bytes:
-    """A frame from the guest, or with ``to`` its address, to it."""
+    """Returns a frame from the guest, or with ``to`` its address, to it."""
     return to + (MAC if to != MAC else PEER) + kind.to_bytes(2, "big") + payload
 
 
 def internet_checksum(data: bytes) -> int:
-    """RFC 1071, word by word."""
+    """Computes the checksum of RFC 1071, word by word."""
     total = 0
     for at in range(0, len(data), 2):
         total += data[at] << 8 | (data[at + 1] if at + 1 < len(data) else 0)
@@ -236,7 +240,7 @@ def ip_frame(
     options: int = 12,
     tag: int | None = None,
 ) -> bytes:
-    """An Ethernet frame with TCP (``options`` bytes of options) or UDP in IP.
+    """Returns an Ethernet frame with TCP (``options`` bytes of options) or UDP in IP.
 
     ``seed``: the transport checksum is ``"full"``, the sum of the pseudo-header (``"pseudo"``), or
     as Linux leaves it for a large send (``"large"``: pseudo-header without length, no IP lengths).
@@ -274,7 +278,7 @@ def ip_frame(
 
 
 def switch_on(driver: Netvsc, rsc: int = 1) -> None:
-    """What Linux sets after it saw that everything is there."""
+    """Sets what Linux sets after it saw that everything is there."""
     data = struct.pack("<BBH", 0x80, 3, 28) + bytes([1, 4, 4, 4, 4, 0, 0, 2, 2, 0, 0])
     data = data.ljust(22, b"\0") + bytes([rsc, rsc]) + bytes(4)
     assert driver.set(OFFLOAD_PARAMETERS, data) == 0

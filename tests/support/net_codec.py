@@ -14,7 +14,7 @@ MAC = bytes.fromhex("020000000001")
 def adapter(
     able: Capabilities | None = None, channels: int = 4, counters: Counters | None = None
 ) -> Adapter:
-    """What a card with four queues on a link that can do everything begins with."""
+    """Returns the first state of a card with four queues on a link that can do everything."""
     return Adapter(
         MAC,
         1500,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A stock guest with one card of four queues, and the other end of its cable.
 
-That is a TAP in a network namespace that is made for the test.
+The other end is a TAP in a network namespace that is made for the test.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ MAC = bytes.fromhex("525400000003")
 HOST4, GUEST4, HOST6, GUEST6 = "10.9.0.1", "10.9.0.2", "fd09::1", "fd09::2"
 QUEUES = 4
 NET_CHARDEV = "vmbus1"
-"""The second one: the first is the root disk's."""
+"""The second back end's character device: the first is the root disk's."""
 MODULE = "for i in $(seq 100); do [ -e /sys/class/net/eth0 ] && break; sleep 0.1; done"
 ADDRESSES = (
     f"ip addr add {GUEST4}/24 dev eth0; ip addr add {GUEST6}/64 dev eth0 nodad; "
@@ -54,7 +54,7 @@ TROUBLE = re.compile(
 
 @dataclass(frozen=True)
 class Rig:
-    """A guest with one card, and where the other end of its cable is."""
+    """A guest with one card, and the place of the other end of its cable."""
 
     machine: Machine
     namespace: str
@@ -63,7 +63,7 @@ class Rig:
         return self.machine.check(FLOWS + script, timeout)
 
     def host(self, *words: str) -> str:
-        """Run a program at the other end of the cable."""
+        """Runs a program at the other end of the cable."""
         return subprocess.run(
             self._there(*words), check=True, capture_output=True, text=True
         ).stdout
@@ -79,15 +79,15 @@ class Rig:
 
     @property
     def backend(self) -> BackEndProcess:
-        """The card's."""
+        """The card's back end."""
         return next(backend for backend in self.machine.backends if backend.name == "net0")
 
     def statistics(self) -> dict[str, Any]:
-        """What ``vhostvmbus stats`` shows."""
+        """Returns what ``vhostvmbus stats`` shows."""
         return read_statistics(self.backend.socket)
 
     def card(self) -> dict[str, Any]:
-        """The card's own part of it."""
+        """Returns the card's own part of the statistics."""
         found: dict[str, Any] = self.statistics()["device"]
         return found
 
@@ -96,7 +96,7 @@ class Rig:
         self.guest(f"{MODULE}; {ADDRESSES}")
 
     def ping(self, size: int = 56, address: str = HOST4) -> None:
-        """Three in a row, none lost. A card that was just set up anew gets some time."""
+        """Pings three times, and loses none. A card that was just set up anew gets some time."""
         deadline = time.monotonic() + 15
         while True:
             text = self.machine.run(f"ping -c 3 -i 0.2 -s {size} -M do {address}").stdout.decode()
@@ -105,14 +105,14 @@ class Rig:
             assert time.monotonic() < deadline, text
 
     def counter(self, name: str) -> int:
-        """One of the guest's ``/proc/net/snmp``, as ``Udp.InErrors``."""
+        """Returns one of the guest's counters in ``/proc/net/snmp``, as ``Udp.InErrors``."""
         group, field = name.split(".")
         head, values = re.findall(rf"^{group}: (.*)$", self.guest("cat /proc/net/snmp"), re.M)
         return int(values.split()[head.split().index(field)])
 
     @contextlib.contextmanager
     def nothing_wrong(self) -> Iterator[None]:
-        """Neither the guest's kernel nor the card has anything to complain about meanwhile."""
+        """Fails if the guest's kernel or the card has anything to complain about meanwhile."""
         before = self.card()["errors"]
         self.guest("dmesg -C")
         yield
@@ -137,7 +137,7 @@ class Rig:
                 server.kill()
 
     def iperf(self, address: str, words: str) -> dict[str, Any]:
-        """What iperf3 in the guest reports in the end, of a second against a server at `address`.
+        """Returns what iperf3 in the guest reports in the end, of a second against ``address``.
 
         Client and server of iperf3 3.12 may wait for each other at the end of several streams to
         the client, over any card (virtio-net, too; 1 of 30 to 100 times): there is another try.
@@ -154,7 +154,7 @@ class Rig:
 
     @contextlib.contextmanager
     def traffic(self, load: str = "-b 20M") -> Iterator[None]:
-        """iperf3 both ways, in the background; ``flows`` in the guest watches it."""
+        """Runs iperf3 both ways, in the background; ``flows`` in the guest watches it."""
         with self.iperf_server():
             self.guest(
                 f"iperf3 --client {HOST4} --bidir --time 3600 {load} "
@@ -165,7 +165,7 @@ class Rig:
 
     @contextlib.contextmanager
     def echo(self) -> Iterator[int]:
-        """A TCP server that gives back what it gets; its port."""
+        """Runs a TCP server that gives back what it gets. Gives its port."""
 
         def listen() -> socket.socket:
             return socket.create_server((HOST4, 0))
@@ -195,7 +195,7 @@ class Rig:
 
 
 def copy_in(rig: Rig, source: Path, target: str) -> None:
-    """A file of the host's for the guest, over its card."""
+    """Copies a file of the host's into the guest, over its card."""
 
     def listen() -> socket.socket:
         server = socket.create_server((HOST4, 0))
@@ -216,12 +216,12 @@ def copy_in(rig: Rig, source: Path, target: str) -> None:
 
 
 def trouble(machine: Machine) -> list[str]:
-    """What the guest's kernel complains about."""
+    """Returns what the guest's kernel complains about."""
     return TROUBLE.findall(machine.check("dmesg -t"))
 
 
 def there_and_back(port: int, size: int = 1 << 20, address: str = HOST4) -> str:
-    """A shell command for the guest: random bytes to the echo and back, the same."""
+    """Returns a shell command for the guest: random bytes to the echo and back, the same."""
     return (
         f"head -c {size} /dev/urandom >/tmp/sent; "
         f"socat -t 30 - TCP:{address}:{port} </tmp/sent | cmp - /tmp/sent"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""For tests that change a host's network: they do it in network namespaces that they make."""
+"""Network namespaces, frames and links, for tests that would change a host's network."""
 
 import contextlib
 import ctypes
@@ -23,7 +23,7 @@ BROADCAST = b"\xff" * 6
 
 
 def require_root() -> None:
-    """Never a skip: a test that did not run has shown nothing."""
+    """Fails without root. It never skips: a test that did not run has shown nothing."""
     if os.geteuid() != 0:
         pytest.fail("this test makes network namespaces and TAPs: run it as root")
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
@@ -32,7 +32,7 @@ def require_root() -> None:
 
 @contextlib.contextmanager
 def private_network() -> Iterator[None]:
-    """This thread, and the threads it starts, in a network namespace without a name."""
+    """Puts this thread, and the threads it starts, into a network namespace without a name."""
     require_root()
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -48,7 +48,7 @@ def private_network() -> Iterator[None]:
 
 
 def connect_to_the_world() -> None:
-    """An interface with an address and a default route, which is what passt looks for."""
+    """Makes an interface with an address and a default route, which is what passt looks for."""
     with IPRoute() as route:
         route.link("add", ifname="world", kind="veth", peer="beyond")
         index = route.link_lookup(ifname="world")[0]
@@ -59,17 +59,17 @@ def connect_to_the_world() -> None:
 
 
 def namespace_name() -> str:
-    """A name that no namespace of the host has."""
+    """Returns a name that no namespace of the host has."""
     return f"vhostvmbus-test-{uuid.uuid4().hex[:8]}"
 
 
 def namespaces() -> set[str]:
-    """Those that have a name."""
+    """Returns the names of the namespaces that have one."""
     return set(os.listdir(NAMES)) if NAMES.is_dir() else set()
 
 
 def wait_for(condition: Callable[[], object], what: str, patience: float = 10.0) -> None:
-    """Wait until *condition* is true; fail if it does not become so."""
+    """Waits until ``condition`` is true; fails if it does not become so."""
     deadline = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {patience} s"
@@ -78,7 +78,7 @@ def wait_for(condition: Callable[[], object], what: str, patience: float = 10.0)
 
 @contextlib.contextmanager
 def opened(text: str) -> Iterator[Link]:
-    """The link that ``NET=text`` names, closed at the end."""
+    """Gives the link that ``NET=text`` names, closed at the end."""
     with contextlib.closing(open_link(text)) as link:
         yield link
 
@@ -90,7 +90,7 @@ class Guest:
         self.link = link
         self.changes = 0
         self.carriers: list[bool] = []
-        """Whether there was a carrier, at each change that the link told of."""
+        """The carrier at each change that the link told of."""
         link.start(self._changed)
 
     def _changed(self) -> None:
@@ -107,7 +107,7 @@ class Guest:
     def wait(
         self, wanted: Callable[[bytes], object], what: str, patience: float = 10.0
     ) -> tuple[bytes, Offload]:
-        """The next frame of which *wanted* is true; others are thrown away."""
+        """Returns the next frame of which ``wanted`` is true; others are thrown away."""
         found: list[tuple[bytes, Offload]] = []
 
         def look() -> bool:
@@ -123,7 +123,7 @@ class Guest:
 
 
 def ones_sum(*parts: bytes) -> int:
-    """The Internet checksum's sum (RFC 1071), before it is inverted."""
+    """Returns the Internet checksum's sum (RFC 1071), before it is inverted."""
     data = b"".join(bytes(part) + bytes(len(part) % 2) for part in parts)
     total = sum(struct.unpack(f">{len(data) // 2}H", data))
     while total > 0xFFFF:
@@ -136,7 +136,7 @@ def ethernet(target: bytes, source: bytes, kind: int, payload: bytes) -> bytes:
 
 
 def arp(operation: int, source: bytes, source_ip: bytes, target: bytes, target_ip: bytes) -> bytes:
-    """A request (1) or reply (2), RFC 826."""
+    """Returns a request (1) or reply (2), RFC 826."""
     body = struct.pack(">HHBBH", 1, 0x800, 6, 4, operation)
     body += source + source_ip + (bytes(6) if operation == 1 else target) + target_ip
     return ethernet(BROADCAST if operation == 1 else target, source, 0x806, body)
@@ -151,8 +151,10 @@ def udp(
     payload: bytes,
     complete: bool = True,
 ) -> bytes:
-    """An Ethernet frame with a UDP datagram over IPv4; not *complete*: its checksum field holds
-    only the pseudo-header's sum."""
+    """Returns an Ethernet frame with a UDP datagram over IPv4.
+
+    If it is not ``complete``, its checksum field holds only the pseudo-header's sum.
+    """
     length = 8 + len(payload)
     pseudo = source_ip + target_ip + struct.pack(">HH", 17, length)
     head = struct.pack(">HHH", *ports, length)
@@ -167,7 +169,7 @@ def udp(
 
 
 def checksum_is_good(frame: bytes) -> bool:
-    """Whether the TCP or UDP checksum of an Ethernet frame is complete and right."""
+    """Tells whether the TCP or UDP checksum of an Ethernet frame is complete and right."""
     if frame[12:14] == b"\x08\x00":
         header = 14 + 4 * (frame[14] & 15)
         protocol, addresses = frame[23], frame[26:34]

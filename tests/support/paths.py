@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where the tree's parts are, for tests that read them or run programs of them."""
+"""The places of the tree's parts, for tests that read them or run programs of them."""
 
 from pathlib import Path
 
@@ -7,4 +7,4 @@ TREE = Path(__file__).resolve().parents[2]
 EXAMPLES = TREE / "examples"
 FUZZ = TREE / "tests" / "fuzz"
 PROGRAMS = TREE / "tests" / "vm" / "programs"
-"""What runs in a guest, or serves one in a way that only a test wants."""
+"""The programs that run in a guest, or serve one in a way that only a test wants."""

@@ -26,19 +26,19 @@ Numbers = dict[str, int]
 
 @dataclass
 class Text:
-    """What one text says, by the names of the document."""
+    """The words of one text, by the names of the document."""
 
     requests: Numbers = field(default_factory=dict)
     backend_requests: Numbers = field(default_factory=dict)
     feature_bits: Numbers = field(default_factory=dict)
-    """Numbers of bits, not masks; the feature bit among them is ``F_PROTOCOL_FEATURES``."""
+    """The numbers of bits, not masks; the feature bit among them is ``F_PROTOCOL_FEATURES``."""
     required: Numbers = field(default_factory=dict)
     """The bits that no session can do without."""
     limits: Numbers = field(default_factory=dict)
     flags: Numbers = field(default_factory=dict)
     statuses: Numbers = field(default_factory=dict)
     sizes: Numbers = field(default_factory=dict)
-    """Bytes of a payload, or of its fixed part."""
+    """The bytes of a payload, or of its fixed part."""
 
 
 def differences(one: Text, other: Text) -> list[str]:
@@ -184,7 +184,7 @@ def of_document(document: str) -> Text:
 
 
 def _rows(document: str) -> Iterator[tuple[str, list[str], list[str]]]:
-    """The rows of all tables, each with the heading above it and the header of its table."""
+    """Yields the rows of all tables, each with the heading above it and the header of its table."""
     heading, header = "", list[str]()
     for line in document.splitlines():
         if line.startswith("#"):
@@ -200,7 +200,7 @@ def _rows(document: str) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def _payload_size(document: str, cell: str) -> int:
-    """The bytes of a payload as the tables have it: fields, none, or the name of a section."""
+    """Returns the bytes of a payload as the tables have it: fields, none, or a section's name."""
     if cell == NOTHING:
         return 0
     if cell == "open":
@@ -225,6 +225,6 @@ def _sum(layout: str, said: int | None = None) -> int:
 
 
 def _width(item: str) -> int:
-    """The bytes of ``name u32``, ``name[120]`` or ``name 16 bytes``."""
+    """Returns the bytes of ``name u32``, ``name[120]`` or ``name 16 bytes``."""
     (kind,) = re.findall(r"u16|u32|u64|\[\d+\]|\d+ bytes", item)
     return _WIDTHS.get(kind) or int(re.sub(r"\D", "", kind))

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Builds C programs of ``tests/fuzz`` with the engine's files and a sanitizer, as docs/engine.md
-says."""
+"""Builds C programs of ``tests/fuzz`` with the engine's files and a sanitizer: docs/engine.md."""
 
 import os
 import subprocess
@@ -26,7 +25,9 @@ FLAGS = [
 ]
 ADDRESS = ["-fsanitize=address,undefined"]
 THREAD = ["-fsanitize=thread", "-Wno-unknown-warning-option", "-Wno-tsan"]
-"""It does not know fences, which gcc warns of: everything that they order is atomic."""
+"""The flags for races. The sanitizer does not know fences, which gcc warns of: everything that they
+order is atomic.
+"""
 ENVIRONMENT = {
     **os.environ,
     "ASAN_OPTIONS": "detect_leaks=1:abort_on_error=1",
@@ -35,11 +36,11 @@ ENVIRONMENT = {
 
 
 NO_LEAKS = "detect_leaks=0:abort_on_error=1"
-"""For processes that are killed: they leave what they had."""
+"""The options for processes that are killed: they leave what they had."""
 
 
 def sources(*folders: Path) -> list[Path]:
-    """The C files of folders."""
+    """Returns the C files of folders."""
     return sorted(path for folder in folders for path in folder.glob("*.c"))
 
 
@@ -50,7 +51,7 @@ def build(
     sanitizer: Sequence[str] = ADDRESS,
     net: bool = False,
 ) -> Path:
-    """The program, with the engine; with the network card's data path too."""
+    """Builds the program, with the engine; with the network card's data path too if ``net``."""
     program = tmp_path / name
     files = sources(ENGINE, NET) if net else sources(ENGINE)
     command = [COMPILER, *FLAGS, *sanitizer, *flags, "-o", program, FUZZ / f"{name}.c", *files]
@@ -59,7 +60,7 @@ def build(
 
 
 def run(program: Path, *arguments: str | Path, **environment: str) -> tuple[int, str, str]:
-    """``(exit status, what it printed, what it complained of)``."""
+    """Returns ``(exit status, what it printed, what it complained of)``."""
     command: Sequence[str | Path] = [program, *arguments]
     result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT | environment)
     return result.returncode, result.stdout, result.stderr

@@ -14,14 +14,14 @@ MIB = 1 << 20
 
 
 def make_image(folder: Path) -> Path:
-    """8 MiB of random bytes, the same each time."""
+    """Writes 8 MiB of random bytes, the same each time."""
     path = folder / "disk.raw"
     path.write_bytes(random.Random(7).randbytes(8 * MIB))
     return path
 
 
 class Rig:
-    """``controller`` serves ``image`` to ``guest``, whose driver has negotiated."""
+    """A ``controller`` that serves ``image`` to ``guest``, whose driver has negotiated."""
 
     def __init__(
         self,

@@ -50,9 +50,9 @@ class MemoryDisk:
     can_discard: bool = True
     discard_zeroes: bool = True
     cold: bool = False
-    """What :meth:`would_wait` says."""
+    """The answer of :meth:`would_wait`."""
     error: int = 0
-    """errno that every access fails with."""
+    """The errno that every access fails with."""
     calls: list[tuple[str, int, int]] = field(default_factory=list)
 
     @property
@@ -107,7 +107,7 @@ class MemoryDisk:
 
 @cache
 def pattern(size: int, seed: int = 1) -> bytes:
-    """Bytes without a period that a misplaced block could hide in."""
+    """Returns bytes without a period that a misplaced block could hide in."""
     return bytes((seed * 131 + i * 7 + (i >> 8) * 13 + (i >> 16)) & 0xFF for i in range(size))
 
 
@@ -135,7 +135,7 @@ def run(
 
 
 def code(outcome: Outcome) -> tuple[int, int, int]:
-    """``(key, asc, ascq)`` of a failed command."""
+    """Returns ``(key, asc, ascq)`` of a failed command."""
     assert outcome.status == 2
     assert outcome.sense is not None
     return outcome.sense.key, outcome.sense.asc, outcome.sense.ascq

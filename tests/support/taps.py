@@ -13,7 +13,7 @@ ALL = Capabilities(checksum=True, tso4=True, tso6=True)
 
 
 def interface(name: str) -> dict[str, object] | None:
-    """What the kernel says of an interface of this thread's namespace."""
+    """Returns what the kernel says of an interface of this thread's namespace."""
     with IPRoute() as route:
         found = route.link_lookup(ifname=name)
         if not found:
@@ -39,7 +39,7 @@ def change(name: str, **what: object) -> None:
 
 
 def make_existing(name: str, *, multi_queue: bool) -> None:
-    """A persistent TAP, as an administrator makes one."""
+    """Makes a persistent TAP, as an administrator makes one."""
     words = ["ip", "tuntap", "add", "dev", name, "mode", "tap", "vnet_hdr"]
     subprocess.run([*words, *["multi_queue"] * multi_queue], check=True)
     change(name, state="up")

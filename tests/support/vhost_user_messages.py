@@ -22,7 +22,6 @@ REGION_BYTES = (
 )
 USER_DATA = bytes(range(120))
 
-#: message, number, payload as the specification has it, descriptors
 REQUESTS: list[tuple[m.Message, int, bytes, int]] = [
     (m.GetFeatures(), 1, b"", 0),
     (m.SetFeatures(1 << 30), 2, b"\0\0\0\x40\0\0\0\0", 0),
@@ -64,6 +63,7 @@ REQUESTS: list[tuple[m.Message, int, bytes, int]] = [
     (m.GetInflightFd(0, 0, 4, 0), 31, bytes(16) + b"\4" + bytes(7), 0),
     (m.SetInflightFd(0x9000, 0x1000, 4, 8), 32, struct.pack("<QQHHI", 0x9000, 0x1000, 4, 8, 0), 1),
 ]
+"""Each message with its number, its payload as the specification has it, and its descriptors."""
 OFFER = m.OfferReply(Offer(CLASS_ID, None, 0x10, 2, 1, 4, USER_DATA))
 OFFER_BYTES = (
     bytes.fromhex("d96361baa104294db60572e2ffb1dc7f")

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A vhost-user server in a thread, its back end that only writes down what it is asked, and what
-tests put into requests."""
+"""A vhost-user server in a thread, and a back end that only writes down what it is asked.
+
+Descriptors and regions for requests are here as well.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ from vhostvmbus.wire.regions import SharedRegion
 
 
 class Recorder:
-    """A back end that writes down its calls; `refuse` names the calls to refuse."""
+    """A back end that writes down its calls; ``refuse`` names the calls to refuse."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []
@@ -98,7 +100,7 @@ class Recorder:
 
 
 class Running:
-    """A server in a thread, with what is needed to look at it."""
+    """A server in a thread, and what is needed to look at it."""
 
     def __init__(self, path: Path, listen: bool, answer_timeout: float) -> None:
         self.path = path
@@ -141,7 +143,7 @@ class Running:
         assert self.back_end.disconnected.acquire(timeout=10)
 
     def last_error(self) -> FrontEndError | None:
-        """The error of the connection that has just ended."""
+        """Returns the error of the connection that has just ended."""
         deadline = time.monotonic() + 10
         while self.server.last_error is None and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -194,6 +196,6 @@ def status_of(front_end: FrontEnd, message: m.Message, fds: Sequence[int] = ()) 
 
 
 def assert_closed(sock: socket.socket) -> None:
-    """The server has closed the connection, with bytes of ours unread or without."""
+    """Fails unless the server has closed the connection, with bytes of ours unread or without."""
     with contextlib.suppress(ConnectionResetError):
         assert sock.recv(100) == b""

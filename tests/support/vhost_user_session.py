@@ -56,12 +56,12 @@ READY: list[tuple[m.Message, int]] = [
 ANY_REQUEST = {Request(message.REQUEST): (message, fds) for message, fds in NEGOTIATION + READY}
 
 
-#: the answer of a back end that has no in-flight region
 NO_REGION = m.InflightReply(0, 0, 0, 0)
+"""The answer of a back end that has no in-flight region."""
 
 
 def answer(session: BackEndSession, call: Call, status: int = 0) -> None:
-    """Whatever kind of request it is."""
+    """Answers a request, whatever kind it is of."""
     if isinstance(call.message, m.GetInflightFd):
         session.reply(call, NO_REGION)
     else:
@@ -89,7 +89,7 @@ class BackEnd:
         return self.session.next_event()
 
     def call(self, message: m.Message, fds: int = 0, status: int = 0) -> int:
-        """The status that the front end sees."""
+        """Returns the status that the front end sees."""
         event = self.event(message, fds)
         if isinstance(event, Call):
             assert event.message == message

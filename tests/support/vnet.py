@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The virtio-net header in front of a frame (Virtual I/O Device 1.2, section 5.1.6), read and
-written by itself."""
+"""The virtio-net header in front of a frame, read and written by itself.
+
+Source: Virtual I/O Device 1.2, section 5.1.6.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,13 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 HEADER = struct.Struct("<BBHHHH")
-"""``struct virtio_net_hdr``: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset."""
+"""The layout of ``struct virtio_net_hdr``: flags, gso_type, hdr_len, gso_size, csum_start,
+csum_offset.
+"""
 
 
 class Gso(IntEnum):
-    """How a frame longer than the MTU is to be cut: ``gso_type``."""
+    """A way to cut a frame that is longer than the MTU: ``gso_type``."""
 
     NONE = 0
     TCPV4 = 1
@@ -22,7 +26,7 @@ class Gso(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Offload:
-    """What has still to be done to a frame, or was done."""
+    """The work that has still to be done to a frame, or was done."""
 
     needs_checksum: bool = False
     checksum_valid: bool = False
@@ -33,7 +37,7 @@ class Offload:
     header_length: int = 0
 
     def pack(self) -> bytes:
-        """The header."""
+        """Returns the header."""
         return HEADER.pack(
             self.needs_checksum | self.checksum_valid << 1,
             self.gso,
@@ -45,6 +49,6 @@ class Offload:
 
     @classmethod
     def unpack(cls, header: bytes) -> Offload:
-        """What the first bytes of a frame with its header say."""
+        """Reads the header that a frame's first bytes are."""
         bits, gso, headers, segment, start, offset = HEADER.unpack_from(header)
         return cls(bool(bits & 1), bool(bits & 2), start, offset, gso, segment, headers)

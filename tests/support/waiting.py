@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""For tests of what other threads do: waiting for it, and seeing that nothing is left of it."""
+"""Waits for what other threads do, and checks that nothing is left of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def eventually(condition: Callable[[], object], seconds: float = 20.0) -> None:
 
 
 def open_fds() -> dict[str, str]:
-    """What this process's descriptors are open to, by their number."""
+    """Returns what this process's descriptors are open to, by their number."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):

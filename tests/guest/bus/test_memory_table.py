@@ -43,7 +43,7 @@ class Scene:
     device: Digest
 
     def digest_of(self, pfn: int, data: bytes) -> bool:
-        """Whether the device sees `data`, written by the guest into this page."""
+        """Tells whether the device sees ``data``, written by the guest into this page."""
         self.guest.ram.write([pfn], data.ljust(PAGE_SIZE, b"."))
         wanted = hashlib.sha256(data.ljust(PAGE_SIZE, b".")).digest()
         return self.channel.send_with_external_pfns(b"", [pfn]) == wanted
@@ -59,7 +59,7 @@ class Scene:
         return self.guest.host.memory.external_data([GpaRange.of_pages([pfn])])
 
     def refused(self, message: m.Message, fds: list[int], status: NtStatus) -> None:
-        """`message` is refused; the map, its mappings and the channel are as they were."""
+        """Checks that ``message`` is refused; the map, its mappings and the channel are as they were."""
         host = self.guest.host
         assert host is not None
         before, channels, events = host.memory.regions, host.channels, list(self.device.events)
@@ -109,8 +109,6 @@ def eventfd(_: int) -> int:
     return os.eventfd(0, os.EFD_CLOEXEC)
 
 
-#: address, size and offset of a region, what is done to the descriptor of a file of 1 MiB, and the
-#: status that refuses it
 BAD: dict[str, tuple[int, int, int, Callable[[int], int], NtStatus]] = {
     "no file": (NEW, MIB, 0, eventfd, INVALID),
     "longer than its file": (NEW, MIB + PAGE_SIZE, 0, as_it_is, INVALID),
@@ -121,6 +119,8 @@ BAD: dict[str, tuple[int, int, int, Callable[[int], int], NtStatus]] = {
     "an overlap": (LOW + PAGE_SIZE, PAGE_SIZE, 0, as_it_is, CONFLICT),
     "a file that cannot be mapped": (NEW, MIB, 0, read_only, RESOURCES),
 }
+"""Regions by address, size and offset, each with what is done to the descriptor of a file of 1 MiB,
+and the status that refuses it."""
 
 
 @pytest.mark.parametrize("ring_stays", [True, False])

@@ -22,15 +22,17 @@ CONNECTION = "qemu/src/hw/hyperv/vhost-user-vmbus-conn.c"
 MESSAGE = "vhostvmbus/vhost_user/message.py"
 DOCUMENT = "docs/vhost-user-vmbus.md"
 
-#: What QEMU has no name for: it neither sends nor offers it, or leaves it to the back end.  Nor
-#: does it say in one place what is required; and it asserts two sizes alone.
 NOT_IN_QEMU = {
     "requests": {"SET_MEM_TABLE"},
     "feature_bits": {"LOG_SHMFD", "BACKEND_SEND_FD", "DEVICE_STATE"},
     "limits": {"MAX_TABLE_REGIONS", "USER_DATA_SIZE", "MAX_GPADL_LIST", "MAX_CODE_MAP"},
 }
-#: What limits a front end, and is for the software guest to choose.
+"""Names that QEMU does not have: it neither sends nor offers them, or leaves them to the back end.
+
+Nor does it say in one place what is required; and it asserts two sizes alone.
+"""
 NOT_IN_PYTHON = {"limits": {"MAX_CHANNELS"}}
+"""Limits of a front end, which the software guest chooses."""
 
 
 @dataclass(frozen=True)

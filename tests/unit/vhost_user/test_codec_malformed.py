@@ -41,7 +41,6 @@ def replaced(message: m.Message, offset: int, value: bytes) -> bytes:
 
 REGION_AT_END = m.AddMemReg(m.MemoryRegion((1 << 64) - 0x1000, 0x1000, 0, 0))
 
-#: name, bytes, descriptors, error, field named by it
 MALFORMED: list[tuple[str, bytes, int, type[ProtocolError], str]] = [
     ("version 0", header(1, 0, 0), 0, BadVersion, "version"),
     ("version 2", header(1, 2, 0), 0, BadVersion, "version"),
@@ -160,6 +159,7 @@ MALFORMED: list[tuple[str, bytes, int, type[ProtocolError], str]] = [
         "first_bit",
     ),
 ]
+"""Messages by name: bytes, descriptors, error, and the field that the error names."""
 
 
 @pytest.mark.parametrize(
