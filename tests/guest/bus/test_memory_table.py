@@ -59,7 +59,7 @@ class Scene:
         return self.guest.host.memory.external_data([GpaRange.of_pages([pfn])])
 
     def refused(self, message: m.Message, fds: list[int], status: NtStatus) -> None:
-        """Checks that ``message`` is refused; the map, its mappings and the channel are as they were."""
+        """Checks that ``message`` is refused, and that the map and the channel are as they were."""
         host = self.guest.host
         assert host is not None
         before, channels, events = host.memory.regions, host.channels, list(self.device.events)
