@@ -21,7 +21,7 @@ class Ram:
         os.ftruncate(self.fd, self.size)
 
     def memory(self) -> GuestMemory:
-        """A memory map with this RAM in it."""
+        """Returns a memory map with this RAM in it."""
         memory = GuestMemory()
         memory.add_region(self.base, self.size, self.fd)
         return memory
@@ -39,5 +39,5 @@ class Ram:
 
 
 def scattered(count: int, first: int = BASE_PFN) -> list[int]:
-    """``count`` PFNs from ``first`` on, in no order that a run could be made of."""
+    """Returns ``count`` PFNs from ``first`` on, in no order that a run could be made of."""
     return [first + (i // 2 if i % 2 == 0 else count - 1 - i // 2) for i in range(count)]

@@ -114,7 +114,7 @@ class RawChannel:
         self.received.extend(batch.packets)
 
     def expect(self, count: int = 1, seconds: float = 10.0) -> list[RawPacket]:
-        """The next ``count`` packets."""
+        """Returns the next ``count`` packets."""
         deadline = time.monotonic() + seconds
         while len(self.received) < count:
             assert time.monotonic() < deadline, f"{len(self.received)} of {count} packets"

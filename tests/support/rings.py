@@ -10,14 +10,14 @@ from vhostvmbus.wire.vmbus import Descriptor, align8, pack_descriptor
 def ring_pair(
     memory: GuestMemory, out_pages: int = 2, in_pages: int = 2, first: int = BASE_PFN
 ) -> tuple[Ring, Ring]:
-    """The guest's and the host's end of a channel on the same pages."""
+    """Returns the guest's and the host's end of a channel on the same pages."""
     pfns = scattered(out_pages + in_pages, first)
     guest = Ring(memory, pfns, out_pages, Role.GUEST, initialize=True)
     return guest, Ring(memory, pfns, out_pages, Role.HOST)
 
 
 def word(ring: Ring, sending: bool, offset: int) -> int:
-    """A field of the header of the ring that ``ring`` sends into, or of the other one."""
+    """Returns a field of the header of the ring that ``ring`` sends into, or of the other one."""
     return int.from_bytes(ring.pages(sending)[offset : offset + 4], "little")
 
 
@@ -36,7 +36,7 @@ def raw_packet(
     offset8: int | None = None,
     len8: int | None = None,
 ) -> bytes:
-    """A packet with its trailer, as bytes; ``offset8`` and ``len8`` may lie."""
+    """Returns a packet with its trailer, as bytes; ``offset8`` and ``len8`` may lie."""
     offset = 16 + align8(len(header))
     length = offset + align8(len(payload))
     descriptor = Descriptor(
