@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a software guest needs of the way to its back end, a socket or a call."""
+"""The way of a software guest to its back end: a socket, or a call."""
 
 from __future__ import annotations
 

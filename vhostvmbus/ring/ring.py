@@ -43,7 +43,7 @@ if _PACKET.size != ffi.sizeof("struct vvb_packet") or (
 _GPA_HEADER = struct.Struct("<II")
 DEFAULT_BATCH = 64
 _ONE_SENT = Sent(1, False), Sent(1, True)
-"""What nearly every send of one packet returns, made once: by whether the peer is signalled."""
+"""The two usual results of sending one packet, made once: by whether the peer is signalled."""
 RingHandle: TypeAlias = "Pointer[vvb_ring]"
 """A ring as the engine's C, and a device's, know it."""
 
