@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * RNDIS packet messages of the guest: where the frame is, what stands beside it, and what of it the
- * guest left to the card. Whatever is not as it should be has a name, as ../errors.py has it.
+ * Reads RNDIS packet messages of the guest: the place of the frame, what stands beside it, and the
+ * work that the guest left to the card. Every mistake has a name, as in ../errors.py.
  *
  * Layouts: [MS-RNDIS] 2.2; per-packet information as in Linux' hyperv_net.h. Everything here works
  * on a private copy of the packet's bytes, or of its beginning, where all headers are.

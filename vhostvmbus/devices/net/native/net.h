@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What the data path's files share. See netapi.h for what Python sees.
+ * Declarations that the data path's files share. Python sees those of netapi.h.
  *
  * Rules: what the guest wrote is copied before it is believed; of a frame's headers the copy is
  * sent. Numbers of RNDIS and NVSP are little-endian, those of frames big-endian, those of a
@@ -28,7 +28,7 @@
 #define TCP_CHECKSUM 16u /* bytes into the header */
 #define UDP_CHECKSUM 6u
 
-/* The longest frame, in bytes, and what of a received one is looked at. */
+/* The longest frame, and the part of a received one that is looked at; in bytes. */
 #define LONGEST_FRAME (VVB_NET_LONGEST_IP + VVB_NET_ETHERNET + VVB_NET_VLAN)
 #define HEAD_SIZE 96u
 
@@ -56,7 +56,7 @@ _Static_assert(sizeof(struct vnet) == VVB_NET_VNET, "as on the wire");
 /* Pieces of memory that a frame may be in, with two more for what a port adds. */
 #define NET_PIECES 256u
 
-/* A buffer of the guest's. skips[i] is how many bytes lie before segs[i]. */
+/* A buffer of the guest's. As many as skips[i] bytes lie before segs[i]. */
 struct buffer {
     struct vvb_seg *segs;
     uint64_t *skips;
@@ -86,11 +86,11 @@ struct channel {
     struct vvb_ring *ring; /* NULL: closed */
     int call_fd;
     uint64_t told, told_signals, bad_returns; /* news: see vvb_net_take_news() */
-    uint32_t late; /* packets that the guest had when their buffer was taken back */
+    uint32_t late; /* packets that the guest had when the use of their buffer ended */
     struct vvb_net_counts counts;
 };
 
-/* A queue of the link, of the thread that receives from it. */
+/* The state of a queue of the link, for the thread that receives from it. */
 struct queue {
     struct vvb_net_counts counts;
     uint64_t starved_since; /* nanoseconds; 0: the guest has sections to spare */
@@ -147,35 +147,40 @@ static inline uint32_t fold(uint64_t sum)
 
 /* RFC 1071: adds bytes to a sum that is not folded yet; odd: they begin in the middle of a word. */
 uint64_t net_sum(uint64_t sum, const uint8_t *data, uint64_t len, bool odd);
-/* The Ethertype, behind one tag, and where the network header begins; false: too short. */
+/*
+ * Finds the Ethertype, behind one tag, and the network header. Returns false if head is too short.
+ */
 bool net_layer(const uint8_t *head, uint32_t len, uint32_t *ethertype, uint32_t *network);
-/* The header's length in bytes; 0 if it is none. */
+/* Returns the IPv4 header's length in bytes; 0 if it is none. */
 uint32_t net_ipv4_length(const uint8_t *head, uint32_t len, uint32_t network);
-/* TCP or UDP right behind an IP header that is no fragment's, else 0. */
+/* Returns the protocol, TCP or UDP, right behind an IP header that is no fragment's, else 0. */
 uint32_t net_transport(const uint8_t *head, uint32_t len);
-/* The Toeplitz hash; false if nothing of the frame is hashed. */
+/* Computes the Toeplitz hash. Returns false if nothing of the frame is hashed. */
 bool net_hash(const struct vvb_net_config *config, const uint8_t *head, uint32_t len,
               uint32_t *hash);
 void net_count(struct vvb_net_counts *counts, const uint8_t *destination, uint64_t bytes);
 
 /* sections.c */
 
-/* Pieces of the buffer from offset on, len bytes of them or fewer than max pieces. */
+/* Lists the pieces of the buffer from offset on: len bytes of them or fewer than max pieces. */
 uint32_t net_pieces(const struct buffer *buffer, uint64_t offset, uint64_t len, struct iovec *iov,
                     uint32_t max);
 void net_write(const struct buffer *buffer, uint64_t offset, const uint8_t *data, uint64_t len);
-/* False: some of it is lost, zeros stand there. */
+/* Returns false if some of it is lost; zeros stand there then. */
 bool net_read(const struct buffer *buffer, uint64_t offset, uint8_t *data, uint64_t len);
-/* A free section, or POOL_END. */
+/* Takes a free section; POOL_END if there is none. */
 uint32_t net_section_take(struct pool *pool);
 void net_section_give(struct pool *pool, uint32_t section);
-/* The transaction id of a chain, and giving back what was handed over with it. */
+/* Make a chain and return its transaction id; give back what was handed over with it. */
 uint64_t net_chain(struct pool *pool, const uint32_t *sections, uint32_t count, uint32_t channel);
 bool net_chain_end(struct pool *pool, uint64_t id, uint32_t channel);
 void net_chains_end(struct pool *pool, uint32_t channel);
-/* The guest was not told: the sections are outside again. False if it gave them back unasked. */
+/*
+ * Undoes a chain of which the guest was not told: the sections are outside again. Returns false if
+ * it gave them back unasked.
+ */
 bool net_chain_undo(struct pool *pool, uint64_t id);
-/* The same pieces as guest memory. */
+/* Lists the same pieces as net_pieces(), by their guest-physical addresses. */
 uint32_t net_spans(const struct buffer *buffer, uint64_t offset, uint64_t len,
                    struct vvb_span *spans, uint32_t max);
 
@@ -197,7 +202,7 @@ struct bytes {
     uint32_t seg_count;
     uint64_t section; /* bytes that are not in segs */
 };
-/* Where a frame is in the packet's bytes, and what is to be done with it. */
+/* The place of a frame in the packet's bytes, and the work to be done on it. */
 struct frame {
     struct vnet vnet;
     uint32_t start;
@@ -207,8 +212,8 @@ struct frame {
 };
 /*
  * Understands the message at that place, and puts into its headers, in the copy, what the guest
- * left to be done there. Its length, or 0: fault says what is wrong; or nothing, if that cannot be
- * said of what was copied.
+ * left to be done there. Returns its length, or 0: then fault says what is wrong, or nothing, if
+ * that cannot be seen in what was copied.
  */
 uint32_t net_message(const struct vvb_net_config *config, struct bytes *bytes, uint32_t at,
                      struct frame *frame, struct vvb_net_fault *fault);
@@ -217,26 +222,26 @@ bool net_wrong(struct vvb_net_fault *fault, uint32_t error, const char *field, u
 
 /* receive.c */
 
-/* Takes some frames from a queue of the link; what it returns says what to do next. */
+/* Takes some frames from a queue of the link. Returns what to do next. */
 enum net_next {
     NET_MORE,       /* there may be more */
     NET_EMPTY,      /* no frame waits */
     NET_NO_SECTION, /* the guest has them all */
 };
 enum net_next net_take_some(struct vvb_net *net, uint32_t queue, struct vvb_net_taken *taken);
-/* Takes some frames for nothing, and counts them there. */
+/* Takes some frames, drops them and counts them in *counter. */
 enum net_next net_drop_some(struct vvb_net_port *port, uint64_t *counter);
 
-/* tell.c: hands parts over to the guest; those that it cannot are taken->parts */
+/* tell.c: hands parts over to the guest; those that it cannot hand over become taken->parts */
 void net_tell(struct vvb_net *net, uint32_t queue, struct vvb_net_part *parts, uint32_t count,
               struct vvb_net_taken *taken);
 
 /* ports.c: iov[0], and for reading iov[count], are the port's to use */
 
-/* Bytes of the frame, which may be more than there is room for; -1: no frame waits. */
+/* Returns the frame's bytes, which may be more than there is room for; -1: no frame waits. */
 ssize_t net_port_read(struct vvb_net_port *port, struct vnet *vnet, struct iovec *iov,
                       uint32_t count);
-/* False: it is refused, whole. */
+/* Returns false if the frame is refused, whole. */
 bool net_port_write(struct vvb_net_port *port, const struct vnet *vnet, struct iovec *iov,
                     uint32_t count, uint32_t length);
 

@@ -77,11 +77,12 @@ enum {
 /* ---- ports: a link's queues ---- */
 
 /*
- * How frames go through a descriptor: each with a virtio-net header in front, one a read or write;
- * or on a stream socket, each behind its length, 32 bits, big-endian, with nothing left undone.
+ * The ways of frames through a descriptor. A datagram has a virtio-net header in front, and a read
+ * or write of its own. On a stream socket each frame stands behind its length, 32 bits, big-endian,
+ * with nothing left undone.
  */
 enum { VVB_NET_PORT_DATAGRAM = 0, VVB_NET_PORT_STREAM = 1 };
-/* Whether frames can be made of what comes out of a stream. */
+/* The state of a stream: frames can be made of what comes out of it, or why not. */
 enum { VVB_NET_PORT_WHOLE = 0, VVB_NET_PORT_CLOSED = 1, VVB_NET_PORT_NONSENSE = 2 };
 
 struct vvb_net_port;
@@ -94,32 +95,33 @@ struct vvb_net_port_state {
 };
 
 /*
- * A port with nothing behind it: no frame comes, and none is taken. wake_fd (or -1) is written when
- * the rest of a frame has to wait for room in the stream: see vvb_net_port_flush().
+ * Makes a port with nothing behind it: no frame comes, and none is taken. wake_fd (or -1) is
+ * written when the rest of a frame has to wait for room in the stream: see vvb_net_port_flush().
  */
 struct vvb_net_port *vvb_net_port_new(int framing, int wake_fd);
-/* Nobody uses it any more. */
+/* Frees the port, which nobody may use any more. */
 void vvb_net_port_free(struct vvb_net_port *port);
 /* Gives the descriptors up: no frame comes any more, and none is taken. */
 void vvb_net_port_close(struct vvb_net_port *port);
-/* The descriptor's number: the same until it is closed. */
+/* Returns the descriptor's number: the same until it is closed. */
 int vvb_net_port_fd(const struct vvb_net_port *port);
 /*
  * Puts what fd means behind the port, -1: nothing; fd stays the caller's, and must not block. What
- * was begun on the one before is forgotten. An errno or 0.
+ * was begun on the one before is forgotten. Returns an errno or 0.
  */
 int vvb_net_port_put(struct vvb_net_port *port, int fd);
-/* Sends the rest of a frame; 1 if nothing is left. To be called when the descriptor is writable. */
+/* Sends the rest of a frame, when the descriptor is writable. Returns 1 if nothing is left. */
 int vvb_net_port_flush(struct vvb_net_port *port);
 void vvb_net_port_get_state(struct vvb_net_port *port, struct vvb_net_port_state *state);
 /*
- * A frame without a card, with its virtio-net header: 1 if it was sent; its length, or -1 if none
- * waits. One that there is too little room for is dropped.
+ * Send or receive a frame without a card, with its virtio-net header. Return 1 if it was sent; the
+ * length of what was received, or -1 if none waits. One that there is too little room for is
+ * dropped.
  */
 int vvb_net_port_send(struct vvb_net_port *port, const char *header, const char *data,
                       uint32_t length);
 int64_t vvb_net_port_receive(struct vvb_net_port *port, char *header, char *data, uint32_t room);
-/* Frames that pass are appended there from now on. */
+/* Appends frames that pass to that recording from now on. */
 void vvb_net_port_record(struct vvb_net_port *port, struct vvb_net_recording *recording);
 
 /* Bits of a frame's direction in a recording, as the host sees it. */
@@ -130,20 +132,20 @@ struct vvb_net_recording_state {
     int32_t cut_error; /* an errno: nor could it be cut behind its last whole block */
 };
 /*
- * A recording in a file, which is the caller's, from byte end on. When it cannot be written it is
- * left alone for retry_ns; news_fd is written when that begins, and when it is over.
+ * Makes a recording in a file, which is the caller's, from byte end on. When it cannot be written
+ * it is left alone for retry_ns; news_fd is written when that begins, and when it is over.
  */
 struct vvb_net_recording *vvb_net_recording_new(int fd, uint64_t end, uint64_t retry_ns,
                                                 int news_fd);
 void vvb_net_recording_free(struct vvb_net_recording *recording);
-/* The file is not touched any more. */
+/* Ends the recording: the file is not touched any more. */
 void vvb_net_recording_end(struct vvb_net_recording *recording);
 void vvb_net_recording_get_state(struct vvb_net_recording *recording,
                                  struct vvb_net_recording_state *state);
 
 /* ---- a card ---- */
 
-/* What was negotiated and set. Numbers and addresses as docs/devices/net.md has them. */
+/* The settings in force. Numbers and addresses are as docs/devices/net.md has them. */
 struct vvb_net_config {
     uint32_t active;         /* the guest may send RNDIS data */
     uint32_t receiving;      /* it gets frames; else they are dropped */
@@ -162,7 +164,7 @@ struct vvb_net_config {
     uint8_t key[40];
 };
 
-/* Of one channel (sent) or one queue (received); each is written by one thread. */
+/* The counters of one channel (sent) or one queue (received); each is written by one thread. */
 struct vvb_net_counts {
     uint64_t directed_frames, directed_bytes;
     uint64_t multicast_frames, multicast_bytes;
@@ -179,44 +181,45 @@ struct vvb_net *vvb_net_new(void);
 void vvb_net_free(struct vvb_net *net);
 void vvb_net_configure(struct vvb_net *net, const struct vvb_net_config *config);
 /*
- * A queue of the link, whose port lives as long as anybody moves frames; and how many of them are
- * used: a channel sends to the one of its number modulo count. EINVAL or 0.
+ * Set a queue of the link, whose port lives as long as anybody moves frames; and how many of them
+ * are used: a channel sends to the one of its number modulo count. Return EINVAL or 0.
  */
 int vvb_net_set_queue(struct vvb_net *net, uint32_t queue, struct vvb_net_port *port);
 int vvb_net_use_queues(struct vvb_net *net, uint32_t count);
 
 /*
- * Lends a buffer: segs is an array of struct vvb_seg, whose uses the caller holds until it has taken
- * the buffer back (segs NULL; with a lease: that buffer only, which another may have replaced).
- * Returns when nobody is inside the buffer before. Of the receive
- * buffer the sections from first on are the data path's; lease is the caller's number for this
- * lending, never 0 and never used again: whoever has a section of an earlier one has nothing.
- * EINVAL, ENOMEM or 0.
+ * Lends a buffer: segs is an array of struct vvb_seg, whose uses the caller holds until it has
+ * taken the buffer back (segs NULL; with a lease: that buffer only, which another may have
+ * replaced). Returns when nobody is inside the buffer before, with EINVAL, ENOMEM or 0.
+ *
+ * Of the receive buffer the sections from first on are the data path's. lease is the caller's
+ * number for this lending, never 0 and never used again, so that a section of an earlier one counts
+ * for nothing.
  */
 int vvb_net_lend_send(struct vvb_net *net, const void *segs, uint32_t count, uint32_t section,
                       uint64_t lease);
 int vvb_net_lend_receive(struct vvb_net *net, const void *segs, uint32_t count, uint32_t section,
                          uint32_t set_id, uint32_t first, uint64_t lease);
-/* Free sections of the data path's. */
+/* Returns how many of the data path's sections are free. */
 uint32_t vvb_net_free_sections(struct vvb_net *net);
 /*
- * Writes that eventfd once when a chain of sections comes back; -1: not any more. The eventfd before
- * is not touched once this has returned.
+ * Has that eventfd written once when a chain of sections comes back; -1: none any more. The eventfd
+ * before is not touched once this has returned.
  */
 void vvb_net_wake_when_free(struct vvb_net *net, int wake_fd);
-/* A free section for the caller, or -1; and one that it had (or was left with) is free again. */
+/* Take a free section for the caller, or -1; and free one that it had (or was left with). */
 int64_t vvb_net_section(struct vvb_net *net, uint64_t lease);
 void vvb_net_give(struct vvb_net *net, uint64_t lease, uint32_t section);
 
-/* An open channel. The ring must stay attached until vvb_net_disconnect() has returned. */
+/* Connects an open channel. The ring must stay attached until vvb_net_disconnect() has returned. */
 int vvb_net_connect(struct vvb_net *net, uint32_t channel, struct vvb_ring *ring, int call_fd);
-/* Whatever the guest had of that channel is free again. */
+/* Frees whatever sections the guest had of that channel. */
 void vvb_net_disconnect(struct vvb_net *net, uint32_t channel);
-/* What the channel sent, or the queue received; valid as long as net is. */
+/* The counters of a channel (sent) or a queue (received); valid as long as net is. */
 const struct vvb_net_counts *vvb_net_sent(struct vvb_net *net, uint32_t channel);
 const struct vvb_net_counts *vvb_net_received(struct vvb_net *net, uint32_t queue);
 
-/* What happened on a channel since the last call; takes it away. */
+/* Returns what happened on a channel since the last call. */
 struct vvb_net_news {
     uint64_t told;        /* packets put into the ring */
     uint64_t signals;     /* of the guest, for that */
@@ -225,12 +228,12 @@ struct vvb_net_news {
 void vvb_net_take_news(struct vvb_net *net, uint32_t channel, struct vvb_net_news *news);
 
 /*
- * For vvb_ring_receive() on that channel: RNDIS data is sent to the link, and receive completions
- * give their sections back. Whatever is not as it should be goes up as an ordinary packet.
+ * The plan for vvb_ring_receive() on that channel: it sends RNDIS data to the link, and takes the
+ * sections of receive completions back. Whatever is malformed goes up as an ordinary packet.
  */
 struct vvb_plan *vvb_net_plan(struct vvb_net *net, uint32_t channel);
 
-/* What is wrong with an RNDIS packet of the guest: ../errors.py has the classes. */
+/* The mistake in an RNDIS packet of the guest: ../errors.py has the classes. */
 enum {
     VVB_NET_OK = 0,
     VVB_NET_E_RNDIS = 1,
@@ -245,9 +248,9 @@ struct vvb_net_fault {
     const char *detail; /* more for people; may be empty */
 };
 /*
- * What the plan does, for a packet that went up: sends the frames in the messages in data, a
- * private copy, which is used up. Those in front of a malformed message are sent, those behind it
- * are not; fault says what is wrong with it.
+ * Does the plan's work for a packet that went up: sends the frames in the messages in data, a
+ * private copy, which is overwritten. Those in front of a malformed message are sent, those behind
+ * it are not; fault says what is wrong with it.
  */
 void vvb_net_send(struct vvb_net *net, uint32_t channel, void *data, uint32_t length,
                   struct vvb_net_fault *fault);
@@ -262,13 +265,14 @@ struct vvb_net_part {
 struct vvb_net_taken {
     uint32_t woken; /* wake_fd is readable */
     uint32_t left;  /* parts[] that the caller has to tell of, a channel's in a row */
-    uint64_t lease; /* that they are of */
+    uint64_t lease; /* of the buffer that the parts are in */
     struct vvb_net_part parts[64];
 };
 /*
- * Takes frames from a queue of the link, and tells the guest, until wake_fd is readable or
- * something is left to the caller: what was written where code may be, or what a ring has no room
- * for. One thread for each queue. Sections that are left are the caller's until vvb_net_give().
+ * Takes frames from a queue of the link, and sends the guest packets about them, until wake_fd is
+ * readable or something is left to the caller: frames that were written where code may be, or that
+ * a ring has no room for. One thread for each queue. Sections that are left are the caller's until
+ * vvb_net_give().
  *
  * Frames that the guest cannot get, because it has lent no buffer or wants none, are dropped. When
  * it has all sections, they wait in the link for a tenth of a second, and are dropped then.

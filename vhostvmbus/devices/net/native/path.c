@@ -323,7 +323,7 @@ static bool fits(const struct vvb_plan *plan, const struct vvb_batch *batch,
     }
 }
 
-/* The guest is done with a packet: of the buffer that there is, or of one before. */
+/* Takes back what a packet held: the guest is done with it, of this buffer or of one before. */
 static bool returned(struct vvb_net *net, uint32_t channel, uint64_t id)
 {
     struct channel *from = &net->channels[channel];

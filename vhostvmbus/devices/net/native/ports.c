@@ -142,7 +142,7 @@ void vvb_net_port_get_state(struct vvb_net_port *port, struct vvb_net_port_state
 
 /* ---- sending ---- */
 
-/* Whether nothing is left of the frame before; under the lock. */
+/* Tells whether nothing is left of the frame before; under the lock. */
 static bool flush(struct vvb_net_port *port)
 {
     while (port->rest_at < port->rest_end) {
@@ -258,7 +258,7 @@ static void give_up(struct vvb_net_port *port, uint32_t why, uint32_t length)
     shutdown(port->fd, SHUT_RDWR); /* whoever looks after the connection sees it */
 }
 
-/* The length of the frame that is there whole, at begin; 0: there is none. Under the lock. */
+/* Returns the length of the whole frame at begin; 0: there is none. Under the lock. */
 static uint32_t stream_next(struct vvb_net_port *port)
 {
     while (vvb_load(&port->state.broken) == VVB_NET_PORT_WHOLE) {

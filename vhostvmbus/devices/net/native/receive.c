@@ -36,7 +36,7 @@ static uint64_t section_at(const struct taking *t, uint32_t number)
     return (uint64_t)t->stock[number] * t->net->receive.section;
 }
 
-/* Where a byte of the frame is in the buffer; it is not in the head. */
+/* Returns the place in the buffer of a byte of the frame that is not in the head. */
 static uint64_t frame_at(const struct taking *t, uint32_t position)
 {
     return section_at(t, position / t->room) + VVB_NET_FRAME_OFFSET + position % t->room;
@@ -70,7 +70,7 @@ static bool wants(const struct vvb_net_config *config, const uint8_t *destinatio
 
 /* ---- one frame ---- */
 
-/* Bytes of it; -1: none waits. */
+/* Takes a frame and returns its bytes; -1: none waits. */
 static ssize_t read_frame(struct taking *t, struct vvb_net_port *port)
 {
     const struct buffer *buffer = &t->net->receive;
@@ -100,7 +100,7 @@ static void put_byte(struct taking *t, uint32_t position, uint8_t byte)
     }
 }
 
-/* Puts in the checksum that the host left undone; false if what it says of it makes no sense. */
+/* Puts in the checksum that the host left undone. Returns false if its header makes no sense. */
 static bool complete_checksum(struct taking *t)
 {
     uint32_t start = t->vnet.start, at = start + t->vnet.offset, position = start, value;
@@ -133,7 +133,7 @@ static bool complete_checksum(struct taking *t)
     return true;
 }
 
-/* An element with 4 bytes of data; the chain's new length. */
+/* Adds an element with 4 bytes of data. Returns the chain's new length. */
 static uint32_t add_info(uint8_t *header, uint32_t length, uint32_t kind, uint32_t value)
 {
     uint8_t *at = header + VVB_NET_RNDIS_PACKET_SIZE + length;
@@ -156,7 +156,7 @@ static void put_header(uint8_t *header, uint32_t data_offset, uint32_t size, uin
     put_le32(header + 32, info);
 }
 
-/* Headers in front of the frame's parts, which are on the list then. */
+/* Writes headers in front of the frame's parts, and puts these on the list. */
 static void hand_over(struct taking *t, uint32_t used, uint32_t channel, uint32_t shift,
                       uint8_t *header, uint32_t info)
 {
@@ -193,7 +193,7 @@ static void hand_over(struct taking *t, uint32_t used, uint32_t channel, uint32_
     }
 }
 
-/* How many sections of the stock the frame took. */
+/* Returns how many sections of the stock the frame took. */
 static uint32_t take_frame(struct taking *t)
 {
     const struct vvb_net_config *config = &t->net->config;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Frames in receive sections are handed over to the guest: one transfer page packet for all that go
- * to the same channel. And a queue of the link from day to day: what is taken, what is dropped, and
- * what its thread waits for.
+ * Hands frames in receive sections over to the guest: one transfer page packet for all that go to
+ * the same channel. And runs a queue of the link: decides what is taken, what is dropped, and what
+ * its thread waits for.
  */
 #include <errno.h>
 #include <poll.h>
@@ -14,14 +14,16 @@
 #define LOOK_EVERY 16u /* turns, before the caller's eventfd is looked at */
 #define MAX_SPANS 512u
 #define TRANSFER_HEADER 8u
-/* Without a free section for so long, frames are dropped; nanoseconds. */
+/* The nanoseconds without a free section after which frames are dropped. */
 #define PATIENCE 100000000u
-/* Between two looks at sections that do not come back, or at a link that is gone; milliseconds. */
+/*
+ * The milliseconds between two looks at sections that do not come back, or at a link that is gone.
+ */
 #define PAUSE 10
 
 /* ---- telling ---- */
 
-/* Reports what was written; whether something has to be discarded before the guest is told. */
+/* Reports what was written. Returns whether the front end has to discard something first. */
 static bool must_discard(struct vvb_memory *memory, const struct buffer *buffer,
                          const struct vvb_net_part *parts, uint32_t count)
 {
@@ -35,7 +37,7 @@ static bool must_discard(struct vvb_memory *memory, const struct buffer *buffer,
     return used == MAX_SPANS || vvb_memory_written(memory, spans, used, &hit, 1);
 }
 
-/* One packet for these parts; false if they are left to the caller. */
+/* Sends one packet for these parts. Returns false if they are left to the caller. */
 static bool tell(struct vvb_net *net, uint32_t channel, const struct vvb_net_part *parts,
                  uint32_t count)
 {
@@ -114,7 +116,7 @@ void net_tell(struct vvb_net *net, uint32_t queue, struct vvb_net_part *parts, u
 
 /* ---- a queue ---- */
 
-/* Some frames, for the guest or for nobody. */
+/* Takes some frames, for the guest or for nobody. */
 static enum net_next serve_some(struct vvb_net *net, uint32_t queue, struct vvb_net_taken *taken)
 {
     struct queue *q = &net->queues[queue];

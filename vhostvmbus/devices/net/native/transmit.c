@@ -46,7 +46,7 @@ static bool gather(struct vvb_net *net, const struct vvb_batch *batch,
     return bytes->length > 0;
 }
 
-/* The pieces of a frame that were not copied; 0: there are too many. */
+/* Lists the pieces of a frame that were not copied. Returns 0 if there are too many. */
 static uint32_t add_rest(const struct bytes *bytes, uint64_t skip, uint64_t left,
                          struct iovec *iov, uint32_t count)
 {
