@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The engine's whole interface: plain declarations, read both by the C compiler (through engine.h)
- * and by cffi (build.py), so that there is one text of it. No preprocessor lines, therefore. What
- * mypy knows of it is made of it, too (stub.py): "make stub" after a change.
+ * and by cffi (build.py), so that there is one text of it; therefore it has no preprocessor lines.
+ * The stub that mypy reads is made of it, too (stub.py): run "make stub" after a change.
  *
- * Prefixes: vvb_ is this engine's (and vvb_net_ and the like a device's in the same module), vuv_ that
- * of QEMU's vhost-user-vmbus, vu_ that of the guests' kernel module vmbus_user.
+ * Prefixes: vvb_ is this engine's (and vvb_net_ and the like a device's in the same module), vuv_
+ * that of QEMU's vhost-user-vmbus, vu_ that of the guests' kernel module vmbus_user.
  *
  * Every function may be called without the GIL. "Guest memory" always means a shared mapping that
  * somebody else writes at any time.
@@ -87,7 +87,7 @@ int vvb_region_detach(struct vvb_region *region);
 char *vvb_region_host(struct vvb_region *region);
 int vvb_region_lost(struct vvb_region *region);
 uint64_t vvb_region_users(struct vvb_region *region);
-/* 0 when nobody uses it, -ETIMEDOUT otherwise. */
+/* Waits until nobody uses it. Returns 0, or -ETIMEDOUT. */
 int vvb_region_wait_unused(struct vvb_region *region, int timeout_ms);
 
 struct vvb_memory *vvb_memory_new(void);
@@ -102,7 +102,7 @@ int vvb_memory_set(struct vvb_memory *memory, struct vvb_region **regions, uint3
 int vvb_translate(struct vvb_memory *memory, const char *data, uint64_t len, uint32_t count,
                   uint64_t max_bytes, uint32_t max_ranges, struct vvb_segs *out,
                   struct vvb_fault *fault);
-/* The same for one stretch of addresses. */
+/* Translates one stretch of addresses likewise. */
 int vvb_translate_span(struct vvb_memory *memory, uint64_t gpa, uint64_t len, struct vvb_segs *out);
 void vvb_segs_put(const void *segs, uint32_t count);
 void vvb_segs_free(struct vvb_segs *segs);
@@ -120,7 +120,7 @@ int vvb_ext_write(const void *segs, uint32_t count, uint64_t offset, const char 
 int vvb_ext_fill(const void *segs, uint32_t count, uint64_t offset, int byte,
                  uint64_t len);
 int vvb_ext_lost(const void *segs, uint32_t count);
-/* Bytes transferred (short only at the end of the file), or -errno if none were. */
+/* Return the bytes transferred (fewer only at the end of the file), or -errno if none were. */
 int64_t vvb_ext_preadv(const void *segs, uint32_t count, uint64_t offset, uint64_t len,
                        int fd, int64_t file_offset);
 int64_t vvb_ext_pwritev(const void *segs, uint32_t count, uint64_t offset, uint64_t len,
@@ -144,11 +144,11 @@ struct vvb_codemap *vvb_codemap_new(int fd, uint64_t map_bytes,
                                     int *err);
 void vvb_codemap_free(struct vvb_codemap *map);
 
-/* ---- what was written (written.c) ---- */
+/* ---- reports of what was written (written.c) ---- */
 
-/* From now on reports are looked up in that map; NULL: in none. The one before is not used then. */
+/* Has reports looked up in that map from now on; NULL: in none. The one before is not used then. */
 void vvb_memory_use_codemap(struct vvb_memory *memory, const struct vvb_codemap *map);
-/* Whether anybody has to know what is written. */
+/* Tells whether anybody has to know what is written. */
 int vvb_memory_watched(const struct vvb_memory *memory);
 /*
  * Reports what was written, after the last write and before the guest is told of it. Returns how
@@ -175,12 +175,12 @@ struct vvb_number {
 };
 
 /*
- * A rule fits a packet with external data that wants a completion, whose payload has exactly
+ * A rule fits a packet with external data that requests a completion, whose payload has exactly
  * payload_length bytes, of which (payload & mask) == value; with 0 < length <= max_length, length
  * not more than the external data nor than room, and position + length <= file_size.
  *
- * What is done: length bytes between the start of the external data and fd at position. The
- * completion: (payload & keep) | set, with length at done.
+ * Then length bytes are transferred between the start of the external data and fd at position. The
+ * completion is (payload & keep) | set, with length at done.
  */
 struct vvb_rule {
     uint64_t file_size;
@@ -213,7 +213,7 @@ struct vvb_outgoing {
     uint32_t payload_len;
     uint16_t type;
     uint16_t flags;
-    uint32_t slot; /* of the packet that this completes, see below; 0: none */
+    uint32_t slot; /* the in-flight slot of the packet that this completes; 0: none */
 };
 
 struct vvb_packet {
@@ -232,7 +232,7 @@ struct vvb_packet {
     uint32_t fault_offset;
     uint16_t type;
     uint16_t flags;
-    uint32_t slot;     /* where it is recorded until it is completed; 0: nowhere */
+    uint32_t slot;     /* its in-flight slot until it is completed; 0: none */
     uint32_t replayed; /* it was taken from the ring by the back end before */
 };
 
@@ -249,7 +249,7 @@ struct vvb_batch {
     uint32_t bytes;  /* taken from the ring, trailers counted */
     uint32_t no_slot;  /* stopped because all slots of the in-flight region are taken */
     uint32_t replayed; /* packets that were in it already; bytes does not count them */
-    /* What a plan is to do, and what it did: those packets are not among the above. */
+    /* The plan, and the work that it did: its packets are not among the above. */
     struct vvb_todo *todo;
     uint64_t todo_bytes;
     uint32_t todo_count;
@@ -282,7 +282,7 @@ struct vvb_batch *vvb_batch_new(struct vvb_ring *ring, uint32_t max_packets);
 void vvb_batch_free(struct vvb_batch *batch);
 
 /*
- * Up to max packets out of the ring. The result, and batch->fault, say why it stopped early.
+ * Takes up to max packets out of the ring. The result, and batch->fault, say why it stopped early.
  *
  * With a plan (or NULL), packets that fit it are done here and now, and leave their completions in
  * the batch. Nothing is done before a packet that came earlier and fits no rule: those that fit are
@@ -292,7 +292,7 @@ int vvb_ring_receive(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t ma
                      struct vvb_memory *memory, const struct vvb_limits *limits,
                      const struct vvb_plan *plan);
 void vvb_ring_mask(struct vvb_ring *ring);
-/* Bytes to read after unmasking, or -VVB_E_INDEX or -VVB_E_LOST: receive says more. */
+/* Returns the bytes to read after unmasking, or -VVB_E_INDEX or -VVB_E_LOST: receive says more. */
 int64_t vvb_ring_unmask(struct vvb_ring *ring);
 
 /*
@@ -311,9 +311,9 @@ struct vvb_sent {
     int signal;     /* 1: the peer has to be signalled */
 };
 /*
- * As many of the packets (an array of struct vvb_outgoing) as fit, in order, published together;
- * data holds their headers and payloads one after another. VVB_E_FULL, or what is wrong with the
- * packet after sent->count.
+ * Sends as many of the packets (an array of struct vvb_outgoing) as fit, in order, published
+ * together; data holds their headers and payloads one after another. Returns VVB_E_FULL, or what is
+ * wrong with the packet after sent->count; 0 if nothing is.
  */
 int vvb_ring_send_many(struct vvb_ring *ring, const void *packets, uint32_t count,
                        const void *data, uint64_t data_len, struct vvb_sent *sent);
@@ -326,33 +326,35 @@ void vvb_ring_hold(struct vvb_ring *ring, int held);
 
 /* ---- the in-flight region (inflight.c, inflightopen.c, docs/vhost-user-vmbus.md) ---- */
 
-/* Bytes of one channel's part, whole pages, with slots for slots packets of slot_bytes each. */
+/*
+ * Returns the bytes of one channel's part: whole pages, room for slots packets of slot_bytes each.
+ */
 uint64_t vvb_inflight_size(uint32_t slots, uint32_t slot_bytes);
-/* Empties a part and gives its pages back. 0 or -errno. */
+/* Empties a part and gives its pages back. Returns 0 or -errno. */
 int vvb_inflight_clear(int fd, uint64_t offset, uint64_t size);
 
 /*
- * From now on packets that want a completion are in the part, which is size bytes of fd at offset,
- * from when they leave the ring until their completion is in the other one. Before anything is
- * received or sent, once. With resume the rings go on from where the part says, and the packets in
- * it are what vvb_ring_receive() gives first, in their order; else it has to be empty.
+ * Records packets that request a completion in the part, which is size bytes of fd at offset, from
+ * when they leave the ring until their completion is in the other one. It is called once, before
+ * anything is received or sent. With resume the rings go on from where the part says, and
+ * vvb_ring_receive() first replays the packets in it, in their order; else it has to be empty.
  *
- * 0, or -errno, and nothing is recorded: EINVAL: no part has this size; EBADMSG: this is no part;
- * ESTALE: it is not this ring's.
+ * Returns 0, or -errno, and then nothing is recorded: EINVAL if no part has this size, EBADMSG if
+ * this is no part, ESTALE if it is not this ring's.
  */
 int vvb_ring_record(struct vvb_ring *ring, int fd, uint64_t offset, uint64_t size, uint32_t slots,
                     int resume);
-/* Packets that are still to be given again. */
+/* Returns how many packets are still to be replayed. */
 uint32_t vvb_ring_to_replay(struct vvb_ring *ring);
 /*
- * A few bytes of the device's own that the next back end finds when it resumes. Of what is kept
- * while the process is killed, either all is found or nothing. Returns what is there, up to
- * VVB_NOTE_BYTES of it; 0 without a record.
+ * Keep and read the note: a few bytes of the device's own that the next back end finds when it
+ * resumes. If the process is killed meanwhile, either all of it is found or nothing. Reading
+ * returns the length of what is there, up to VVB_NOTE_BYTES; 0 without a record.
  */
 enum { VVB_NOTE_BYTES = 256 };
 void vvb_ring_keep_note(struct vvb_ring *ring, const char *data, uint32_t length);
 uint32_t vvb_ring_get_note(struct vvb_ring *ring, char *data);
-/* On the thread that receives: whether there is a slot for one packet more. */
+/* Tells whether there is a slot for one packet more; on the thread that receives. */
 int vvb_ring_has_slot(struct vvb_ring *ring);
 
 struct vvb_ring_state {
@@ -396,9 +398,8 @@ struct vvb_served {
 /*
  * vvb_ring_receive(), again and again, with what a plan does answered and waiting in between, until
  * there is something for the caller: packets, answers that the ring has no room for or that have
- * to wait for translated code, packets out of the in-flight region, no slot there, an error, or
- * stop_fd or wake_fd. The ring is masked then, and the
- * batch as after vvb_ring_receive().
+ * to wait for translated code, replayed packets, no free slot, an error, or stop_fd or wake_fd. The
+ * ring is masked then, and the batch is as after vvb_ring_receive().
  *
  * With gather_us, an empty ring is left masked for about so long before it is looked at again, if
  * experience says that several packets will be there by then.
@@ -410,6 +411,9 @@ int vvb_ring_serve(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t max,
 
 /* ---- waiting ---- */
 
-/* Waits for any of the eventfds, empties those that fired. A bit mask, 0 on time-out, or -errno. */
+/*
+ * Waits for any of the eventfds, and empties those that fired. Returns their bit mask, 0 on
+ * time-out, or -errno.
+ */
 int vvb_wait(const int *fds, uint32_t count, int timeout_ms);
 int vvb_signal(int fd);
