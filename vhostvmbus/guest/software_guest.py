@@ -48,14 +48,14 @@ from vhostvmbus.wire.opening import Opening
 from vhostvmbus.wire.vmbus import vmbus_version
 
 VERSION = vmbus_version(5, 3)
-"""What a guest of VMBus 5.3 puts into its opening."""
+"""The version that a guest of VMBus 5.3 puts into its opening."""
 UNPLUG_TIMEOUT = 10.0
 """Seconds that a back end has to bring the guest's driver to rest."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """What is needed to open a channel again after a reconnection."""
+    """The values that open a channel again after a reconnection."""
 
     opening: Opening
     kick_fd: int

@@ -33,14 +33,14 @@ from vhostvmbus.wire.ntstatus import NtStatus
 
 log = logging.getLogger(__name__)
 
-#: Bytes of answers the peer may leave unread before it is taken as gone (seconds to drain).
 SEND_TIMEOUT = 10.0
+"""The seconds after which a peer that does not read its answers is taken as gone."""
 
 
 class Connection:
-    """A session with one front end on `sock` (which stays the caller's).
+    """A session with one front end on ``sock`` (which stays the caller's).
 
-    `wake_fd` becoming readable ends :meth:`run` between two requests.
+    ``wake_fd`` becoming readable ends :meth:`run` between two requests.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Connection:
         self.session = BackEndSession(m.OfferReply(back_end.offer()), limits=limits)
 
     def run(self) -> None:
-        """Serve until the front end leaves or `wake_fd` wakes.
+        """Serves until the front end leaves or ``wake_fd`` wakes.
 
         Raises :class:`~.errors.ProtocolError` when the front end breaks the protocol.  In any
         case the back end has been told to forget the connection, and every descriptor that
