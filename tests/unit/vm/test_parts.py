@@ -4,7 +4,8 @@
 import io
 import os
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -190,10 +191,16 @@ def test_a_copy_keeps_bytes_and_holes(tmp_path: Path) -> None:
         images.copy_sparse(source, target)
 
 
-def test_folders_of_dead_runs_go_and_those_of_live_ones_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+@pytest.fixture
+def short_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cache of the test's own. Runs of caches with too long a path for sockets share a folder."""
+    with tempfile.TemporaryDirectory(prefix="cache-") as folder:
+        monkeypatch.setenv("XDG_CACHE_HOME", folder)
+        yield
+
+
+@pytest.mark.usefixtures("short_cache")
+def test_folders_of_dead_runs_go_and_those_of_live_ones_stay() -> None:
     first = RunFolder()
     dead = first.path.parent / "dead"
     dead.mkdir()
