@@ -128,13 +128,18 @@ class Rig:
     def iperf_server(self) -> Iterator[None]:
         words = self._there("iperf3", "--server", "--forceflush")
         with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None
+            # It says something each second; once the pipe were full, it would do nothing more.
+            listener = threading.Thread(target=server.stdout.read)
             try:
-                assert server.stdout is not None
                 while "Server listening" not in server.stdout.readline():
                     assert server.poll() is None
+                listener.start()
                 yield
             finally:
                 server.kill()
+                if listener.ident is not None:
+                    listener.join()
 
     def iperf(self, address: str, words: str) -> dict[str, Any]:
         """Returns what iperf3 in the guest reports in the end, of a second against ``address``.
@@ -154,12 +159,28 @@ class Rig:
 
     @contextlib.contextmanager
     def traffic(self, load: str = "-b 20M") -> Iterator[None]:
-        """Runs iperf3 both ways, in the background; ``flows`` in the guest watches it."""
-        with self.iperf_server():
-            self.guest(
-                f"iperf3 --client {HOST4} --bidir --time 3600 {load} "
-                ">/tmp/traffic 2>&1 </dev/null & echo $! >/tmp/traffic.pid; flows 65536"
-            )
+        """Runs iperf3 both ways, in the background; ``flows`` in the guest watches it.
+
+        As in :meth:`iperf`, client and server may wait for each other. If nothing flows at the
+        start, but the card carries pings of any size, there are two more tries; what both ends say
+        of their connections is printed.
+        """
+        with contextlib.ExitStack() as server:
+            for left in (2, 1, 0):
+                server.enter_context(self.iperf_server())
+                begun = self.machine.run(
+                    f"{FLOWS}iperf3 --client {HOST4} --bidir --time 3600 {load} "
+                    ">/tmp/traffic 2>&1 </dev/null & echo $! >/tmp/traffic.pid; flows 65536"
+                )
+                if begun.status == 0:
+                    break
+                print("here:", self.host("ss", "-tnmiop"))
+                print("in the guest:", self.machine.run("ss -tnmiop").stdout.decode())
+                assert left, begun
+                self.ping()
+                self.ping(1472)
+                self.guest("kill $(cat /tmp/traffic.pid)")
+                server.close()
             yield
             self.guest("[ ! -e /tmp/traffic.pid ] || kill $(cat /tmp/traffic.pid)")
 
