@@ -217,8 +217,11 @@ def test_a_frame_that_just_fits_and_one_that_does_not() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.sendto(bytes(101), ("10.9.0.2", 9))
             sender.sendto(bytes(100), ("10.9.0.2", 9))
-        received = link.port(0).receive(142)
-        assert received is not None
+        while True:  # the kernel may have reports of its own to send, by IPv6
+            received = link.port(0).receive(142)
+            assert received is not None
+            if received[1][12:14] == b"\x08\x00":
+                break
         assert (received[0], len(received[1])) == (Offload().pack(), 142)
         assert link.stats()["too_long"] == 1
 
