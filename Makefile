@@ -26,6 +26,8 @@ bin := $(VENV)/bin
 pytest := $(bin)/python -m pytest -q --times
 # Tests that ARGS chooses need not be among both the fast ones and those with machines.
 or_none := $(if $(ARGS),|| [ $$? = 5 ])
+# Python's programs are started thousands of times here: none is to be compiled each time.
+unexport PYTHONDONTWRITEBYTECODE
 # Targets run one after the other, in the order that is written, whatever -j says.
 .NOTPARALLEL:
 # Results of make are made again only by asking; nothing here is a file.
