@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Builds C programs of ``tests/fuzz`` with the engine's files and a sanitizer: docs/engine.md."""
 
+import fcntl
+import hashlib
 import os
 import subprocess
 from collections.abc import Sequence
@@ -39,24 +41,41 @@ NO_LEAKS = "detect_leaks=0:abort_on_error=1"
 """The options for processes that are killed: they leave what they had."""
 
 
-def sources(*folders: Path) -> list[Path]:
-    """Returns the C files of folders."""
-    return sorted(path for folder in folders for path in folder.glob("*.c"))
-
-
 def build(
     tmp_path: Path,
     name: str,
     *flags: str,
     sanitizer: Sequence[str] = ADDRESS,
-    net: bool = False,
+    engine_flags: Sequence[str] = (),
 ) -> Path:
-    """Builds the program, with the engine; with the network card's data path too if ``net``."""
+    """Builds the program, with the engine and the network card's data path.
+
+    ``flags`` are for the program's own file, ``engine_flags`` for all.
+    """
     program = tmp_path / name
-    files = sources(ENGINE, NET) if net else sources(ENGINE)
-    command = [COMPILER, *FLAGS, *sanitizer, *flags, "-o", program, FUZZ / f"{name}.c", *files]
-    subprocess.run(command, check=True)
+    common = [*FLAGS, *sanitizer, *engine_flags]
+    command = [COMPILER, *common, *flags, "-o", program, FUZZ / f"{name}.c"]
+    subprocess.run([*command, _library(tmp_path, common)], check=True)
     return program
+
+
+def _library(tmp_path: Path, flags: Sequence[str]) -> Path:
+    """Returns all C of the product as an archive, which whoever wants it first in a run builds."""
+    # With pytest-xdist each process has a folder of its own in the run's.
+    run_folder = tmp_path.parents["PYTEST_XDIST_WORKER" in os.environ]
+    name = hashlib.sha256(repr(flags).encode()).hexdigest()[:16]
+    folder = run_folder / f"sanitized-{name}"
+    folder.mkdir(exist_ok=True)
+    archive = folder / "engine.a"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not archive.exists():
+            files = sorted((*ENGINE.glob("*.c"), *NET.glob("*.c")))
+            subprocess.run([COMPILER, *flags, "-c", *files], cwd=folder, check=True)
+            objects = [f"{path.stem}.o" for path in files]
+            subprocess.run(["ar", "rcs", "unfinished.a", *objects], cwd=folder, check=True)
+            (folder / "unfinished.a").rename(archive)
+    return archive
 
 
 def run(program: Path, *arguments: str | Path, **environment: str) -> tuple[int, str, str]:

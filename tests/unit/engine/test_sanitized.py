@@ -19,7 +19,7 @@ def test_the_engine_check_passes(tmp_path: Path) -> None:
 
 def test_a_host_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     """At each step of the record, and 50 times at any moment (with the soak tests, 5000 times)."""
-    program = build(tmp_path, "inflight_check", "-DVVB_STEPS")
+    program = build(tmp_path, "inflight_check", engine_flags=["-DVVB_STEPS"])
     status, output, complaints = run(program, f"{times(50, 5000)}", ASAN_OPTIONS=NO_LEAKS)
     assert (status, output) == (0, "ok\n"), complaints
 

@@ -18,7 +18,7 @@ CORPUS = FUZZ / "corpus" / "net"
 def test_the_corpus_replays(tmp_path: Path) -> None:
     inputs = sorted(CORPUS.iterdir())
     assert len(inputs) > 50
-    status, output, complaints = run(build(tmp_path, "net_fuzz", "-DREPLAY", net=True), *inputs)
+    status, output, complaints = run(build(tmp_path, "net_fuzz", "-DREPLAY"), *inputs)
     assert (status, output) == (0, f"{len(inputs)} inputs\n"), complaints
 
 
@@ -30,6 +30,6 @@ def test_the_seeds_are_in_the_corpus(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sanitizer", [ADDRESS, THREAD], ids=["address", "thread"])
 def test_all_threads_at_once(tmp_path: Path, sanitizer: list[str]) -> None:
-    program = build(tmp_path, "net_race", sanitizer=sanitizer, net=True)
+    program = build(tmp_path, "net_race", sanitizer=sanitizer)
     status, output, complaints = run(program, f"{times(500, 15_000)}")
     assert (status, output) == (0, "ok\n"), complaints
