@@ -2,7 +2,8 @@
 /*
  * The engine under sanitizers, without Python: both roles on the same pages, at every wrap offset;
  * two threads that keep the rings full; a peer that changes packets while they are read; plans; maps of
- * translated code that change while writes are reported; memory that is truncated under us. Prints "ok" at the end; aborts otherwise.
+ * translated code that change while writes are reported; a guest that keeps the engine busy while it
+ * is to stop; memory that is truncated under us. Prints "ok" at the end; aborts otherwise.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -13,7 +14,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "engine.h"
+#include "ringbuf.h"
 
 #define REQUIRE(condition)                                                              \
     do {                                                                                \
@@ -378,6 +379,92 @@ static void listeners_that_change(void)
     vvb_codemap_free(maps[1]);
 }
 
+/* ---- a guest that is quick: whenever the engine lets packets gather, some are there ---- */
+
+static struct vvb_ring *quick;
+static struct vvb_batch *quick_batch;
+static uint32_t quick_packets; /* in each rest */
+static uint32_t quick_rests;
+
+static void put_quickly(uint32_t count)
+{
+    struct vvb_fault fault;
+    char payload[8] = {0};
+    int wanted = 0;
+
+    for (uint32_t i = 0; i < count; i++) {
+        REQUIRE(!vvb_ring_send(quick, PKT_DATA_INBAND, VVB_COMPLETION_REQUESTED, i, NULL, 0,
+                               payload, 8, 1, &wanted, &fault));
+    }
+}
+
+/* The engine's only use of it is its rest. */
+int nanosleep(const struct timespec *time, struct timespec *left)
+{
+    (void)time;
+    (void)left;
+    if (quick && quick_rests++ < 1000) {
+        vvb_ring_receive(quick, quick_batch, 64, memory, &limits, NULL);
+        put_quickly(quick_packets);
+    }
+    return 0;
+}
+
+static bool fits_all(const struct vvb_plan *plan, const struct vvb_batch *batch,
+                     struct vvb_todo *todo)
+{
+    (void)plan;
+    (void)batch;
+    todo->length = 0;
+    return true;
+}
+
+static bool answer_all(const struct vvb_plan *plan, struct vvb_batch *batch,
+                       const struct vvb_todo *todo)
+{
+    uint8_t *answer = vvb_plan_answer(batch, &batch->packets[todo->packet], 8);
+
+    (void)plan;
+    memset(answer, 0, 8);
+    return true;
+}
+
+/* However its bursts fall, the engine sees soon that it is to stop. */
+static void stop_amid_traffic(uint32_t first, uint32_t each)
+{
+    struct vvb_plan plan = {fits_all, answer_all};
+    struct vvb_ring *host;
+    struct vvb_batch *batch;
+    struct vvb_served served;
+    struct vvb_serving serving = {.kick_fd = eventfd(0, EFD_NONBLOCK),
+                                  .stop_fd = eventfd(1, EFD_NONBLOCK),
+                                  .wake_fd = eventfd(1, EFD_NONBLOCK),
+                                  .call_fd = eventfd(0, EFD_NONBLOCK),
+                                  .gather_us = 100};
+
+    quick = attach(VVB_ROLE_GUEST, 1, 17);
+    host = attach(VVB_ROLE_HOST, 0, 17);
+    quick_batch = vvb_batch_new(quick, 64);
+    batch = vvb_batch_new(host, 64);
+    REQUIRE(quick_batch && batch);
+    quick_packets = each;
+    quick_rests = 0;
+    vvb_ring_mask(host);
+    put_quickly(first);
+    REQUIRE(!vvb_ring_serve(host, batch, 64, memory, &limits, &plan, &serving, &served));
+    REQUIRE(served.fired & 2);
+    REQUIRE(quick_rests < 100);
+    close(serving.kick_fd);
+    close(serving.stop_fd);
+    close(serving.wake_fd);
+    close(serving.call_fd);
+    vvb_batch_free(quick_batch);
+    vvb_batch_free(batch);
+    vvb_ring_free(host);
+    vvb_ring_free(quick);
+    quick = NULL;
+}
+
 static void truncated_memory(void)
 {
     struct vvb_ring *guest = attach(VVB_ROLE_GUEST, 1, 2);
@@ -411,6 +498,9 @@ int main(int argc, char **argv)
     plans();
     changing_packets();
     listeners_that_change();
+    for (uint32_t first = 1; first < 40; first++) {
+        stop_amid_traffic(first, 2);
+    }
     truncated_memory();
     tear_down();
     printf("ok\n");

@@ -10,7 +10,7 @@
 
 #include "ringbuf.h"
 
-#define LOOK_EVERY 16u /* batches, before the caller's eventfds are looked at */
+#define LOOK_EVERY 16u /* turns, before the caller's eventfds are looked at */
 
 #define GATHER_LEAST 2u     /* packets that make a rest worth it */
 #define PATIENCE_LEAST 16u  /* packets between two tries of a rest, if the last one was not */
@@ -60,8 +60,8 @@ static bool only_kicked(const struct vvb_serving *serving, int timeout_ms,
     return !(found & ~1);
 }
 
-/* Sends the batch's answers; whether all of them are in the ring. */
-static bool answer(struct vvb_ring *ring, struct vvb_batch *batch,
+/* Sends the batch's answers. VVB_OK if all of them are in the ring, or what is wrong with it. */
+static int answer(struct vvb_ring *ring, struct vvb_batch *batch,
                    const struct vvb_serving *serving, struct vvb_served *served)
 {
     struct vvb_span hit;
@@ -69,7 +69,7 @@ static bool answer(struct vvb_ring *ring, struct vvb_batch *batch,
     int ret;
 
     if (vvb_memory_written(ring->memory, batch->spans, batch->span_count, &hit, 1)) {
-        return false;
+        return VVB_E_FULL; /* not yet */
     }
     ret = vvb_ring_send_in_turn(ring, batch->outgoing, batch->answer_count, batch->answers,
                                 batch->answers_len, &sent);
@@ -79,7 +79,10 @@ static bool answer(struct vvb_ring *ring, struct vvb_batch *batch,
     }
     served->answers += sent.count;
     served->answered = sent.count;
-    return !ret;
+    if (ret == VVB_E_LOST) {
+        batch->fault = sent.fault; /* whatever went into it, nobody will see it */
+    }
+    return ret;
 }
 
 int vvb_ring_serve(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t max,
@@ -89,6 +92,7 @@ int vvb_ring_serve(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t max,
 {
     memset(served, 0, sizeof(*served));
     for (uint32_t turn = 1;; turn++) {
+        bool looked = false; /* at the caller's eventfds, in this turn */
         int ret = vvb_ring_receive(ring, batch, max, memory, limits, plan);
 
         served->answered = 0;
@@ -108,8 +112,13 @@ int vvb_ring_serve(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t max,
                 served->max_batch = batch->done_count;
             }
         }
-        if (batch->answer_count && !answer(ring, batch, serving, served)) {
-            return ret;
+        if (batch->answer_count) {
+            int sent = answer(ring, batch, serving, served);
+
+            if (sent) {
+                /* What is not in the ring is the caller's to send, and he sees why it is not. */
+                return sent == VVB_E_LOST ? sent : ret;
+            }
         }
         if (ret || batch->count || batch->replayed || (batch->no_slot && !batch->done_count)) {
             return ret;
@@ -126,8 +135,16 @@ int vvb_ring_serve(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t max,
             if (!go_on) {
                 return VVB_OK;
             }
-        } else if (turn % LOOK_EVERY == 0 && !only_kicked(serving, 0, served)) {
-            return VVB_OK;
+            looked = empty;
+        }
+        /* Whatever the turn was: no mixture of work and rests may keep the caller waiting. */
+        if (looked) {
+            turn = 0;
+        } else if (turn >= LOOK_EVERY) {
+            if (!only_kicked(serving, 0, served)) {
+                return VVB_OK;
+            }
+            turn = 0;
         }
     }
 }

@@ -17,8 +17,9 @@ from tests.support.raw_channel import raw_channel
 from tests.support.rings import ring_pair
 from tests.support.soak import examples
 from tests.support.waiting import eventually
-from vhostvmbus.ring import Number, Operation, Plan, Rule, Sent
-from vhostvmbus.wire.errors import GuestMemoryLost
+from vhostvmbus.memory import GuestMemory
+from vhostvmbus.ring import Number, Operation, Plan, Ring, Role, Rule, Sent
+from vhostvmbus.wire.errors import GuestMemoryLost, RingMemoryLost
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.vmbus import PAGE_SIZE, PacketType
 
@@ -447,6 +448,28 @@ def test_a_plan_that_was_withdrawn_touches_nothing_any_more() -> None:
         assert os.fstat(other).st_size == 0
     for each in (fd, other, mine):
         os.close(each)
+
+
+def test_a_ring_to_the_guest_that_is_lost_is_reported_though_a_plan_does_everything() -> None:
+    memory = GuestMemory()
+    disk, out, back = (os.memfd_create(name, os.MFD_CLOEXEC) for name in ("disk", "out", "back"))
+    os.pwrite(disk, CONTENT, 0)
+    for gpa, fd in ((0, out), (1 << 20, back)):
+        os.ftruncate(fd, 1 << 20)
+        memory.add_region(gpa, 1 << 20, fd)
+    pfns = [0, 1, 2, 3, 256, 257, 258, 259]
+    guest = Ring(memory, pfns, 4, Role.GUEST, initialize=True)
+    host = Ring(memory, pfns, 4, Role.HOST)
+    host.mask()
+    guest.send_gpa_direct(request(0), [GpaRange(512, 0, [16])], transaction_id=1).check()
+    os.ftruncate(back, 0)
+    kick, stop, wake, call = (os.eventfd(n, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for n in (0, 1, 0, 0))
+    batch, _ = host.serve(64, Plan([rule(disk)]), [kick, stop, wake, call])
+    assert isinstance(batch.error, RingMemoryLost)
+    guest.close()
+    host.close()
+    for fd in (disk, out, back, kick, stop, wake, call):
+        os.close(fd)
 
 
 def test_plans_do_not_disturb_each_others_rings(rig: Rig) -> None:
