@@ -8,6 +8,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/magic.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -48,7 +49,7 @@ struct vvb_region *vvb_region_new(uint64_t gpa, uint64_t size, int fd, uint64_t 
     region->file_offset = offset;
     region->guard = -1;
     region->host = MAP_FAILED;
-    region->fd = dup(fd);
+    region->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     if (region->fd < 0) {
         *err = errno;
         goto fail;

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.support.ram import BASE, BASE_PFN, PAGES, Ram
 from tests.support.soak import examples
+from tests.support.waiting import open_fds
 from vhostvmbus.engine import lib
 from vhostvmbus.engine.faults import guest_error
 from vhostvmbus.memory import ExternalData, GuestMemory
@@ -55,6 +56,16 @@ def test_what_is_no_file_is_refused() -> None:
     os.close(write)
     with pytest.raises(errors.RegionInvalid):
         memory.add_region(0, 4096, read)
+
+
+def test_no_other_program_inherits_guest_memory() -> None:
+    fd = os.memfd_create("guest's own")
+    os.ftruncate(fd, 4096)
+    memory = GuestMemory()
+    memory.add_region(0, 4096, fd)
+    mine = [int(n) for n, what in open_fds().items() if "guest's own" in what and int(n) != fd]
+    assert [os.get_inheritable(n) for n in mine] == [False]
+    os.close(fd)
 
 
 def test_the_number_of_regions_is_bounded(ram: Ram) -> None:
