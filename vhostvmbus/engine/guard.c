@@ -4,8 +4,10 @@
  *
  * The handler puts a private page of zeros in the place of the lost one and marks the mapping, so
  * the access (a memcpy here, a memoryview in Python) finishes with zeros; who made it looks at the
- * mark afterwards and reports the named error. A fault anywhere else goes to the handler that was
- * there before. Nothing in the handler but atomic loads and mmap(), which on Linux is a plain
+ * mark afterwards and reports the named error. Each such page costs the process a mapping of its
+ * own, of which it may have some 65000: so after the first VVB_LOST_PAGES, of all mappings together,
+ * a lost page takes the whole mapping with it, which counts as lost anyway. A fault anywhere else
+ * goes to the handler that was there before. Nothing in the handler but atomic loads and mmap(), which on Linux is a plain
  * system call.
  */
 #define _GNU_SOURCE
@@ -17,6 +19,7 @@
 #include "engine.h"
 
 #define VVB_MAX_GUARDS 8192
+#define VVB_LOST_PAGES 1024u
 
 static struct {
     uintptr_t start;
@@ -26,6 +29,7 @@ static struct {
     int taken;
 } guards[VVB_MAX_GUARDS];
 static int guards_used; /* high-water mark */
+static unsigned lost_pages; /* that were replaced by themselves, ever */
 static pthread_mutex_t guards_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static struct sigaction previous;
@@ -63,6 +67,19 @@ static void chain(int sig, siginfo_t *info, void *context)
     }
 }
 
+/* Puts zeros in the place of a lost page, or of the whole mapping. Async-signal-safe. */
+static bool put_zeros(uintptr_t start, uintptr_t end, uintptr_t addr, size_t page_size)
+{
+    if (__atomic_fetch_add(&lost_pages, 1u, __ATOMIC_RELAXED) < VVB_LOST_PAGES &&
+        mmap((void *)(addr & ~(uintptr_t)(page_size - 1)), page_size, PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED) {
+        return true;
+    }
+    __atomic_store_n(&lost_pages, VVB_LOST_PAGES, __ATOMIC_RELAXED);
+    return mmap((void *)start, end - start, PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != MAP_FAILED;
+}
+
 static void on_sigbus(int sig, siginfo_t *info, void *context)
 {
     int saved_errno = errno;
@@ -73,13 +90,10 @@ static void on_sigbus(int sig, siginfo_t *info, void *context)
         for (int i = 0; i < used; i++) {
             /* end is acquired first: pairs with the release in vvb_guard_add() */
             uintptr_t end = vvb_load_acquire(&guards[i].end);
+            uintptr_t start = vvb_load(&guards[i].start);
 
-            if (addr < end && addr >= vvb_load(&guards[i].start)) {
-                size_t page_size = vvb_load(&guards[i].page_size);
-                void *page = (void *)(addr & ~(uintptr_t)(page_size - 1));
-
-                if (mmap(page, page_size, PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED) {
+            if (addr < end && addr >= start) {
+                if (!put_zeros(start, end, addr, vvb_load(&guards[i].page_size))) {
                     break;
                 }
                 vvb_store_release(&guards[i].lost, 1);

@@ -3,6 +3,8 @@
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -182,3 +184,34 @@ def test_file_io_into_truncated_memory_is_named(
             external.preadv(file.fileno(), 0)
         with pytest.raises(errors.GuestMemoryLost):
             external.pwritev(file.fileno(), 0)
+
+
+LOSES_PAGES = """
+import os
+from vhostvmbus.memory import GuestMemory
+from vhostvmbus.wire.errors import GuestMemoryLost
+from vhostvmbus.wire.gpa import GpaRange
+
+pages = 12000
+fd = os.memfd_create("ram")
+os.ftruncate(fd, pages * 4096)
+memory = GuestMemory()
+memory.add_region(0, pages * 4096, fd)
+os.ftruncate(fd, 0)
+for page in range(0, pages, 2):
+    with memory.external_data([GpaRange.of_pages([page])]) as data:
+        try:
+            data.read()
+        except GuestMemoryLost:
+            continue
+    raise SystemExit(f"page {page} is not lost")
+print(sum(1 for _ in open("/proc/self/maps")))
+"""
+
+
+def test_lost_pages_do_not_use_up_the_mappings() -> None:
+    """In a process of its own, as what is lost is counted once for all."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOSES_PAGES], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 4000  # each page by itself: 6000
