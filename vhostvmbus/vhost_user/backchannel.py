@@ -25,7 +25,7 @@ from vhostvmbus.vhost_user.errors import (
     RequestRefused,
     UnexpectedReply,
 )
-from vhostvmbus.vhost_user.sockets import close_all, receive_before, send
+from vhostvmbus.vhost_user.sockets import close_all, receive_before, send_before
 from vhostvmbus.wire.errors import OfferRefused, VmbusError
 from vhostvmbus.wire.ntstatus import NtStatus
 
@@ -139,7 +139,7 @@ class BackChannel(BackEndRequests):
         name = type(message).__name__
         deadline = time.monotonic() + self._timeout
         try:
-            send(self._sock, encode(message, flags=NEED_REPLY))
+            send_before(self._sock, encode(message, flags=NEED_REPLY), deadline)
             while (frame := self._decoder.next_frame()) is None:
                 data, fds = receive_before(self._sock, self._decoder.wanted, deadline)
                 if not data:

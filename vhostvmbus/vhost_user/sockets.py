@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import socket
 import stat
 import time
@@ -30,14 +31,14 @@ def close_all(fds: Iterable[int]) -> None:
             os.close(fd)
 
 
-def receive(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
+def receive(sock: socket.socket, size: int, flags: int = 0) -> tuple[bytes, list[int]]:
     """Returns up to ``size`` bytes and the descriptors that came with the first of them.
 
     Empty bytes mean that the peer closed its end. Raises :class:`WrongFds` when more descriptors
-    came than any message carries; all of them are closed then.
+    came than any message carries; all of them are closed then. ``flags`` are those of recvmsg().
     """
     space = socket.CMSG_SPACE((MAX_FDS + 1) * _FD_SIZE)
-    data, ancillary, flags, _ = sock.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, flags, _ = sock.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC | flags)
     fds: list[int] = []
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -60,13 +61,28 @@ def receive_before(sock: socket.socket, size: int, deadline: float) -> tuple[byt
     """Does what :func:`receive` does, but raises ``TimeoutError`` at ``deadline``
     (``time.monotonic``).
     """
-    sock.settimeout(max(0.001, deadline - time.monotonic()))
-    try:
-        return receive(sock, size)
-    finally:
-        # The socket may have been closed by another thread in the meantime.
-        with contextlib.suppress(OSError):
-            sock.settimeout(None)
+    while True:
+        _wait_before(sock, select.POLLIN, deadline)
+        with contextlib.suppress(BlockingIOError):
+            return receive(sock, size, socket.MSG_DONTWAIT)
+
+
+def send_before(sock: socket.socket, data: bytes, deadline: float) -> None:
+    """Sends all of ``data``, or raises ``TimeoutError`` at ``deadline`` (``time.monotonic``)."""
+    left = memoryview(data)
+    while left:
+        _wait_before(sock, select.POLLOUT, deadline)
+        with contextlib.suppress(BlockingIOError):
+            left = left[sock.send(left, socket.MSG_DONTWAIT) :]
+
+
+def _wait_before(sock: socket.socket, event: int, deadline: float) -> None:
+    # Whether a socket blocks is a property of the open file, which the peer may have as well and
+    # may change at any time: so it is asked for with each call, and waiting is done here.
+    poll = select.poll()
+    poll.register(sock, event)
+    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        raise TimeoutError("the peer neither reads nor writes")
 
 
 def require_eventfd(fd: int, name: str) -> None:
@@ -87,13 +103,18 @@ def require_stream_socket(fd: int, name: str) -> socket.socket:
             field=name,
             value=os.readlink(f"/proc/self/fd/{fd}"),
         )
-    sock = socket.socket(fileno=os.dup(fd))
+    copy = os.dup(fd)
+    try:
+        sock = socket.socket(fileno=copy)
+    except OSError as error:  # of a family that cannot be asked
+        os.close(copy)
+        raise WrongFdType(
+            "this descriptor has to be a UNIX stream socket", field=name, value=str(error)
+        ) from error
     if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
-        kind = f"{sock.family.name} {sock.type.name}"
+        kind = f"family {int(sock.family)} type {int(sock.type)}"  # not all of them have names
         sock.close()
         raise WrongFdType("this descriptor has to be a UNIX stream socket", field=name, value=kind)
-    # The front end may have made it non-blocking; that is a property of the open file.
-    sock.setblocking(True)
     return sock
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from functools import partial
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.vhost_user_server import Running, running
-from tests.support.waiting import together
+from tests.support.waiting import in_thread, open_fds, together
 from vhostvmbus.vhost_user import messages as m
+from vhostvmbus.vhost_user.backchannel import BackChannel
 from vhostvmbus.vhost_user.backend import Invalidate
 from vhostvmbus.vhost_user.codec import encode
 from vhostvmbus.vhost_user.errors import (
@@ -20,7 +22,9 @@ from vhostvmbus.vhost_user.errors import (
     Disconnected,
     RequestRefused,
     UnexpectedReply,
+    WrongFdType,
 )
+from vhostvmbus.vhost_user.sockets import require_stream_socket
 from vhostvmbus.wire.ntstatus import NtStatus
 
 
@@ -141,3 +145,30 @@ def test_answer_to_another_back_end_request(run: Running) -> None:
         with pytest.raises(UnexpectedReply):
             invalidate([(0, 4096)])
         run.wait_for_disconnect()
+
+
+def test_a_front_end_that_does_not_read_is_given_up() -> None:
+    """It has the open file as well: its queue is full, and it may block or not as it likes."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                ours.send(bytes(4096))
+        channel = BackChannel(require_stream_socket(ours.fileno(), "back end"), timeout=0.05)
+        ours.setblocking(True)
+        thread, outcome = in_thread(lambda: channel.invalidate([(0, 4096)]))
+        thread.join(10)
+        assert [type(error) for error in outcome] == [BackChannelTimeout]
+        channel.close()
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_sockets_of_odd_kinds_are_refused_and_not_kept(dead: bool) -> None:
+    """Of a family without a name, or one that cannot even be asked for its address."""
+    family, kind, protocol = (socket.AF_INET, 10, 768) if dead else (44, socket.SOCK_RAW, 0)
+    with contextlib.closing(socket.socket(family, kind, protocol)) as odd:
+        before = open_fds()
+        with pytest.raises(WrongFdType):
+            require_stream_socket(odd.fileno(), "back end")
+        assert open_fds() == before
