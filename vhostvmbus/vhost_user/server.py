@@ -60,6 +60,8 @@ class Server:
         protocol.
         """
         self.protocol_errors = 0
+        self.failures = 0
+        """How many connections ended by an exception that nobody expected."""
         self.last_error: FrontEndError | None = None
         """The error that ended the last connection, if one did."""
 
@@ -133,6 +135,11 @@ class Server:
                 self.protocol_errors += 1
                 self.last_error = error
                 log.error("session closed: %s: %s", type(error).__name__, error)
+            except Exception:
+                # Of the device's code, or a mistake here: the next front end is served all
+                # the same.
+                self.failures += 1
+                log.exception("session closed: it failed")
             else:
                 log.info("the front end left")
 

@@ -152,3 +152,13 @@ def test_random_bytes_do_not_stop_the_server(run: Running) -> None:
     with run.front_end() as front_end:
         front_end.request(m.Reset())
     assert run.server.connections == 51
+
+
+def test_an_exception_that_nobody_expected_ends_one_session(run: Running) -> None:
+    run.back_end.refuse["reset"] = KeyError("whatever")
+    with run.front_end() as front_end, pytest.raises(Disconnected):
+        front_end.request(m.Reset())
+    del run.back_end.refuse["reset"]
+    with run.front_end() as front_end:
+        front_end.request(m.Reset())
+    assert (run.server.failures, run.server.protocol_errors) == (1, 0)
