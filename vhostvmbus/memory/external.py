@@ -165,6 +165,23 @@ class ExternalData:
                 raise ExternalDataClosed("external data is used after its packet's completion")
             self._busy += 1
 
+    def _enter_to_write(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """Enters, and notes what will be written: a packet that is completed meanwhile counts it.
+
+        What this returns is for :meth:`_written_to`.
+        """
+        with self._lock:
+            if self._closed:
+                raise ExternalDataClosed("external data is used after its packet's completion")
+            self._busy += 1
+            return self._note_written(offset, length)
+
+    def _written_to(self, noted: list[tuple[int, int]], offset: int, length: int) -> None:
+        """Notes what has been written once more, if the notes were taken while it was."""
+        with self._lock:
+            if self._written is not noted:
+                self._note_written(offset, length)
+
     def _leave(self) -> None:
         with self._lock:
             self._busy -= 1
@@ -175,25 +192,27 @@ class ExternalData:
         for event in waiting or ():
             event.set()
 
-    def _note_written(self, offset: int, length: int) -> None:
-        if not length:
-            return
+    def _note_written(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """Notes that bytes are written; the lock is held. Returns the notes that they are among."""
         written = self._written
         if written is None:
             written = self._written = []
-        elif written:
+        if not length:
+            return written
+        if written:
             last_offset, last_length = written[-1]
             if last_offset + last_length == offset:
                 written[-1] = (last_offset, last_length + length)
-                return
+                return written
             if last_offset <= offset and offset + length <= last_offset + last_length:
-                return
+                return written
             if len(written) >= 64:
                 # Many small writes: one span over all of them says enough.
                 low = min(start for start, _ in written)
                 high = max(start + size for start, size in written)
                 written[:] = [(low, high - low)]
         written.append((offset, length))
+        return written
 
     def _lost(self) -> GuestMemoryLost:
         return GuestMemoryLost("memory", self._segs()[0].gpa if self._count else 0)
@@ -226,25 +245,25 @@ class ExternalData:
         """Copies all of ``data`` to ``offset``; returns its length."""
         source = ffi.from_buffer(data)
         length = self._bounds(offset, len(source))
-        self._enter()
+        noted = self._enter_to_write(offset, length)
         try:
-            self._note_written(offset, length)
             if length and lib.vvb_ext_write(self._raw, self._count, offset, source, length):
                 raise self._lost()
             return length
         finally:
+            self._written_to(noted, offset, length)
             self._leave()
 
     def fill(self, byte: int = 0, offset: int = 0, length: int | None = None) -> int:
         """Sets ``length`` bytes at ``offset`` to ``byte``; returns how many."""
         length = self._bounds(offset, length)
-        self._enter()
+        noted = self._enter_to_write(offset, length)
         try:
-            self._note_written(offset, length)
             if length and lib.vvb_ext_fill(self._raw, self._count, offset, byte & 0xFF, length):
                 raise self._lost()
             return length
         finally:
+            self._written_to(noted, offset, length)
             self._leave()
 
     def views(
@@ -277,13 +296,13 @@ class ExternalData:
                 view = self._memory.view_of(seg.region, seg.gpa + skip, size)
                 views.append(view if writable else view.toreadonly())
                 left -= size
-            if writable and noted:
-                self._note_written(offset, length)
-                if self._kept_writable is None:
-                    self._kept_writable = []
-                if length and (offset, length) not in self._kept_writable:
-                    self._kept_writable.append((offset, length))
             with self._lock:
+                if writable and noted:
+                    self._note_written(offset, length)
+                    if self._kept_writable is None:
+                        self._kept_writable = []
+                    if length and (offset, length) not in self._kept_writable:
+                        self._kept_writable.append((offset, length))
                 self._views = [*(self._views or ()), *views]
             return views
         finally:
@@ -313,11 +332,13 @@ class ExternalData:
         length = self._bounds(offset, length)
         if not 0 <= file_offset <= (1 << 63) - 1 - length:
             raise ValueError(f"file offset {file_offset} is out of range")
-        self._enter()
+        # Even a read that fails may have written some pages.
+        noted = None
+        if writes_guest:
+            noted = self._enter_to_write(offset, length)
+        else:
+            self._enter()
         try:
-            if writes_guest:
-                # Even a read that fails may have written some pages.
-                self._note_written(offset, length)
             done = function(self._raw, self._count, offset, length, fd, file_offset)
             if done < 0:
                 if -done == 14:  # EFAULT: the pages have gone, the kernel does not raise SIGBUS
@@ -325,6 +346,8 @@ class ExternalData:
                 raise OSError(-done, os.strerror(-done))
             return done
         finally:
+            if noted is not None:
+                self._written_to(noted, offset, length)
             self._leave()
 
     # -- bookkeeping ---------------------------------------------------------------------------
@@ -332,7 +355,8 @@ class ExternalData:
     @property
     def lost(self) -> bool:
         """Tells whether pages of the regions behind this data have vanished."""
-        return bool(not self._put and lib.vvb_ext_lost(self._raw, self._count))
+        with self._lock:  # whoever ends it releases the regions after having held the lock
+            return bool(not self._put and lib.vvb_ext_lost(self._raw, self._count))
 
     @property
     def written(self) -> list[tuple[int, int]]:
@@ -342,9 +366,11 @@ class ExternalData:
     def take_written(self) -> list[tuple[int, int]]:
         """Returns :attr:`written` and starts over: for mappings that outlive many packets.
 
-        Views that are writable and still in use are not forgotten.
+        Views that are writable and still in use are not forgotten, and a write that is under way
+        is returned again by the next call, when it has been done.
         """
-        written, self._written = self._written, list(self._kept_writable or ())
+        with self._lock:
+            written, self._written = self._written, list(self._kept_writable or ())
         return self._spans(written)
 
     def _spans(self, written: list[tuple[int, int]] | None) -> list[tuple[int, int]]:

@@ -215,3 +215,26 @@ def test_lost_pages_do_not_use_up_the_mappings() -> None:
         [sys.executable, "-c", LOSES_PAGES], capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 4000  # each page by itself: 6000
+
+
+def test_a_write_that_is_under_way_is_not_forgotten() -> None:
+    """Another thread takes what was written meanwhile: it does not have all of it yet."""
+    size = 16 << 20
+    memory, fd = GuestMemory(), os.memfd_create("ram", os.MFD_CLOEXEC)
+    os.ftruncate(fd, size)
+    memory.add_region(0, size, fd)
+    mapping = memory.external_data([GpaRange.of_pages(range(size >> 12))])
+    for mark in range(1, 50):
+        writer = threading.Thread(target=mapping.write, args=(bytes([mark]) * size,))
+        writer.start()
+        while not mapping.take_written():
+            pass
+        unfinished = mapping.read(size - 1, 1) != bytes([mark])
+        writer.join()
+        if unfinished:
+            assert mapping.take_written() == [(0, size)]
+            break
+        mapping.take_written()
+    assert unfinished
+    mapping.close()
+    os.close(fd)
