@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vhostvmbus.engine import ffi, lib
 from vhostvmbus.engine.faults import error_of
 from vhostvmbus.memory.external import ExternalData, ReadOnlyExternalData
+from vhostvmbus.memory.mappings import MappingBudget
 from vhostvmbus.memory.written import WrittenMemory
 from vhostvmbus.wire.errors import (
     PfnOutsideMemory,
@@ -182,6 +183,8 @@ class GuestMemory:
             raise MemoryError("guest memory map")
         self.written = WrittenMemory(self._handle)
         """The tracker that everybody reports to who writes to this memory."""
+        self.mappings = MappingBudget()
+        """The mappings that rings in this memory may take."""
         self._regions: tuple[Region, ...] = ()
         # By the engine's address: the regions of the map, and those that have left it while
         # somebody still used them.

@@ -18,6 +18,7 @@ from vhostvmbus.engine import ffi, lib
 from vhostvmbus.engine.faults import error_of, guest_error
 from vhostvmbus.memory import ExternalData, GuestMemory
 from vhostvmbus.memory.external import SEG_SIZE
+from vhostvmbus.memory.mappings import count_runs
 from vhostvmbus.ring.plan import AnyPlan, Done, Outgoing
 from vhostvmbus.ring.results import Batch, PacketLimits, RawPacket, RingState, Sent, Served
 from vhostvmbus.wire.errors import (
@@ -29,6 +30,7 @@ from vhostvmbus.wire.errors import (
     RingInvalid,
 )
 from vhostvmbus.wire.gpa import GpaRange, build_ranges, parse_ranges
+from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED, GPA_DIRECT_HEADER_SIZE, PacketType
 
 if TYPE_CHECKING:
@@ -79,10 +81,11 @@ class Ring:
         self.role = role
         self.pfns = pfns
         limits = limits or PacketLimits()
-        error = ffi.new("int *")
         self._fault = ffi.new("struct vvb_fault *")
         if len(pfns) > 1 << 19 or not 0 <= ring_offset <= len(pfns):
             raise RingInvalid(f"{len(pfns)} pages split at {ring_offset} do not make two rings")
+        self._share = memory.mappings.take(count_runs(pfns))
+        error = ffi.new("int *")
         handle = lib.vvb_ring_attach(
             memory.handle,
             ffi.new("uint64_t[]", list(pfns)),
@@ -97,7 +100,11 @@ class Ring:
             if self._fault.error:
                 cause = error_of(self._fault)
                 raise RingInvalid(f"the ring cannot be used: {cause}") from cause
-            raise RingInvalid(f"{len(pfns)} pages split at {ring_offset}: {os.strerror(error[0])}")
+            status = NtStatus.INVALID_PARAMETER
+            if error[0] in (errno.ENOMEM, errno.ENOSPC, errno.EAGAIN, errno.EMFILE):
+                status = NtStatus.INSUFFICIENT_RESOURCES
+            text = f"{len(pfns)} pages split at {ring_offset}: {os.strerror(error[0])}"
+            raise RingInvalid(text, status)
         self._ring = ffi.gc(handle, lib.vvb_ring_free)
         self._batch = ffi.gc(lib.vvb_batch_new(self._ring, batch), lib.vvb_batch_free)
         if self._batch == ffi.NULL:
@@ -456,6 +463,7 @@ class Ring:
             self._closed = True
             ffi.release(self._batch)
             ffi.release(self._ring)
+            self._share.give_back()
 
 
 def _cut_short(result: int, entered: int, signal: bool, fault: "vvb_fault") -> Sent:

@@ -194,6 +194,12 @@ class RingInvalid(FrontEndError):
     """The GPADL and split given to an open do not make two rings."""
 
 
+class MappingLimit(FrontEndError):
+    """The rings of one connection are in more pieces than the process can map."""
+
+    status = NtStatus.INSUFFICIENT_RESOURCES
+
+
 class UsageError(VmbusError):
     """A mistake in a device's code."""
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The ring engine, both roles on the same pages: attaching, order, wrap-around."""
 
+import resource
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +15,7 @@ from vhostvmbus.memory import GuestMemory
 from vhostvmbus.ring import Ring, Role
 from vhostvmbus.wire import errors
 from vhostvmbus.wire.gpa import GpaRange
+from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.vmbus import (
     PAGE_SIZE,
     RING_FEATURE_BITS,
@@ -42,6 +46,35 @@ def test_pages_outside_memory_are_refused(memory: GuestMemory) -> None:
         with pytest.raises(errors.RingInvalid) as caught:
             Ring(memory, [BASE_PFN, BASE_PFN + 1, BASE_PFN + 2, bad], 2)
         assert isinstance(caught.value.__cause__, errors.PfnOutsideMemory)
+
+
+def test_rings_in_many_pieces_are_bounded(memory: GuestMemory) -> None:
+    """Each piece is a mapping, of which the process has only so many."""
+    scattered_pages = [BASE_PFN + i for i in range(0, 64, 2)]
+    memory.mappings.limit = 2 * len(scattered_pages) + 20
+    ring = Ring(memory, scattered_pages, 16)
+    for _ in range(2):
+        with pytest.raises(errors.MappingLimit) as caught:
+            Ring(memory, scattered_pages, 16)
+        assert caught.value.status is NtStatus.INSUFFICIENT_RESOURCES
+    Ring(memory, range(BASE_PFN + 64, BASE_PFN + 96), 16).close()  # in one piece
+    ring.close()
+    Ring(memory, scattered_pages, 16).close()
+
+
+def test_what_the_host_lacks_is_not_the_guests_mistake(memory: GuestMemory) -> None:
+    """A ring that the process has no address space for is refused for want of resources."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * PAGE_SIZE
+    pages = [BASE_PFN] * (1 << 18)  # 2 GiB with what is mapped twice
+    resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), before[1]))
+    memory.mappings.limit = 1 << 30
+    try:
+        with pytest.raises(errors.RingInvalid) as caught:
+            Ring(memory, pages, 1 << 17)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert caught.value.status is NtStatus.INSUFFICIENT_RESOURCES
 
 
 @pytest.mark.parametrize("index", [4, 4096, 8192, 0xFFFFFFF8])
