@@ -69,7 +69,10 @@ class Completions:
 
     def complete(self, packet: Packet, payload: bytes | bytearray | memoryview) -> None:
         """See :meth:`Packet.complete`."""
-        if len(payload) > LONGEST:
+        if packet.completion_requested:
+            # Before anything has ended: the author can complete it with less.
+            self._sender.check_fits(len(payload))
+        elif len(payload) > LONGEST:
             raise PacketTooBig(f"a completion of {len(payload)} bytes")
         if not self._take(packet):
             return

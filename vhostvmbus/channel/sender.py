@@ -16,7 +16,8 @@ from vhostvmbus.channel.life import ChannelLife
 from vhostvmbus.channel.written import ChannelWrites
 from vhostvmbus.memory.written import Spans
 from vhostvmbus.ring import Done, Outgoing, signal
-from vhostvmbus.wire.errors import ChannelClosed, RingFull, SendQueueFull
+from vhostvmbus.wire.errors import ChannelClosed, PacketTooBig, RingFull, SendQueueFull
+from vhostvmbus.wire.vmbus import align8
 
 MAX_QUEUED = 4096
 """Host-initiated packets that may wait for space. Completions are bounded by the quota instead."""
@@ -36,6 +37,7 @@ class Sender:
         self._ring = life.ring
         self._stats = life.stats
         self._writes = writes
+        self._longest = life.ring.longest_payload
         self._lock = threading.Lock()  # held to send, and to count before the guest can know of it
         self._queue: deque[Outgoing] = deque()
         self._detached = False
@@ -49,6 +51,14 @@ class Sender:
     def reports_writes(self) -> bool:
         """Tells whether anybody has to know what was written before a packet is published."""
         return self._writes.watched
+
+    def check_fits(self, payload_bytes: int, header_bytes: int = 0) -> None:
+        """Raises :exc:`PacketTooBig` for what the guest's ring can never hold."""
+        length = align8(payload_bytes) + align8(header_bytes)
+        if length > self._longest:
+            raise PacketTooBig(
+                f"a packet of {length} bytes can never fit into the ring: {self._longest} can"
+            )
 
     def complete(self, completions: Sequence[Outgoing] | Done, written: Spans) -> None:
         """Sends or queues completions, with one write-index store; drops them once detached.
@@ -69,8 +79,10 @@ class Sender:
     def send(self, packet: Outgoing, written: Spans) -> None:
         """Sends or queues a packet of the host's own.
 
-        Raises :exc:`ChannelClosed`, :exc:`SendQueueFull`, and what :meth:`complete` raises.
+        Raises :exc:`ChannelClosed`, :exc:`SendQueueFull`, :exc:`PacketTooBig`, and what
+        :meth:`complete` raises.
         """
+        self.check_fits(len(packet.payload), len(packet.header))
         self._writes.report(written)
         with self._lock:
             self.check_open()
@@ -84,6 +96,7 @@ class Sender:
 
         Otherwise like :meth:`send`.
         """
+        self.check_fits(len(packet.payload), len(packet.header))
         self._writes.report(())
         with self._lock:
             self.check_open()

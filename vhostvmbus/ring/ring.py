@@ -116,6 +116,8 @@ class Ring:
         self._serving = ffi.new("struct vvb_serving *")
         self._served = ffi.new("struct vvb_served *")
         self._closed = False
+        # Descriptor and trailer are in the ring as well, and a ring is never filled wholly.
+        self._longest_payload = min(0xFFFF * 8 - 16, self.state.tx_size - 16 - 8 - 8)
 
     # -- receiving -----------------------------------------------------------------------------
 
@@ -357,6 +359,11 @@ class Ring:
             flags=flags,
             header=header,
         )
+
+    @property
+    def longest_payload(self) -> int:
+        """The most bytes that header and payload of a packet may have, each a multiple of 8."""
+        return self._longest_payload
 
     def hold(self, held: bool) -> None:
         """Keeps C's data paths from sending while packets wait in line at the caller."""

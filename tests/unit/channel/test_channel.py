@@ -149,6 +149,30 @@ def test_gathered_completions_come_in_order_and_with_few_signals() -> None:
         assert guest.channel.stats.signals_sent <= 6
 
 
+@pytest.mark.parametrize("gather", [False, True])
+def test_a_completion_that_never_fits_takes_nothing_with_it(gather: bool) -> None:
+    """The author is told while the packet is still his, and can complete it with less."""
+    raised: list[bool] = []
+
+    def complete(_: Channel, packet: Any) -> None:
+        try:
+            packet.complete(bytes(int.from_bytes(packet.payload, "little")))
+        except errors.PacketTooBig:
+            raised.append(packet.completed)
+            packet.complete(b"too big!")
+
+    device = TestDevice(complete)
+    device.gather_completions = gather
+    with raw_channel(device, in_pages=2) as guest:
+        longest = 4096 - 32
+        for size in (8, longest, longest + 1, 1 << 19, 16):
+            guest.send(size.to_bytes(8, "little"), transaction_id=size)
+        answers = guest.expect(5)
+        assert [len(p.payload) for p in answers] == [8, longest, 8, 8, 16]
+        assert raised == [False, False]
+        assert guest.channel.state is ChannelState.RUNNING
+
+
 # -- quota and full rings ------------------------------------------------------------------------
 
 
