@@ -73,6 +73,10 @@ class RawChannel:
         self.kicks += 1
         signal(self._eventfds[0])
 
+    def wait_signalled(self, timeout: float) -> bool:
+        """Waits for the host's signal, and tells whether it came."""
+        return bool(wait([self._eventfds[1]], timeout))
+
     def send(self, payload: bytes = b"", transaction_id: int = 1, flags: int = 1) -> None:
         """Sends inband; waits for space if it has to."""
         self._put(lambda: self.ring.send(6, payload, transaction_id=transaction_id, flags=flags))

@@ -7,17 +7,18 @@ them, from any thread; host packets are what the host sends of its own accord; t
 both into the ring. Invariants:
 
 * never more packets outstanding (completions that wait for space included) than the quota;
-* after :meth:`Channel.close` returned, nothing touches the ring or the external data.
+* after :meth:`Channel.close` returned, nothing touches the ring or the external data; only who is
+  inside an access to the latter, and does not return, may: :attr:`ChannelEnd.touching`.
 """
 
 import logging
-import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vhostvmbus.channel.closing import ChannelEnd, close_together
 from vhostvmbus.channel.completions import Completions
+from vhostvmbus.channel.deadline import Deadline
 from vhostvmbus.channel.gpadl import Gpadl, GpadlTable
 from vhostvmbus.channel.handler import ChannelHandler
 from vhostvmbus.channel.host_packets import HostPackets
@@ -36,6 +37,9 @@ from vhostvmbus.wire.opening import Opening
 from vhostvmbus.wire.vmbus import PacketType
 
 log = logging.getLogger(__name__)
+
+COUNT_SECONDS = 1.0
+"""The seconds that a transfer of a plan, on the host's disk, may keep its counters from readers."""
 
 
 class Channel:
@@ -58,9 +62,13 @@ class Channel:
         self.name = f"{handler.name}/{info.index}"
         self.target_vp = info.target_vp
         self._gpadls = gpadls
-        self._before_detach: Callable[[], None] | None = None
         self._life = life = ChannelLife(
-            self.name, ring, kick_fd, call_fd, lambda error: handler.channel_failed(self, error)
+            self.name,
+            ring,
+            kick_fd,
+            call_fd,
+            lambda error: handler.channel_failed(self, error),
+            handler.left,
         )
         writes = ChannelWrites(handler.written, gpadls, info.index, life.stats)
         self._sender = Sender(life, writes)
@@ -70,7 +78,16 @@ class Channel:
         self._receiver = Receiver(
             self, handler, life, self._quota, self._sender, self._completions, self._host_packets
         )
-        self._beside: threading.Thread | None = None
+        self.end = ChannelEnd(
+            life,
+            self._receiver,
+            self._sender,
+            self._completions,
+            self._host_packets,
+            info.resumed,
+        )
+        """The way to the end, for whoever closes it."""
+        self._receiver.ended = self.end.worker_ended
         self.ring_gpadl: Gpadl | None = None
         """The GPADL that the ring was attached from."""
 
@@ -78,7 +95,12 @@ class Channel:
     def stats(self) -> ChannelStats:
         """Returns the counters, up to this moment."""
         if not self._life.on_worker:
-            self._receiver.wait_for_engine()
+            self._receiver.wait_for_engine(COUNT_SECONDS)
+        return self._life.stats
+
+    @property
+    def end_stats(self) -> ChannelStats:
+        """Returns the counters as they are, without waiting for a transfer that is under way."""
         return self._life.stats
 
     # -- what a device sees --------------------------------------------------------------------
@@ -220,14 +242,19 @@ class Channel:
         """Returns ``(struct vvb_ring *, call eventfd)``, for a device that sends from C.
 
         ``before_detach`` is called, on any thread, when the channel closes, after its worker has
-        ended, and returns when neither is used any more.
+        ended, and returns when neither is used any more. Raises :exc:`ChannelClosed`.
         """
-        self._before_detach = before_detach
+        self._sender.check_open()
+        self.end.before_detach = before_detach
         return self._life.ring.handle, self._life.call_fd
 
     def count_sent(self, packets: int, payload_bytes: int, signals: int) -> None:
         """Counts what such a device sent."""
         self._sender.count(0, packets, payload_bytes, signals)
+
+    def signal(self) -> None:
+        """Signals the guest, whether or not there is anything new for it."""
+        self._sender.signal_space()
 
     @property
     def ring_state(self) -> RingState | None:
@@ -275,67 +302,30 @@ class Channel:
                 function()
             except ChannelClosed:
                 log.debug("%s: closed while a callback waited", self.name)
-            except Exception as error:
+            except BaseException as error:
                 self._life.count_exception("the device's code failed", error)
+            self._life.left.returned()
 
-        self._beside = threading.Thread(target=run, name=f"{self.name} start", daemon=True)
-        self._beside.start()
+        self.end.beside = threading.Thread(target=run, name=f"{self.name} start", daemon=True)
+        self.end.beside.start()
 
     # -- the end -------------------------------------------------------------------------------
 
-    def _stop(self, between: Callable[[], None] | None, grace: float, publish: bool) -> None:
-        life, receiver, worker = self._life, self._receiver, self._receiver.thread
-        if life.on_worker or receiver.deferred.is_current_thread:
-            raise UsageError("a channel cannot be closed on its own worker thread")
-        if self.info.resumed and not publish and worker.ident is not None:
-            # Nobody else will do these: their guest may wait for them without end.
-            receiver.caught_up.wait(grace)
-        life.draining = publish
-        life.stopping = True
-        if not publish:
-            self._sender.detach()
-        os.eventfd_write(life.stop_fd, 1)
-        life.notify()  # a pause that waits
-        if worker.ident is not None:
-            worker.join()
-        receiver.deferred.close(drop=not publish)
-        if self._before_detach is not None:
-            self._before_detach()
-        deadline = time.monotonic() + grace
-        if between is not None:
-            between()
-        self._completions.wait(deadline)
-        self._sender.detach()
-        self._completions.drop_all()
-        self._host_packets.close()
-        if self._beside is not None:
-            self._beside.join()
+    def drop_packets_in(self, guest_phys_addr: int, size: int, timeout: float) -> int:
+        """Ends outstanding packets with external data in memory that goes. Returns how many.
 
-    def drop_packets_in(self, guest_phys_addr: int, size: int) -> int:
-        """Ends outstanding packets with external data in memory that goes. Returns how many."""
-        return self._completions.drop_in(guest_phys_addr, size)
-
-    def close(
-        self,
-        between: Callable[[], None] | None = None,
-        grace: float = 1.0,
-        *,
-        publish: bool = False,
-    ) -> None:
-        """Stops the worker, ends every packet, detaches the ring.
-
-        Packets that were in flight when a back end before this one ended are delivered first, as
-        far as that takes no longer than ``grace`` seconds.
-        ``between`` runs when no packet is delivered any more. Packets that nobody completes within
-        ``grace`` seconds are taken away from whoever holds them. Completions are dropped, or, with
-        ``publish``, still go to the guest: for a guest that keeps the channel open and waits for
-        the next back end, so that what was taken is answered. Returns when neither the ring nor
-        external data is touched.
+        Waits ``timeout`` seconds at most, in all, for whoever is at their data.
         """
-        if self.state is ChannelState.CLOSED:
-            return
-        self._stop(between, grace, publish)
-        self._life.close()
+        return self._completions.drop_in(guest_phys_addr, size, Deadline(timeout))
+
+    def close(self, grace: float = 1.0) -> None:
+        """Stops the worker, ends every packet, detaches the ring; within 2 seconds by itself.
+
+        :func:`~vhostvmbus.channel.closing.close_together` says how, and does it for several.
+        """
+        if self.state is not ChannelState.CLOSED:
+            alone = [(self.end, lambda: None)]
+            close_together(alone, Deadline(2.0), grace=grace, publish=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns state and counters, ready for JSON."""

@@ -8,13 +8,13 @@ that gathers completions, some at a time. Invariants:
 * a completion becomes visible to the guest only after what was written has been reported, which
   the sender sees to;
 * whatever way a packet ends while the channel goes on, the quota hears of it afterwards;
-* after :meth:`Completions.drop_all` returned, nobody touches external data.
+* after :meth:`Completions.drop_all` returned true, nobody touches external data.
 """
 
 import threading
-import time
 from collections.abc import Sequence
 
+from vhostvmbus.channel.deadline import Deadline
 from vhostvmbus.channel.life import ChannelLife
 from vhostvmbus.channel.packet import Packet
 from vhostvmbus.channel.quota import Quota
@@ -51,6 +51,9 @@ class Completions:
         self._quota = quota
         self._sender = sender
         self._gather = gather
+        self._longest = life.ring.longest_payload
+        self.ended = False
+        """Set when every packet has been taken away: those that come now are dropped."""
         self._gathered: list[Outgoing] = []
         self._gathered_written: list[tuple[int, int]] = []
         self._deferred: list[Packet] = []
@@ -69,11 +72,11 @@ class Completions:
 
     def complete(self, packet: Packet, payload: bytes | bytearray | memoryview) -> None:
         """See :meth:`Packet.complete`."""
-        if packet.completion_requested:
+        if len(payload) > self._longest and (packet.completion_requested or len(payload) > LONGEST):
             # Before anything has ended: the author can complete it with less.
-            self._sender.check_fits(len(payload))
-        elif len(payload) > LONGEST:
-            raise PacketTooBig(f"a completion of {len(payload)} bytes")
+            raise PacketTooBig(
+                f"a completion of {len(payload)} bytes: the ring takes {self._longest} at most"
+            )
         if not self._take(packet):
             return
         written: list[tuple[int, int]] = []
@@ -133,12 +136,21 @@ class Completions:
             except AlreadyCompleted:
                 return
 
+    def drop_late(self, packet: Packet) -> None:
+        """Drops a packet that was entered when all had been taken away already; on the worker.
+
+        The worker looks at :attr:`ended` behind the entry, and :meth:`drop_all` sets it before it
+        looks at the entries.
+        """
+        self._drop(packet, 0)
+
     def _take(self, packet: Packet) -> bool:
         """Makes sure that a packet ends once. Returns false if the channel closed before."""
         if self.packets.pop(packet.serial, None) is not None:  # atomic: one caller gets it
             packet.completed = True
             return True
         if packet.dropped:
+            self._life.left.count_late()
             return False
         raise AlreadyCompleted(f"{packet!r} was completed before")
 
@@ -173,20 +185,30 @@ class Completions:
 
     # -- ends that nobody asked for ------------------------------------------------------------
 
-    def wait(self, deadline: float) -> None:
-        """Returns when nothing is outstanding any more, or at ``deadline``."""
+    def wait(self, deadline: Deadline) -> None:
+        """Returns when nothing is outstanding any more, or at the deadline."""
         with self._life.idle:
-            while self.packets and (left := deadline - time.monotonic()) > 0:
+            while self.packets and (left := deadline.left) > 0:
                 self._life.idle.wait(left)
 
-    def drop_all(self) -> None:
-        """Takes every packet away from whoever holds it. Returns when its data is not touched."""
-        for packet in list(self.packets.values()):
-            if self._drop(packet):
-                self._life.stats.dropped += 1
+    def drop_all(self, deadline: Deadline) -> bool:
+        """Takes every packet away from whoever holds it, those that come too late included.
 
-    def drop_in(self, guest_phys_addr: int, size: int) -> int:
-        """Ends packets with external data in memory that goes away. Returns how many."""
+        Returns false if somebody is at a packet's data still who does not return.
+        """
+        self.ended = True
+        dropped = [packet for packet in list(self.packets.values()) if self._drop(packet, 0)]
+        self._life.stats.dropped += len(dropped)
+        return all(
+            packet.external_data is None or packet.external_data.wait_unused(deadline.left)
+            for packet in dropped
+        )
+
+    def drop_in(self, guest_phys_addr: int, size: int, deadline: Deadline) -> int:
+        """Ends packets with external data in memory that goes away. Returns how many.
+
+        Waits until the deadline for whoever is at their data.
+        """
         dropped = 0
         for packet in list(self.packets.values()):
             external = packet.external_data
@@ -195,17 +217,21 @@ class Completions:
                 for gpa, length in external.segments
             ):
                 continue
-            if self._drop(packet):
+            if self._drop(packet, deadline.left):
                 empty = Outgoing(PacketType.COMP, b"", packet.transaction_id, slot=packet.slot)
                 self.publish((empty,) if packet.completion_requested else (), ())
                 dropped += 1
         return dropped
 
-    def _drop(self, packet: Packet) -> bool:
-        """Ends a packet unless it is being completed at this moment."""
+    def _drop(self, packet: Packet, seconds: float) -> bool:
+        """Ends a packet unless it is being completed at this moment.
+
+        Waits so many seconds for whoever is at its data.
+        """
         if self.packets.pop(packet.serial, None) is None:
             return False
         packet.completed = packet.dropped = True
         if packet.external_data is not None:
-            packet.external_data.close(wait=True)
+            packet.external_data.close()
+            packet.external_data.wait_unused(seconds)
         return True

@@ -9,8 +9,10 @@ import threading
 from array import array
 from collections.abc import Iterator, Sequence
 
+from vhostvmbus.channel.deadline import Deadline, LeftBehind
 from vhostvmbus.memory import ExternalData, GuestMemory
 from vhostvmbus.wire.errors import (
+    DeviceTimeout,
     GpadlExists,
     GpadlInvalid,
     GpadlLimit,
@@ -48,6 +50,21 @@ class Gpadl:
             pfns.extend(item.pfns)
         return pfns
 
+    def end_mapping(self, left: LeftBehind, deadline: Deadline) -> bool:
+        """Ends the mapping, if there is one.
+
+        Returns whether, before the deadline, nobody is inside it any more.
+        """
+        mapping = self.mapping
+        if mapping is None:
+            return True
+        try:
+            # It may be lent to the device's own data path, which is asked for it.
+            left.call(f"GPADL {self.gpadl_id:#x}", mapping.close, deadline).get()
+        except DeviceTimeout:
+            return False
+        return mapping.wait_unused(deadline.left)
+
     def touches(self, guest_phys_addr: int, size: int) -> bool:
         """Tells whether a page of it lies in these addresses."""
         low, high = guest_phys_addr // PAGE_SIZE, (guest_phys_addr + size) // PAGE_SIZE
@@ -57,7 +74,8 @@ class Gpadl:
 class GpadlTable:
     """The GPADLs of one connection. Thread-safe."""
 
-    def __init__(self, memory: GuestMemory) -> None:
+    def __init__(self, memory: GuestMemory, left: LeftBehind) -> None:
+        self._left = left
         self._memory = memory
         self._lock = threading.Lock()
         self._gpadls: dict[int, Gpadl] = {}
@@ -99,20 +117,22 @@ class GpadlTable:
         except KeyError:
             raise GpadlUnknown(f"no GPADL {gpadl_id:#x}") from None
 
-    def remove(self, gpadl_id: int) -> None:
-        """Forgets one, once nobody is inside its mapping. :exc:`GpadlUnknown` if there is none."""
+    def remove(self, gpadl_id: int, deadline: Deadline) -> bool:
+        """Forgets one. Returns whether, before the deadline, nobody is inside its mapping.
+
+        Raises :exc:`GpadlUnknown` if there is none.
+        """
         with self._lock:
             gpadl = self._gpadls.pop(gpadl_id, None)
             if gpadl is None:
                 raise GpadlUnknown(f"no GPADL {gpadl_id:#x}")
             self._pages -= gpadl.page_count
-        if gpadl.mapping is not None:
-            gpadl.mapping.close(wait=True)
+        return gpadl.end_mapping(self._left, deadline)
 
-    def clear(self) -> None:
-        """Forgets them all."""
-        for gpadl in self:
-            self.remove(gpadl.gpadl_id)
+    def clear(self, deadline: Deadline) -> bool:
+        """Forgets them all; otherwise like :meth:`remove`."""
+        ended = [self.remove(gpadl.gpadl_id, deadline) for gpadl in self]
+        return all(ended)
 
     def map(self, gpadl_id: int, channel: int, *, read_only: bool = False) -> ExternalData:
         """Maps a GPADL of this channel (VmbChannelMapGpadl); :exc:`UsageError` if it is mapped."""

@@ -3,6 +3,7 @@
 
 from typing import Protocol, TypeVar
 
+from vhostvmbus.channel.deadline import LeftBehind
 from vhostvmbus.channel.packet import Packet
 from vhostvmbus.memory import WrittenMemory
 from vhostvmbus.ring import PacketLimits
@@ -20,6 +21,8 @@ class ChannelHandler(Protocol[AnyChannel]):
     transaction_quota: int
     gather_completions: bool
     gather_microseconds: int
+    left: LeftBehind
+    """The threads of the device that do not return."""
     written: WrittenMemory
     """The tracker that what was written is reported to, before the guest is told of it."""
 

@@ -39,6 +39,7 @@ class HostPackets:
         self._sender = sender
         self._awaited: dict[int, Callable[[bytes | None], None]] = {}
         self._transaction_ids = count(1 << 32)
+        self._closed = False
 
     def send(
         self,
@@ -64,14 +65,15 @@ class HostPackets:
         outgoing = Outgoing(packet_type, payload, transaction_id, flags, header)
         try:
             self._sender.send(outgoing, written)
-        except GuestError as error:
-            self._awaited.pop(transaction_id, None)
+        except BaseException as error:
+            if on_completion is not None:  # else the id may be that of somebody else's packet
+                self._awaited.pop(transaction_id, None)
+            if not isinstance(error, GuestError):
+                raise
             self._life.fail(error)
             raise ChannelClosed(f"channel {self._life.name} has failed: {error}") from error
-        except BaseException:
-            if on_completion is not None:
-                self._awaited.pop(transaction_id, None)
-            raise
+        if on_completion is not None and self._closed:
+            self.close()  # it was entered when those that wait had been told already
         return transaction_id
 
     def send_now(self, payload: bytes) -> None:
@@ -102,17 +104,26 @@ class HostPackets:
             )
             return
         self._life.stats.completions_received += 1
+        self._call(callback, payload)
+
+    def _call(self, callback: Callable[[bytes | None], None], payload: bytes | None) -> None:
         try:
             callback(payload)
-        except Exception as error:
+        except BaseException as error:
             self._life.count_exception("a completion callback failed", error)
 
+    @property
+    def awaited(self) -> bool:
+        """Tells whether anybody waits for a completion."""
+        return bool(self._awaited)
+
     def close(self) -> None:
-        """Tells everybody who waits that no completion will come."""
+        """Tells everybody who waits, and who will, that no completion will come."""
+        self._closed = True
         for transaction_id in list(self._awaited):
             callback = self._awaited.pop(transaction_id, None)
             if callback is not None:
-                callback(None)
+                self._call(callback, None)
 
 
 class _Awaited:

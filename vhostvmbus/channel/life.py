@@ -10,12 +10,14 @@ Everything else about a channel looks here whether it may go on, and stops it he
   the other.
 """
 
+import contextlib
 import logging
 import os
 import threading
 from collections.abc import Callable
 from enum import Enum
 
+from vhostvmbus.channel.deadline import SLICE_SECONDS, Deadline, LeftBehind
 from vhostvmbus.channel.stats import ChannelStats, RateLimitedLog
 from vhostvmbus.ring import Ring, RingState
 from vhostvmbus.wire.errors import GuestError
@@ -45,8 +47,11 @@ class ChannelLife:
         kick_fd: int,
         call_fd: int,
         failed: Callable[[GuestError], None],
+        left: LeftBehind,
     ) -> None:
         self.name = name
+        self.left = left
+        """The threads of the device that do not return."""
         self.ring = ring
         self.stats = ChannelStats()
         self.worker: threading.Thread | None = None
@@ -57,10 +62,21 @@ class ChannelLife:
         self.draining = False
         """Set if, while stopping, what was taken from the ring is delivered all the same."""
         self.idle = threading.Condition()
-        self.kick_fd = os.dup(kick_fd)
-        self.call_fd = os.dup(call_fd)
-        self.stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        with contextlib.ExitStack() as undo:
+
+            def keep(fd: int) -> int:
+                undo.callback(os.close, fd)
+                return fd
+
+            self.kick_fd, self.call_fd = keep(os.dup(kick_fd)), keep(os.dup(call_fd))
+            self.stop_fd = keep(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+            self.wake_fd = keep(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+            for fd in (self.kick_fd, self.call_fd):
+                # Against accidents only: it is a property of the open file, which the front end
+                # has as well. So nothing relies on it: see unblock().
+                os.set_blocking(fd, False)
+            undo.pop_all()
+        self._left_open = False
         self._handles = threading.Lock()  # ring and eventfds exist until the state is CLOSED
         self._last_ring_state: RingState | None = None
         self._failed = failed
@@ -115,8 +131,8 @@ class ChannelLife:
             self.stats.errors[type(error).__name__] += 1
         self._log.warning("%s: %s", self.name, error)
 
-    def count_exception(self, what: str, error: BaseException) -> None:
-        """Counts and logs an exception in the device's code."""
+    def count_exception(self, what: str, error: BaseException | None) -> None:
+        """Counts and logs an exception in the device's code, or that it does not return."""
         with self.idle:
             self.stats.errors["DeviceException"] += 1
         log.error("%s: %s", self.name, what, exc_info=error)
@@ -131,13 +147,63 @@ class ChannelLife:
             self.idle.notify_all()
         self.count_error(error)
         self.wake()
-        self._failed(error)
+        try:
+            self._failed(error)
+        except BaseException as raised:
+            self.count_exception("who is told of a failed channel failed", raised)
 
-    def close(self) -> None:
-        """Gives the ring and the eventfds up; nobody may be using them."""
+    # -- the end -------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Has the worker see that it is to stop."""
+        os.eventfd_write(self.stop_fd, 1)
+
+    def unblock(self) -> None:
+        """Frees whoever is blocked in signalling the guest.
+
+        That takes a call eventfd that blocks, and whose counter is at its limit. Both are the front
+        end's doing, and emptying the counter ends it.
+        """
+        with self._handles:
+            if self.state is not ChannelState.CLOSED or self._left_open:
+                with contextlib.suppress(OSError):
+                    os.preadv(self.call_fd, [bytearray(8)], -1, os.RWF_NOWAIT)
+
+    def wait_for(self, wait: Callable[[float], bool], deadline: Deadline) -> bool:
+        """Returns whether ``wait`` says, before the deadline, that what it waits for has come.
+
+        It is called with a number of seconds, again and again; whoever is blocked in signalling
+        the guest is freed in between.
+        """
+        while not wait(min(SLICE_SECONDS, deadline.left)):
+            if not deadline.left:
+                return False
+            self.unblock()
+        return True
+
+    def close(self, *, in_use: bool = False) -> None:
+        """Gives the ring and the eventfds up; nobody may be using them.
+
+        With ``in_use`` somebody may be who does not return: then the ring shows him private zeros
+        from now on, and the eventfds stay open until :meth:`let_go`.
+        """
         with self._handles:
             self._note_ring_state()
             self.state = ChannelState.CLOSED
+            self._left_open = in_use
+            if in_use:
+                self.ring.forsake()
+                return
             self.ring.close()
-            for fd in (self.kick_fd, self.call_fd, self.stop_fd, self.wake_fd):
-                os.close(fd)
+            self._close_eventfds()
+
+    def let_go(self) -> None:
+        """Closes the eventfds that :meth:`close` left open, once nobody uses them any more."""
+        with self._handles:
+            if self._left_open:
+                self._left_open = False
+                self._close_eventfds()
+
+    def _close_eventfds(self) -> None:
+        for fd in (self.kick_fd, self.call_fd, self.stop_fd, self.wake_fd):
+            os.close(fd)

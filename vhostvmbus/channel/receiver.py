@@ -11,7 +11,7 @@ device's plan, and delivers the others in the order of the ring. Invariants:
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import Generic, TypeVar
@@ -57,7 +57,9 @@ class Receiver(Generic[AnyChannel]):
         life.worker = self.thread
         self.caught_up = threading.Event()
         """Set when what was in the in-flight region has been delivered, or never will be."""
-        self.deferred = DeferredPackets(life.name, self._deliver_again)
+        self.deferred = DeferredPackets(life.name, self._deliver_again, life.left.returned)
+        self.ended: Callable[[], None] = life.left.returned
+        """Called on the worker as the last thing."""
         self._channel = channel
         self._handler = handler
         self._ring = life.ring
@@ -78,10 +80,25 @@ class Receiver(Generic[AnyChannel]):
         with self._engine_left():
             self._plan = plan
 
-    def wait_for_engine(self) -> None:
-        """Returns when the receive that runs, by the quota before, has ended and is counted."""
-        with self._engine_left():
-            pass
+    def wait_for_engine(self, timeout: float = -1) -> None:
+        """Returns when the receive that runs, by the quota before, has ended and is counted.
+
+        With a ``timeout`` it returns after so many seconds all the same.
+        """
+        if not self._plan_turn.acquire(timeout=timeout):
+            return
+        try:
+            if self._planned:
+                self._life.wake()
+            if self._planning.acquire(timeout=timeout):
+                self._planning.release()
+        finally:
+            self._plan_turn.release()
+
+    @property
+    def in_engine(self) -> bool:
+        """Tells whether the worker may be doing something by the plan."""
+        return self._planned
 
     @contextmanager
     def _engine_left(self) -> Iterator[None]:
@@ -111,11 +128,15 @@ class Receiver(Generic[AnyChannel]):
                 self._process()
         except GuestError as error:
             life.fail(error)
-        except Exception:
-            log.exception("%s: the worker died", life.name)
-            life.fail(PacketFailed("worker", 0, -1, "internal error"))
+        except BaseException as error:  # the device's code may raise anything
+            if life.state is ChannelState.CLOSED:
+                log.debug("%s: what was left behind has ended: %r", life.name, error)
+            else:
+                log.exception("%s: the worker died", life.name)
+                life.fail(PacketFailed("worker", 0, -1, "internal error"))
         finally:
             self.caught_up.set()
+            self.ended()
 
     def _look_for_more(self) -> None:
         """Sets :attr:`caught_up` unless packets of the back end before are still to come."""
@@ -187,11 +208,18 @@ class Receiver(Generic[AnyChannel]):
                 continue  # it did the waiting, too
             if not taken:
                 if delivered:
-                    self._handler.processing_complete(self._channel, delivered)
+                    self._tell_of(delivered)
                     delivered = 0
                 if not ring.unmask():
                     return
                 ring.mask()
+
+    def _tell_of(self, delivered: int) -> None:
+        try:
+            self._handler.processing_complete(self._channel, delivered)
+        except BaseException as error:
+            self._life.count_exception("processing_complete() failed", error)
+            raise PacketFailed("worker", 0, -1, "exception in the device's code") from error
 
     def _alone(self) -> bool:
         """Tells whether nobody but the plan has anything to do while nothing else comes."""
@@ -249,6 +277,9 @@ class Receiver(Generic[AnyChannel]):
         if raw.replayed:
             packet.replayed = True
         self._completions.packets[packet.serial] = packet
+        if self._completions.ended:
+            self._completions.drop_late(packet)
+            return
         try:
             if raw.error is not None:
                 self._life.count_error(raw.error)
@@ -256,12 +287,12 @@ class Receiver(Generic[AnyChannel]):
                 self._handler.packet_rejected(self._channel, packet, raw.error)
             else:
                 self._handler.packet_received(self._channel, packet)
-        except Exception as error:
+        except BaseException as error:
             self._completions.raised(packet, error)
 
     def _deliver_again(self, packet: Packet) -> None:
         packet.deferred = True
         try:
             self._handler.packet_received(self._channel, packet)
-        except Exception as error:
+        except BaseException as error:
             self._completions.raised(packet, error)

@@ -3,7 +3,7 @@
 
 Invariants: what was written is reported before a packet enters the ring; packets enter it in the
 order in which they were handed over; when the ring is full they wait here, ``pending_send_sz`` asks
-the guest for a signal, and :meth:`Sender.flush` goes on. After :meth:`Sender.detach` returned,
+the guest for a signal, and :meth:`Sender.flush` goes on. After :meth:`Sender.detach` returned true,
 nothing touches the ring.
 """
 
@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import islice
 
+from vhostvmbus.channel.deadline import Deadline
 from vhostvmbus.channel.life import ChannelLife
 from vhostvmbus.channel.written import ChannelWrites
 from vhostvmbus.memory.written import Spans
@@ -169,9 +170,21 @@ class Sender:
         if self._detached:
             raise ChannelClosed(f"channel {self._life.name} is closed")
 
-    def detach(self) -> None:
-        """Drops what waits; from now on everything is dropped."""
-        with self._lock:
-            self._detached = True
+    def stop(self) -> None:
+        """Has whoever sends from now on drop it; :meth:`detach` waits for those who are at it."""
+        self._detached = True
+
+    def detach(self, deadline: Deadline) -> bool:
+        """Drops what waits; from now on everything is dropped.
+
+        Returns false if somebody was sending and does not return: he may use the ring still.
+        """
+        self._detached = True
+        if not self._life.wait_for(lambda left: self._lock.acquire(timeout=left), deadline):
+            return False
+        try:
             self._stats.dropped += len(self._queue)
             self._queue.clear()
+        finally:
+            self._lock.release()
+        return True

@@ -17,10 +17,11 @@ from vhostvmbus.wire.errors import PacketError, UsageError
 class Device:
     """One VMBus device. Derive from it, set ``class_id``, write ``packet_received``.
 
-    Callbacks of one channel come one at a time: ``opened``, ``resumed``, ``started``, ``suspended``
-    and ``closed`` on the thread that serves the front end, packets on the channel's worker thread,
-    ``post_started`` and ``unplug_requested`` on threads of their own. Channels run at the same time
-    as each other.
+    Callbacks of one channel come one at a time: packets on the channel's worker thread, the others
+    each on a thread of its own. ``opened``, ``resumed``, ``started``, ``suspended`` and ``closed``
+    of all channels come one at a time, too, and have seconds to return: the front end waits. A
+    thread that does not return is left behind, and what it was given is taken from it; there may be
+    64 of them, then no channel is opened any more. Channels run at the same time as each other.
     """
 
     class_id: UUID
@@ -142,7 +143,8 @@ class Device:
 
     def suspended(self, channel: Channel) -> None:
         """Called when no packet is delivered any more. What is outstanding should be completed now;
-        what is not after a second is taken from the device.
+        what is not after a second is taken from the device. Has two seconds, which all channels
+        that close at the same time share.
         """
 
     def unplug_requested(self) -> None:
@@ -159,7 +161,14 @@ class Device:
         """
 
     def closed(self, channel: Channel) -> None:
-        """Called when the channel has ended. It may be opened again, as a new :class:`Channel`."""
+        """Called when the channel has ended. It may be opened again, as a new :class:`Channel`.
+
+        Every packet of it is completed or dropped (``packet.dropped``). When this returns the guest
+        is told that the channel is closed: what the device still does for those packets (writing a
+        disk, say) has to have ended, and this may wait for it: two seconds, which all channels that
+        close at the same time share. If it does not end, raise
+        :exc:`DeviceTimeout`: then the guest is not told, and the connection to the front end ends.
+        """
 
     def stats(self) -> dict[str, Any]:
         """Returns the device's own counters, ready for JSON."""

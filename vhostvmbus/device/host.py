@@ -7,45 +7,57 @@ request that is answered is done; a refused one changed nothing; one channel's f
 others.
 """
 
-import inspect
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from vhostvmbus.channel import Channel, ChannelStats, GpadlTable, Packet
+from vhostvmbus.channel import Channel, ChannelStats, GpadlTable
+from vhostvmbus.channel.closing import close_together
+from vhostvmbus.channel.deadline import MAX_LEFT_BEHIND, Deadline, LeftBehind
 from vhostvmbus.device.device import Device
-from vhostvmbus.device.loop import DeviceLoop
+from vhostvmbus.device.handler import DeviceHandler
+from vhostvmbus.device.inflight import Inflight
+from vhostvmbus.device.offer import offer_of
 from vhostvmbus.device.offers import ChannelOffers
 from vhostvmbus.device.unplug import Unplugging
 from vhostvmbus.memory import CodeMap, GuestMemory, Region, wait_until_unused
-from vhostvmbus.ring import InflightRegion, PacketLimits, Ring
+from vhostvmbus.ring import InflightRegion, Ring
 from vhostvmbus.wire.errors import (
     ChannelStateError,
     ChannelUnknown,
+    DeviceTimeout,
     FrontEndError,
     GuestError,
-    InflightInvalid,
+    MemoryInUse,
     OfferRefused,
-    PacketError,
     RefuseOpen,
     RegionBusy,
+    RegionInvalid,
+    ThreadLimit,
 )
 from vhostvmbus.wire.gpa import GpaRange
+from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.offer import Offer
 from vhostvmbus.wire.opening import Opening
 from vhostvmbus.wire.regions import SharedRegion
-from vhostvmbus.wire.vmbus import CHANNEL_FLAGS_MASK, PAGE_SIZE
+from vhostvmbus.wire.vmbus import PAGE_SIZE
 
 log = logging.getLogger(__name__)
 
 Invalidate = Callable[[list[tuple[int, int]]], None]
-PATIENCE = 4.0
+REQUEST_SECONDS = 7.0
+"""The seconds that all that is waited for behind one request may take; the front end waits 10."""
+HURRY_SECONDS = 1.5
+"""The seconds that are left for the end of a connection after a request that was not answered."""
+PATIENCE = 3.0
 """The seconds that packets get to complete when the memory of their external data is removed."""
-LAST_PATIENCE = 3.0
-"""The seconds after that, when the memory has been taken from them; the front end waits for 10 in
-all.
-"""
+LAST_PATIENCE = 1.5
+"""The seconds after that, when the memory has been taken from them."""
+GRACE = 1.0
+"""The seconds that packets get to complete when their channel is closed."""
+STATS_SECONDS = 2.0
+"""The seconds that the device's own counters may take."""
 
 
 class DeviceHost:
@@ -57,44 +69,31 @@ class DeviceHost:
     def __init__(self, device: Device) -> None:
         self.device = device
         self.name = device.name or type(device).__name__
+        self.left = LeftBehind(self.name)
+        """The threads of the device's code that do not return."""
         self.memory = GuestMemory()
-        self.gpadls = GpadlTable(self.memory)
+        self.gpadls = GpadlTable(self.memory, self.left)
         self.channel_failed: Callable[[int, GuestError], None] | None = None
-        self._offer = self._make_offer(device)
+        self._offer = offer_of(device)
         self.offers = ChannelOffers(device.channels, device.max_channels)
         device.serve_with(self.offers)
-        self._unplugging = Unplugging(self.name, device.unplug_requested, self.offers.let_go)
+        self._unplugging = Unplugging(
+            self.name, device.unplug_requested, self.offers.let_go, self.left
+        )
         self._channels: dict[int, Channel] = {}
-        self._inflight: InflightRegion | None = None
-        self._inflight_errors = 0
-        self._handler = _Handler(self)
+        self._inflight = Inflight(self.name)
+        self._handler = DeviceHandler(
+            device, self.name, self.memory.written, self.left, self._channel_failed
+        )
+        self._disconnect_seconds = REQUEST_SECONDS
+        self._not_let_go: list[Channel] = []  # closed, and somebody may use their eventfds
         self._lock = threading.RLock()
         self._stats_lock = threading.Lock()  # a closing channel is counted once
         self._past = ChannelStats()
 
-    @staticmethod
-    def _make_offer(device: Device) -> Offer:
-        for name in (
-            "transaction_quota",
-            "max_packet_size",
-            "max_external_data",
-            "max_external_ranges",
-        ):
-            if getattr(device, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
-        # A front end may meet flags that are newer than itself; a device's author has none of them.
-        unknown = device.channel_flags & ~CHANNEL_FLAGS_MASK
-        if unknown:
-            raise ValueError(f"channel_flags has unknown bits {unknown:#x}")
-        return Offer(
-            device.class_id,
-            device.instance_id,
-            device.channel_flags,
-            device.mmio_megabytes,
-            device.channels,
-            device.max_channels,
-            device.user_defined,
-        )
+    def _channel_failed(self, index: int, error: GuestError) -> None:
+        if self.channel_failed is not None:
+            self.channel_failed(index, error)
 
     def offer(self) -> Offer:
         """Returns what the device offers; the same for as long as this object lives."""
@@ -140,9 +139,10 @@ class DeviceHost:
         data is taken from the device; channels whose ring lies in it are closed. Raises
         :exc:`RegionBusy` if that was not enough; the region and the channels stay then.
         """
+        deadline = Deadline(REQUEST_SECONDS)
         with self._lock:
             self.memory.remove_region(guest_phys_addr, size, self._release)
-            self._close_rings_in(guest_phys_addr, size)
+            self._close_rings_in([(guest_phys_addr, size)], deadline)
 
     def set_memory_table(self, table: Sequence[SharedRegion]) -> None:
         """Applies SET_MEM_TABLE: all of ``table``, or what there was. The caller keeps the
@@ -150,32 +150,40 @@ class DeviceHost:
 
         What is in both stays mapped; what goes is given up as :meth:`remove_region` does it.
         """
+        deadline = Deadline(REQUEST_SECONDS)
         with self._lock:
-            for region in self.memory.set_table(table, self._release):
-                self._close_rings_in(region.guest_phys_addr, region.size)
+            gone = self.memory.set_table(table, self._release)
+            ranges = [(region.guest_phys_addr, region.size) for region in gone]
+            self._close_rings_in(ranges, deadline)
 
     def _release(self, regions: Sequence[Region]) -> None:
         """Ends all uses of memory that goes. Raises :exc:`RegionBusy`."""
+        patience = Deadline(PATIENCE)
         for gpadl in self.gpadls:
             if gpadl.mapping is not None and any(
                 gpadl.touches(region.guest_phys_addr, region.size) for region in regions
             ):
-                gpadl.mapping.close(wait=True)
+                gpadl.end_mapping(self.left, patience)
         try:
-            wait_until_unused(regions, PATIENCE)
+            wait_until_unused(regions, patience.left)
         except RegionBusy:
+            last = Deadline(LAST_PATIENCE)
             for region in regions:
                 for channel in self._channels.values():
-                    channel.drop_packets_in(region.guest_phys_addr, region.size)
-            wait_until_unused(regions, LAST_PATIENCE)
+                    channel.drop_packets_in(region.guest_phys_addr, region.size, last.left)
+            wait_until_unused(regions, last.left)
 
-    def _close_rings_in(self, guest_phys_addr: int, size: int) -> None:
+    def _close_rings_in(self, ranges: Sequence[tuple[int, int]], deadline: Deadline) -> None:
         """Closes the channels whose ring lies in memory that has gone."""
-        for index, channel in list(self._channels.items()):
-            gpadl = channel.ring_gpadl
-            if gpadl is not None and gpadl.touches(guest_phys_addr, size):
-                log.warning("%s: its ring's memory is removed", channel.name)
-                self.close_channel(index)
+        found = [
+            index
+            for index, channel in self._channels.items()
+            if channel.ring_gpadl is not None
+            and any(channel.ring_gpadl.touches(*where) for where in ranges)
+        ]
+        for index in found:
+            log.warning("%s: its ring's memory is removed", self._channels[index].name)
+        self._close(found, deadline)
 
     def set_code_map(
         self, fd: int, map_bytes: int, regions: Sequence[tuple[int, int, int]]
@@ -196,9 +204,9 @@ class DeviceHost:
         """
         channels = max(1, min(channels, self._offer.max_channels))
         quota, limits = self._handler.transaction_quota, self._handler.limits
-        region = InflightRegion.create(channels, quota, limits)
-        self._use_inflight(region)
-        return region
+        return self._inflight.use(
+            InflightRegion.create(channels, quota, limits), bool(self._channels)
+        )
 
     def adopt_inflight(self, fd: int, size: int, offset: int, channels: int, slots: int) -> None:
         """Takes over the region of the back end before this one, for SET_INFLIGHT_FD.
@@ -206,37 +214,9 @@ class DeviceHost:
         The caller keeps ``fd``. Raises :exc:`InflightInvalid`, or :exc:`ChannelStateError` while a
         channel is open.
         """
-        self._use_inflight(InflightRegion.adopt(fd, size, offset, channels, slots))
-
-    def _use_inflight(self, region: InflightRegion | None) -> None:
-        if self._channels and region is not None:
-            region.close()
-            raise ChannelStateError("a channel is open")
-        if self._inflight is not None:
-            self._inflight.close()
-        self._inflight = region
-
-    def _record(self, opening: Opening, ring: Ring) -> None:
-        """Has the ring record its packets; what is broken is reported, and an empty part used."""
-        if self._inflight is None:
-            return
-        for resume in (True, False) if opening.resumed else (False,):
-            try:
-                self._inflight.record(opening.index, ring, resume=resume)
-                break
-            except InflightInvalid as error:
-                self._inflight_errors += 1
-                log.error("%s/%d: %s", self.name, opening.index, error)
-        if ring.to_replay:
-            log.info("%s/%d: %d packets once more", self.name, opening.index, ring.to_replay)
-
-    def _forget_inflight(self, index: int | None = None) -> None:
-        if self._inflight is not None:
-            try:
-                self._inflight.clear(index)
-            except InflightInvalid as error:
-                self._inflight_errors += 1
-                log.error("%s: %s", self.name, error)
+        self._inflight.use(
+            InflightRegion.adopt(fd, size, offset, channels, slots), bool(self._channels)
+        )
 
     # -- GPADLs --------------------------------------------------------------------------------
 
@@ -256,12 +236,13 @@ class DeviceHost:
         """Tears a GPADL down, for VMBUS_GPADL_TEARDOWN, and before that closes the channel whose
         ring it is.
         """
+        deadline = Deadline(REQUEST_SECONDS)
         with self._lock:
             gpadl = self.gpadls.get(gpadl_id)
-            for index, opened in list(self._channels.items()):
-                if opened.ring_gpadl is gpadl:
-                    self.close_channel(index)
-            self.gpadls.remove(gpadl_id)
+            users = [i for i, opened in self._channels.items() if opened.ring_gpadl is gpadl]
+            self._close(users, deadline.within(0.8 * REQUEST_SECONDS))
+            if not self.gpadls.remove(gpadl_id, deadline):
+                self._give_up(f"GPADL {gpadl_id:#x} is used by somebody who does not return")
 
     # -- channels ------------------------------------------------------------------------------
 
@@ -281,9 +262,11 @@ class DeviceHost:
 
     def _open(self, opening: Opening, kick_fd: int, call_fd: int) -> None:
         index = opening.index
+        deadline = Deadline(REQUEST_SECONDS)
         self._check_index(index)
         if index in self._channels:
             raise ChannelStateError(f"channel {index} is open already")
+        self._check_left()
         gpadl = self.gpadls.get(opening.gpadl_id)
         if gpadl.channel != index:
             raise FrontEndError(f"GPADL {opening.gpadl_id:#x} belongs to channel {gpadl.channel}")
@@ -291,51 +274,130 @@ class DeviceHost:
             self.memory, gpadl.ring_pfns(), opening.ring_offset, limits=self._handler.limits
         )
         try:
-            self._record(opening, ring)
+            self._inflight.record(opening, ring)
             channel = Channel(self._handler, opening, ring, kick_fd, call_fd, self.gpadls)
         except BaseException:
             ring.close()
             raise
         channel.ring_gpadl = gpadl
+        device = self.device
+        told = False
         try:
             if opening.resumed:
-                self.device.resumed(channel)
+                self._call(channel, "resumed", device.resumed, deadline.within(3.0))
             else:
-                self.device.opened(channel)
+                self._call(channel, "opened", device.opened, deadline.within(3.0))
+            told = True
             # Known before it runs: what started() does may come back here at once.
             self._channels[index] = channel
-            self.device.started(channel)
+            self._call(channel, "started", device.started, deadline.within(2.0))
+            self.offers.opened(index)
+            channel.begin()
+            if type(device).post_started is not Device.post_started:
+                channel.run_beside(lambda: device.post_started(channel))
         except BaseException:
             self._channels.pop(index, None)
-            channel.close(grace=0)
+            self._end([channel], deadline, grace=0.0, publish=False, told=told)
             raise
-        self.offers.opened(index)
-        channel.begin()
-        if type(self.device).post_started is not Device.post_started:
-            channel.run_beside(lambda: self.device.post_started(channel))
+
+    def _call(
+        self,
+        channel: Channel,
+        name: str,
+        callback: Callable[[Channel], None],
+        deadline: Deadline,
+    ) -> None:
+        """Calls one of the device's callbacks, and raises what it raises.
+
+        Raises :exc:`RefuseOpen` if it does not return.
+        """
+        try:
+            outcome = self.left.call(f"{channel.name} {name}", lambda: callback(channel), deadline)
+        except DeviceTimeout as error:
+            raise RefuseOpen(NtStatus.IO_TIMEOUT, str(error)) from error
+        if outcome.error is not None and not isinstance(outcome.error, Exception):
+            raise RefuseOpen(message=f"{outcome.error!r} in the device") from outcome.error
+        outcome.get()
+
+    def _check_left(self) -> None:
+        """Gives up what is left of channels, and raises :exc:`ThreadLimit` if it is too much."""
+        self._not_let_go = [channel for channel in self._not_let_go if not channel.end.let_go()]
+        self.left.check()
+        if len(self._not_let_go) >= MAX_LEFT_BEHIND:
+            raise ThreadLimit(f"{len(self._not_let_go)} closed channels are in use still")
 
     def close_channel(self, index: int) -> None:
         """Closes a channel, for VMBUS_CLOSE.
 
-        Returns when neither ring nor external data is touched any more.
+        Returns when neither ring nor external data is touched any more. Raises
+        :exc:`MemoryInUse` if somebody touches them who does not return.
         """
-        self._close(index, publish=False)
-
-    def _close(self, index: int, publish: bool) -> None:
         with self._lock:
             self._check_index(index)
-            channel = self._channels.get(index)
-            if channel is None:
+            if index not in self._channels:
                 raise ChannelStateError(f"channel {index} is not open")
-            channel.close(lambda: self._handler.suspended(channel), publish=publish)
-            if not publish:
-                self._forget_inflight(index)
+            self._close([index], Deadline(REQUEST_SECONDS))
+
+    def _close(self, indices: Sequence[int], deadline: Deadline) -> None:
+        """Closes channels, the last first. Raises :exc:`MemoryInUse`."""
+        channels = [self._channels[index] for index in sorted(indices, reverse=True)]
+        touching = self._end(channels, deadline, grace=GRACE, publish=False)
+        for index in indices:
+            self._inflight.forget(index)
+        if touching:
+            self._give_up("somebody who does not return uses guest memory")
+
+    def _give_up(self, reason: str) -> NoReturn:
+        """Has the connection end, at once: there is not much left of the front end's patience."""
+        self._disconnect_seconds = HURRY_SECONDS
+        raise MemoryInUse(reason)
+
+    def _end(
+        self,
+        channels: Sequence[Channel],
+        deadline: Deadline,
+        *,
+        grace: float,
+        publish: bool,
+        told: bool = True,
+    ) -> bool:
+        """Ends channels together; the device hears of it if it was ``told`` of them.
+
+        Returns whether somebody may be touching guest memory still.
+        """
+        closing = deadline.within(0.75 * deadline.left)
+
+        def suspended(channel: Channel) -> Callable[[], None]:
+            return lambda: self.device.suspended(channel) if told else None
+
+        close_together(
+            [(channel.end, suspended(channel)) for channel in channels],
+            closing,
+            lambda: self._handler.end_tasks(channels, grace),
+            grace=grace,
+            publish=publish,
+        )
+        for behind, channel in enumerate(channels):
+            index = channel.index
+            if channel.end.left:
+                self._not_let_go.append(channel)
             with self._stats_lock:
-                self._past.add(channel.stats)
-                del self._channels[index]
+                self._past.add(channel.end_stats)
+                self._channels.pop(index, None)
             if index == 0:
                 self.offers.forget()
-            self._handler.closed(channel)
+            if told:
+                self._tell_closed(channel, deadline.share(len(channels) - behind))
+        return any(channel.end.touching for channel in channels)
+
+    def _tell_closed(self, channel: Channel, deadline: Deadline) -> None:
+        try:
+            self._call(channel, "closed", self.device.closed, deadline)
+        except DeviceTimeout as error:
+            log.error("%s: the device has not ended: %s", channel.name, error)
+            channel.end.touching = True
+        except Exception:
+            log.exception("%s: closed() failed", channel.name)
 
     def modify_channel(self, index: int, target_vp: int) -> None:
         """Logs which virtual processor gets the channel's interrupt, for VMBUS_MODIFY."""
@@ -347,15 +409,22 @@ class DeviceHost:
 
     def reset(self) -> None:
         """Closes every channel, subchannels first, and forgets every GPADL, for VMBUS_RESET."""
-        self._reset(publish=False)
-        self._forget_inflight()
-
-    def _reset(self, publish: bool) -> None:
         with self._lock:
-            for index in sorted(self._channels, reverse=True):
-                self._close(index, publish)
-            self.offers.forget()
-            self.gpadls.clear()
+            touching = self._reset(Deadline(REQUEST_SECONDS), publish=False)
+            self._inflight.forget()
+            if touching:
+                try:
+                    self.memory.renew()
+                except (RegionInvalid, MemoryError) as error:
+                    self._give_up(f"guest memory cannot be taken from who uses it: {error}")
+
+    def _reset(self, deadline: Deadline, publish: bool) -> bool:
+        """Returns whether somebody may be touching guest memory still."""
+        channels = [self._channels[index] for index in sorted(self._channels, reverse=True)]
+        last = deadline.within(0.8 * deadline.left)
+        touching = self._end(channels, last, grace=GRACE, publish=publish)
+        self.offers.forget()
+        return not self.gpadls.clear(deadline) or touching
 
     def unplug(self) -> None:
         """Begins to unplug the device, for VMBUS_UNPLUG: the rescind follows when the device is
@@ -371,12 +440,16 @@ class DeviceHost:
         end, so what was taken from the rings is answered as far as that takes no longer than a
         second.
         """
+        deadline = Deadline(self._disconnect_seconds)
+        self._disconnect_seconds = REQUEST_SECONDS
         with self._lock:
-            self._reset(publish=True)
-            self._unplugging.end()
-            self._use_inflight(None)
-            self.memory.written.use_code_map(None)
-            self.memory.close()
+            try:
+                self._reset(deadline.within(0.7 * deadline.left), publish=True)
+                self._unplugging.end(deadline.within(0.5 * deadline.left))
+                self._inflight.end()
+            finally:
+                self.memory.written.use_code_map(None)
+                self.memory.close(deadline.left)
 
     def close(self) -> None:
         """Ends everything."""
@@ -391,11 +464,12 @@ class DeviceHost:
         """
         regions = self.memory.regions
         totals = ChannelStats()
-        with self._stats_lock:
-            open_channels = [self._channels[index] for index in sorted(self._channels)]
-            channels = [channel.as_dict() for channel in open_channels]
-            for stats in (self._past, *(channel.stats for channel in open_channels)):
-                totals.add(stats)
+        with self._stats_lock:  # what follows may wait, for a device's transfer on the disk
+            open_channels = sorted(self._channels.items())
+            totals.add(self._past)
+        channels = [channel.as_dict() for _, channel in open_channels]
+        for _, channel in open_channels:
+            totals.add(channel.end_stats)
         return {
             "name": self.name,
             "class_id": str(self._offer.class_id),
@@ -404,78 +478,20 @@ class DeviceHost:
             "gpadls": len(self.gpadls),
             "gpadl_bytes": self.gpadls.pages * PAGE_SIZE,
             "code_map": self.memory.written.watched,
-            "inflight_slots": self._inflight.slots if self._inflight else 0,
-            "inflight_errors": self._inflight_errors,
+            "inflight_slots": self._inflight.slots,
+            "inflight_errors": self._inflight.errors,
             "totals": totals.as_dict(),
             "channels": channels,
-            "device": self.device.stats(),
+            "threads_left_behind": self.left.count,
+            "late": self.left.late,
+            "device": self._device_stats(),
         }
 
-
-class _Handler:
-    """The way of a channel's events to the device: the only place that knows both."""
-
-    def __init__(self, host: DeviceHost) -> None:
-        device = host.device
-        self._host = host
-        self._device = device
-        self._loop: DeviceLoop | None = None
-        self._loop_lock = threading.Lock()
-        self._async = inspect.iscoroutinefunction(device.packet_received)
-        self.name = host.name
-        self.limits = PacketLimits(
-            device.max_packet_size, device.max_external_data, device.max_external_ranges
-        )
-        self.transaction_quota = device.transaction_quota
-        self.gather_completions = device.gather_completions
-        self.gather_microseconds = device.gather_microseconds
-        self.written = host.memory.written
-        if not self._async:
-            # Saves a call on the way of every packet.
-            self.packet_received = device.packet_received  # type: ignore[method-assign,assignment]
-
-    def packet_received(self, channel: Channel, packet: Packet) -> None:
-        coroutine = self._device.packet_received(channel, packet)
-        if coroutine is None:
-            return
-        with self._loop_lock:
-            if self._loop is None:
-                self._loop = DeviceLoop(f"{self.name} loop")
-
-        def failed(error: BaseException) -> None:
-            channel.packet_raised(packet, error)
-
-        self._loop.submit(channel, coroutine, failed)
-
-    def packet_rejected(self, channel: Channel, packet: Packet, error: PacketError) -> None:
-        self._device.packet_rejected(channel, packet, error)
-
-    def processing_complete(self, channel: Channel, count: int) -> None:
-        self._device.processing_complete(channel, count)
-
-    @property
-    def wants_processing_complete(self) -> bool:
-        return type(self._device).processing_complete is not Device.processing_complete
-
-    def channel_failed(self, channel: Channel, error: GuestError) -> None:
-        if self._host.channel_failed is not None:
-            self._host.channel_failed(channel.index, error)
-
-    def suspended(self, channel: Channel) -> None:
+    def _device_stats(self) -> dict[str, Any]:
+        """Returns the device's own counters, or what is wrong with them."""
         try:
-            self._device.suspended(channel)
-        except Exception:
-            log.exception("%s: suspended() failed", channel.name)
-        if self._loop is not None:
-            self._loop.cancel(channel)
-
-    def closed(self, channel: Channel) -> None:
-        try:
-            self._device.closed(channel)
-        except Exception:
-            log.exception("%s: closed() failed", channel.name)
-
-    def close(self) -> None:
-        if self._loop is not None:
-            self._loop.close()
-            self._loop = None
+            deadline = Deadline(STATS_SECONDS)
+            return self.left.call(f"{self.name} stats", self.device.stats, deadline).get()
+        except Exception as error:
+            log.exception("%s: stats() failed", self.name)
+            return {"error": f"{type(error).__name__}: {error}"}

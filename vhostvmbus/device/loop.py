@@ -4,10 +4,13 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 log = logging.getLogger(__name__)
+
+CANCEL_SECONDS = 0.5
+"""The seconds that a task has to end in once it was cancelled."""
 
 
 class DeviceLoop:
@@ -16,8 +19,8 @@ class DeviceLoop:
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
         self._tasks: dict[object, set[asyncio.Task[None]]] = {}
-        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self.thread.start()
 
     def submit(
         self,
@@ -41,29 +44,36 @@ class DeviceLoop:
 
         self._loop.call_soon_threadsafe(begin)
 
-    def cancel(self, key: object, grace: float = 1.0) -> None:
-        """Lets the tasks of ``key`` finish for ``grace`` seconds, then cancels them.
+    def cancel(self, keys: Iterable[object], grace: float) -> None:
+        """Lets the tasks of ``keys`` finish for ``grace`` seconds, then cancels them.
 
-        Returns when none runs any more. Must not be called on the loop's thread.
+        Returns when none runs any more, or when they have ignored that for too long. Must not be
+        called on the loop's thread.
         """
 
         async def finish() -> None:
-            tasks = self._tasks.pop(key, set())
+            tasks = [task for key in list(keys) for task in self._tasks.pop(key, ())]
             if tasks:
                 _, late = await asyncio.wait(tasks, timeout=grace)
                 for task in late:
                     task.cancel()
                 if late:
-                    _, stuck = await asyncio.wait(late, timeout=5.0)
+                    _, stuck = await asyncio.wait(late, timeout=CANCEL_SECONDS)
                     if stuck:
                         log.error("%d tasks ignore that they were cancelled", len(stuck))
 
-        asyncio.run_coroutine_threadsafe(finish(), self._loop).result()
+        done = asyncio.run_coroutine_threadsafe(finish(), self._loop)
+        try:
+            done.result(grace + 2 * CANCEL_SECONDS)
+        except TimeoutError:
+            log.error("%s: a coroutine blocks the event loop", self.thread.name)
 
-    def close(self) -> None:
-        """Cancels everything and ends the thread."""
-        for key in list(self._tasks):
-            self.cancel(key, 0.0)
+    def close(self) -> bool:
+        """Cancels everything and ends the thread. Returns whether it has ended."""
+        self.cancel(list(self._tasks), 0.0)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        self.thread.join(CANCEL_SECONDS)
+        if self.thread.is_alive():
+            return False
         self._loop.close()
+        return True

@@ -84,6 +84,13 @@ struct vvb_region *vvb_region_new(uint64_t gpa, uint64_t size, int fd, uint64_t 
 void vvb_region_free(struct vvb_region *region);
 /* Replaces the file's pages by private zero pages; stale views stay harmless. */
 int vvb_region_detach(struct vvb_region *region);
+/*
+ * Takes guest memory from those who use it and do not end: a private copy is in its place from now
+ * on, which they see as it was and change in vain. Returns 0 or -errno.
+ */
+int vvb_region_forsake(struct vvb_region *region);
+/* Returns the region's own descriptor of the file. */
+int vvb_region_fd(struct vvb_region *region);
 char *vvb_region_host(struct vvb_region *region);
 int vvb_region_lost(struct vvb_region *region);
 uint64_t vvb_region_users(struct vvb_region *region);
@@ -277,6 +284,11 @@ struct vvb_ring *vvb_ring_attach(struct vvb_memory *memory, const uint64_t *pfns
                                  uint32_t ring_offset, int role, int initialize,
                                  struct vvb_fault *fault, int *err);
 void vvb_ring_free(struct vvb_ring *ring);
+/*
+ * Takes guest memory from a ring that somebody may be using: private zeros are in its place from now
+ * on, in that of its record too. Returns 0 or -errno.
+ */
+int vvb_ring_forsake(struct vvb_ring *ring);
 
 struct vvb_batch *vvb_batch_new(struct vvb_ring *ring, uint32_t max_packets);
 void vvb_batch_free(struct vvb_batch *batch);

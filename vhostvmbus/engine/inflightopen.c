@@ -269,6 +269,18 @@ int vvb_ring_record(struct vvb_ring *ring, int fd, uint64_t offset, uint64_t siz
     return ret;
 }
 
+int vvb_record_forsake(struct vvb_ring *ring)
+{
+    struct vvb_record *record = ring->record;
+
+    if (record && mmap(record->map, record->map_len, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
+                       0) == MAP_FAILED) {
+        return -errno;
+    }
+    return 0;
+}
+
 void vvb_record_free(struct vvb_ring *ring)
 {
     struct vvb_record *record = ring->record;

@@ -169,6 +169,24 @@ void vvb_ring_free(struct vvb_ring *ring)
     }
 }
 
+static int half_forsake(struct half *half)
+{
+    if (mmap(half->map, half->map_len, PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED) {
+        return -errno;
+    }
+    vvb_store(&half->header->interrupt_mask, 1u); /* nobody is to be signalled either */
+    return 0;
+}
+
+int vvb_ring_forsake(struct vvb_ring *ring)
+{
+    int rx = half_forsake(&ring->rx), tx = half_forsake(&ring->tx);
+    int record = vvb_record_forsake(ring);
+
+    return rx ? rx : tx ? tx : record;
+}
+
 int vvb_ring_lost(struct vvb_ring *ring)
 {
     return vvb_guard_lost(ring->rx.guard) || vvb_guard_lost(ring->tx.guard);

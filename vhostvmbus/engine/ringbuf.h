@@ -120,6 +120,8 @@ void vvb_record_lost_completion(struct vvb_ring *ring, uint32_t slot);
 void vvb_record_publish(struct vvb_ring *ring);
 void vvb_record_published(struct vvb_ring *ring);
 void vvb_record_free(struct vvb_ring *ring);
+/* Puts private zeros in the place of the record; its users stay harmless. 0 or -errno. */
+int vvb_record_forsake(struct vvb_ring *ring);
 
 /* A packet of the batch that a plan fits. */
 struct vvb_todo {

@@ -2,8 +2,10 @@
 /*
  * Waiting for eventfds, and signalling them.
  */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "engine.h"
@@ -25,9 +27,15 @@ int vvb_wait(const int *fds, uint32_t count, int timeout_ms)
     for (uint32_t i = 0; i < count; i++) {
         if (poll_fds[i].revents) {
             uint64_t value;
+            struct iovec iov = {&value, sizeof(value)};
 
-            /* Nobody else reads it; EAGAIN only means that it was empty. */
-            if (read(fds[i], &value, sizeof(value)) < 0 && errno != EAGAIN) {
+            /*
+             * Whether a read blocks is a property of the open file, which the peer may change, and
+             * he may be reading as well: so it is asked for here. EAGAIN: it was empty.
+             */
+            if (preadv2(fds[i], &iov, 1, -1, RWF_NOWAIT) < 0 && errno != EAGAIN &&
+                (errno != EOPNOTSUPP ||
+                 (read(fds[i], &value, sizeof(value)) < 0 && errno != EAGAIN))) {
                 return -errno;
             }
             fired |= 1 << i;

@@ -29,7 +29,7 @@ from vhostvmbus.vhost_user.memory_table import MemoryTable
 from vhostvmbus.vhost_user.messages import ProtocolFeature, Request
 from vhostvmbus.vhost_user.session import NEEDS_FEATURE, OPTIONAL_FEATURES, State, next_state
 from vhostvmbus.vhost_user.sockets import close_all
-from vhostvmbus.wire.errors import VmbusError
+from vhostvmbus.wire.errors import MemoryInUse, VmbusError
 from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.offer import Offer
 
@@ -131,7 +131,7 @@ class DirectFrontEnd:
         assert isinstance(message, m.DeviceWork)
         try:
             carry_out(self._back_end, message, fds)
-        except ProtocolError:
+        except (ProtocolError, MemoryInUse):
             raise
         except (VmbusError, OSError) as error:
             return status_of(error, message)

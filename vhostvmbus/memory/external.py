@@ -8,6 +8,7 @@ regions behind it stay mapped as long as it is open or somebody is inside one of
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Protocol
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _new_bytes = ffi.new_allocator(should_clear_after_alloc=False)
 
+_POLL_SECONDS = 0.005
+"""Seconds between two looks at a view that is in use."""
 SEG_SIZE: int = ffi.sizeof("struct vvb_seg")
 
 
@@ -48,6 +51,7 @@ class ExternalData:
         "_busy",
         "_closed",
         "_count",
+        "_exported",
         "_kept_writable",
         "_length",
         "_lock",
@@ -83,6 +87,7 @@ class ExternalData:
         self._written: list[tuple[int, int]] | None = [(0, written)] if written else None
         self._kept_writable: list[tuple[int, int]] | None = None
         self._views: list[memoryview] | None = None
+        self._exported: list[memoryview] | None = None
         self._on_idle: list[threading.Event] | None = None
 
     def __len__(self) -> int:
@@ -399,8 +404,9 @@ class ExternalData:
             try:
                 view.release()
             except BufferError:
-                # Somebody made a view of the view. It keeps the mapping alive, and harmless.
-                continue
+                # Somebody made a view of the view, or is in a call with it. It keeps the mapping
+                # alive.
+                self._exported = [*(self._exported or ()), view]
         if not put:
             lib.vvb_segs_put(self._raw, self._count)
 
@@ -415,17 +421,47 @@ class ExternalData:
                 before()
             finally:
                 self._leave()
+        with self._lock:
+            busy = self._busy
+        if wait:
+            self._wait_idle(None)
+        elif not busy:
+            self._release()
+
+    def _wait_idle(self, seconds: float | None) -> bool:
+        """Waits until nobody is inside a method of what is closed."""
         event: threading.Event | None = None
         with self._lock:
             if self._busy:
-                if not wait:
-                    return
                 event = threading.Event()
                 self._on_idle = [*(self._on_idle or ()), event]
         if event is None:
             self._release()
-        else:
-            event.wait()
+            return True
+        return event.wait(seconds)
+
+    def wait_unused(self, seconds: float) -> bool:
+        """Returns whether, within so many seconds after :meth:`close`, nobody touches it any more.
+
+        Who is inside a method still does, and who has a view of a view, or is in a call with one.
+        """
+        deadline = time.monotonic() + seconds
+        if not self._wait_idle(seconds):
+            return False
+        while self._still_exported():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_SECONDS)
+        return True
+
+    def _still_exported(self) -> bool:
+        views, self._exported = self._exported, None
+        for view in views or ():
+            try:
+                view.release()
+            except BufferError:
+                self._exported = [*(self._exported or ()), view]
+        return self._exported is not None
 
 
 class ReadOnlyExternalData(ExternalData):

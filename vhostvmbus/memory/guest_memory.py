@@ -60,9 +60,10 @@ class _Wanted(NamedTuple):
 class Region:
     """One mapped stretch of guest RAM. ``view`` is a writable view of all of it."""
 
-    __slots__ = ("_handle", "guest_phys_addr", "key", "size", "view")
+    __slots__ = ("_handle", "_wanted", "guest_phys_addr", "key", "size", "view")
 
     def __init__(self, wanted: _Wanted, handle: "Pointer[vvb_region]") -> None:
+        self._wanted = wanted
         self.guest_phys_addr = wanted.guest_phys_addr
         self.size = wanted.size
         self.key = wanted.key
@@ -78,6 +79,11 @@ class Region:
     def handle(self) -> "Pointer[vvb_region]":
         """The engine's ``struct vvb_region *``."""
         return self._handle
+
+    def again(self) -> _Wanted:
+        """Returns what to map for another mapping of the same memory."""
+        fd = int(lib.vvb_region_fd(self._handle))
+        return _Wanted(self._wanted.shared._replace(fd=fd), self._wanted.file)
 
     @property
     def end(self) -> int:
@@ -305,14 +311,34 @@ class GuestMemory:
     def close(self, timeout: float = 2.0) -> None:
         """Forgets every region; waits up to ``timeout`` seconds in all for their users.
 
-        The pages of one that is used still are let go with the next change. The object can be
-        filled again afterwards.
+        Those who use one still see a private copy of it from then on, and touch the guest's memory
+        no more. The object can be filled again afterwards.
         """
         with self._lock:
             self._install(())
             with contextlib.suppress(RegionBusy):
                 wait_until_unused(list(self._mapped.values()), timeout)
             self._unmap()
+            self._forsake(list(self._mapped.values()))
+
+    def renew(self) -> None:
+        """Maps every region anew, and takes the guest's memory from whoever uses the old mappings.
+
+        They see a private copy from then on. Raises :exc:`RegionInvalid` if that cannot be mapped.
+        """
+        with self._lock:
+            before = self._regions
+            old = list(self._mapped.values())
+            self._install([self._map(region.again()) for region in before])
+            self._forsake(old)
+            self._unmap()
+
+    @staticmethod
+    def _forsake(regions: Sequence[Region]) -> None:
+        for region in regions:
+            result = lib.vvb_region_forsake(region.handle)
+            if result:
+                raise MemoryError(os.strerror(-result))
 
     # -- look-up -------------------------------------------------------------------------------
 

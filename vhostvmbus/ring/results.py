@@ -5,12 +5,17 @@ Invariant: a value is private: nothing that the peer does changes it, but for th
 a packet's external data stands for.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from vhostvmbus.engine import lib
+from vhostvmbus.engine.faults import error_of
 from vhostvmbus.memory import ExternalData
 from vhostvmbus.ring.plan import Done
-from vhostvmbus.wire.errors import GuestError, PacketError, RingFull
+from vhostvmbus.wire.errors import GuestError, PacketError, PacketTooBig, RingFull
 from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED
+
+if TYPE_CHECKING:
+    from vhostvmbus._engine import vvb_fault
 
 
 class PacketLimits(NamedTuple):
@@ -146,6 +151,16 @@ class Sent(NamedTuple):
             raise self.error
         if self.full:
             raise RingFull("the packet does not fit into the ring now")
+
+
+def cut_short(result: int, entered: int, signal: bool, fault: "vvb_fault") -> Sent:
+    """Returns what the engine says, ``result`` and ``fault``, unless it says that all is well."""
+    if result == lib.VVB_E_FULL:
+        return Sent(entered, signal, full=True)
+    if result == lib.VVB_E_TOO_BIG:
+        text = f"a packet of {fault.value} bytes can never fit into the ring"
+        return Sent(entered, signal, error=PacketTooBig(text))
+    return Sent(entered, signal, error=error_of(fault))
 
 
 class RingState(NamedTuple):

@@ -20,13 +20,20 @@ from vhostvmbus.memory import ExternalData, GuestMemory
 from vhostvmbus.memory.external import SEG_SIZE
 from vhostvmbus.memory.mappings import count_runs
 from vhostvmbus.ring.plan import AnyPlan, Done, Outgoing
-from vhostvmbus.ring.results import Batch, PacketLimits, RawPacket, RingState, Sent, Served
+from vhostvmbus.ring.results import (
+    Batch,
+    PacketLimits,
+    RawPacket,
+    RingState,
+    Sent,
+    Served,
+    cut_short,
+)
 from vhostvmbus.wire.errors import (
     ChannelClosed,
     GuestError,
     InflightInvalid,
     PacketError,
-    PacketTooBig,
     RingInvalid,
 )
 from vhostvmbus.wire.gpa import GpaRange, build_ranges, parse_ranges
@@ -34,7 +41,7 @@ from vhostvmbus.wire.ntstatus import NtStatus
 from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED, GPA_DIRECT_HEADER_SIZE, PacketType
 
 if TYPE_CHECKING:
-    from vhostvmbus._engine import Pointer, c_uint8_t, vvb_fault, vvb_outgoing, vvb_ring
+    from vhostvmbus._engine import Pointer, c_uint8_t, vvb_outgoing, vvb_ring
 
 _PACKET = struct.Struct("=QQQQIIIIIIIIIHHII")
 _OUTGOING = struct.Struct("=QIIHHI")
@@ -312,7 +319,7 @@ class Ring:
         )
         if not result:
             return _ONE_SENT[signal[0]]
-        return _cut_short(result, 0, bool(signal[0]), fault)
+        return cut_short(result, 0, bool(signal[0]), fault)
 
     def send_many(self, packets: Sequence[Outgoing] | Done) -> Sent:
         """Puts packets into the ring, as many as fit, with one write-index store.
@@ -340,7 +347,7 @@ class Ring:
         result = lib.vvb_ring_send_many(self._ring, records, count, data, size, sent)
         if not result:
             return _ONE_SENT[sent.signal] if count == 1 else Sent(count, bool(sent.signal))
-        return _cut_short(result, sent.count, bool(sent.signal), sent.fault)
+        return cut_short(result, sent.count, bool(sent.signal), sent.fault)
 
     def send_gpa_direct(
         self,
@@ -472,15 +479,15 @@ class Ring:
             ffi.release(self._ring)
             self._share.give_back()
 
+    def forsake(self) -> None:
+        """Detaches the ring from guest memory while somebody may be inside another method.
 
-def _cut_short(result: int, entered: int, signal: bool, fault: "vvb_fault") -> Sent:
-    """Returns what the engine says, ``result`` and ``fault``, unless it says that all is well."""
-    if result == lib.VVB_E_FULL:
-        return Sent(entered, signal, full=True)
-    if result == lib.VVB_E_TOO_BIG:
-        text = f"a packet of {fault.value} bytes can never fit into the ring"
-        return Sent(entered, signal, error=PacketTooBig(text))
-    return Sent(entered, signal, error=error_of(fault))
+        He sees private zeros from now on. The ring is freed with its last reference.
+        """
+        if not self._closed:
+            self._closed = True
+            lib.vvb_ring_forsake(self._ring)
+            self._share.give_back()
 
 
 def _ranges_of(raw: bytes, payload_offset: int) -> list[GpaRange]:

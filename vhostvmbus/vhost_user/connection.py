@@ -28,7 +28,7 @@ from vhostvmbus.vhost_user.sockets import (
     require_stream_socket,
     send,
 )
-from vhostvmbus.wire.errors import VmbusError
+from vhostvmbus.wire.errors import MemoryInUse, VmbusError
 from vhostvmbus.wire.ntstatus import NtStatus
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class Connection:
         status = NtStatus.SUCCESS
         try:
             self._carry_out(message, event.fds)
-        except ProtocolError:
+        except (ProtocolError, MemoryInUse):
             raise
         except (VmbusError, OSError) as error:
             status = status_of(error, message)

@@ -200,6 +200,21 @@ class MappingLimit(FrontEndError):
     status = NtStatus.INSUFFICIENT_RESOURCES
 
 
+class ThreadLimit(FrontEndError):
+    """Too many threads of the device's code do not return."""
+
+    status = NtStatus.INSUFFICIENT_RESOURCES
+
+
+class MemoryInUse(FrontEndError):
+    """A channel that is to be closed uses guest memory in a call that does not return.
+
+    No session outlives it: the end of the connection takes the memory away.
+    """
+
+    status = NtStatus.IO_TIMEOUT
+
+
 class UsageError(VmbusError):
     """A mistake in a device's code."""
 
@@ -226,6 +241,12 @@ class ExternalDataClosed(UsageError):
 
 class ExternalDataReadOnly(UsageError):
     """A write to external data that was mapped read-only."""
+
+
+class DeviceTimeout(UsageError):
+    """The device's code did not return in time, or what it does has not ended."""
+
+    status = NtStatus.IO_TIMEOUT
 
 
 class RequestCancelled(UsageError):

@@ -324,12 +324,13 @@ def test_what_was_in_flight_is_replayed_by_the_next_back_end() -> None:
 def test_requests_are_carried_out_on_the_callers_thread() -> None:
     threads: list[int] = []
 
-    class Where(Echo):
-        def opened(self, channel: Channel) -> None:
+    class Where(DeviceHost):
+        def open_channel(self, opening: Opening, kick_fd: int, call_fd: int) -> None:
             threads.append(threading.get_ident())
+            super().open_channel(opening, kick_fd, call_fd)
 
     before = threading.active_count()
-    with SoftwareGuest.direct(Where()) as guest:
+    with SoftwareGuest.direct(Where(Echo())) as guest:
         assert threading.active_count() == before
         guest.enable()
         assert threads == [threading.get_ident()]

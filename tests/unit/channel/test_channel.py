@@ -10,13 +10,13 @@ import pytest
 from tests.support.devices import TestDevice
 from tests.support.ram import BASE_PFN, PAGES
 from tests.support.raw_channel import raw_channel, repeat
-from tests.support.rings import raw_packet
+from tests.support.rings import raw_packet, set_word
 from tests.support.waiting import eventually, together
 from vhostvmbus.channel import Channel, ChannelState, Packet
 from vhostvmbus.wire import errors
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
-from vhostvmbus.wire.vmbus import RING_FEATURE_BITS, RING_WRITE_INDEX, PacketType
+from vhostvmbus.wire.vmbus import RING_FEATURE_BITS, RING_READ_INDEX, RING_WRITE_INDEX, PacketType
 
 
 def held() -> tuple[TestDevice, list[Packet]]:
@@ -261,6 +261,18 @@ def test_the_host_sends_and_the_guest_completes() -> None:
         guest.wake()
         eventually(lambda: done)
         assert done == [b"answer!!"]
+
+
+def test_a_packet_without_a_completion_takes_nobodys_callback() -> None:
+    """It has the id of one that waits for its own, and the ring cannot be followed any more."""
+    with raw_channel(TestDevice()) as guest:
+        done: list[bytes | None] = []
+        transaction = guest.channel.send(b"question", on_completion=done.append)
+        set_word(guest.ring, False, RING_READ_INDEX, 5)
+        with pytest.raises(errors.ChannelClosed):
+            guest.channel.send(b"", transaction_id=transaction)
+        guest.host.close_channel(0)
+        assert done == [None]
 
 
 def test_a_request_waits_for_its_completion() -> None:

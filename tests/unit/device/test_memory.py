@@ -11,6 +11,7 @@ from tests.support.ram import BASE, BASE_PFN, Ram
 from tests.support.raw_channel import raw_channel, repeat
 from tests.support.waiting import eventually, in_thread
 from vhostvmbus.channel import Channel, ChannelState, Packet
+from vhostvmbus.channel.deadline import Deadline
 from vhostvmbus.device import DeviceHost
 from vhostvmbus.wire import errors
 from vhostvmbus.wire.gpa import GpaRange
@@ -36,7 +37,7 @@ def test_gpadl_ids_and_bounds() -> None:
         host.gpadl_create(0, 3, [many])
         with pytest.raises(errors.GpadlLimit):
             repeat(lambda i: host.gpadl_create(0, 4 + i, [many]), 16)
-        host.gpadls.clear()
+        host.gpadls.clear(Deadline(1))
         with pytest.raises(errors.GpadlLimit):
             repeat(lambda i: host.gpadl_create(0, i, page), 2000)
 
