@@ -295,6 +295,9 @@ class DeviceHost:
             channel.begin()
             if type(device).post_started is not Device.post_started:
                 channel.run_beside(lambda: device.post_started(channel))
+            if opening.resumed:
+                # The back end before may have ended between a completion and its signal.
+                channel.signal()
         except BaseException:
             self._channels.pop(index, None)
             self._end([channel], deadline, grace=0.0, publish=False, told=told)

@@ -87,6 +87,15 @@ def test_a_resumed_channel_goes_on_where_it_was() -> None:
         assert guest.expect()[0].transaction_id == 8
 
 
+def test_a_resumed_channel_is_signalled_once() -> None:
+    """The back end before may have published a completion and been killed before it signalled."""
+    with raw_channel(TestDevice()) as guest:
+        guest.host.close_channel(0)
+        assert not guest.wait_signalled(0.01)
+        assert guest.resume() is NtStatus.SUCCESS
+        assert guest.wait_signalled(10)
+
+
 def test_a_device_may_refuse() -> None:
     class Refusing(TestDevice):
         def opened(self, channel: Channel) -> None:
