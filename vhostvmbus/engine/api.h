@@ -27,6 +27,7 @@ enum {
     VVB_E_RANGE_EMPTY = 20,
     VVB_E_RANGE_TOO_LONG = 21,
     VVB_E_PFN = 22,
+    VVB_E_REPLAYED = 23,
     /* Outcomes of a send. */
     VVB_E_FULL = 32,
     VVB_E_TOO_BIG = 33,
@@ -47,7 +48,8 @@ enum {
     VVB_F_BYTE_COUNT = 9,
     VVB_F_PFN_COUNT = 10,
     VVB_F_PFN = 11,
-    VVB_F_MEMORY = 12
+    VVB_F_MEMORY = 12,
+    VVB_F_REPLAYS = 13
 };
 
 enum { VVB_ROLE_HOST = 0, VVB_ROLE_GUEST = 1 };

@@ -24,6 +24,7 @@ GUEST_ERRORS: Final[dict[int, type[errors.GuestError]]] = {
     lib.VVB_E_RANGE_EMPTY: errors.GpaRangeEmpty,
     lib.VVB_E_RANGE_TOO_LONG: errors.GpaRangeTooLong,
     lib.VVB_E_PFN: errors.PfnOutsideMemory,
+    lib.VVB_E_REPLAYED: errors.PacketReplayedTooOften,
 }
 
 FIELDS: Final[dict[int, str]] = {
@@ -40,6 +41,7 @@ FIELDS: Final[dict[int, str]] = {
     lib.VVB_F_PFN_COUNT: "pfn_count",
     lib.VVB_F_PFN: "pfn",
     lib.VVB_F_MEMORY: "memory",
+    lib.VVB_F_REPLAYS: "replays",
 }
 
 

@@ -96,6 +96,7 @@ void vvb_record_packet(struct vvb_ring *ring, struct vvb_batch *batch, struct vv
     vvb_step();
     memcpy(&slot->descriptor, data, sizeof(slot->descriptor));
     slot->ring_offset = packet->ring_offset;
+    vvb_store(&slot->replays, 0u);
     vvb_store(&slot->done, (uint64_t)0);
     vvb_step();
     /* release: the slot is whole before it has a number */
@@ -208,6 +209,15 @@ void vvb_record_replay(struct vvb_ring *ring, struct vvb_batch *batch, uint32_t 
             packet->error = VVB_E_TOO_LARGE;
             packet->fault_field = VVB_F_PAYLOAD_LENGTH;
             packet->fault_value = length;
+            packet->fault_offset = again->ring_offset;
+        } else if (again->replays > MOST_REPLAYS) {
+            vvb_segs_put(batch->segs.v + packet->first_seg, packet->seg_count);
+            batch->segs.count = packet->first_seg;
+            packet->seg_count = 0;
+            packet->external_length = 0;
+            packet->error = VVB_E_REPLAYED;
+            packet->fault_field = VVB_F_REPLAYS;
+            packet->fault_value = again->replays;
             packet->fault_offset = again->ring_offset;
         }
         if (plan && !vvb_batch_keeps_order(batch, plan, &handed_up)) {

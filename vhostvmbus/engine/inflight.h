@@ -10,6 +10,7 @@
 
 #define INFLIGHT_MAGIC 0x544c464e49425656ull /* "VVBINFLT" */
 #define INFLIGHT_VERSION 1u
+#define MOST_REPLAYS 32u /* then it is taken for what ends the back ends */
 
 struct cursor {
     uint64_t number;
@@ -41,7 +42,8 @@ struct slot {
     uint64_t done;   /* head.tx's number with which it is; 0: not yet */
     struct descriptor descriptor;
     uint32_t ring_offset;
-    uint32_t reserved[7];
+    uint32_t replays; /* how many back ends have been given it after the first */
+    uint32_t reserved[6];
 };
 
 _Static_assert(sizeof(struct cursors) == 64 && sizeof(struct slot) == 64, "a cache line each");
@@ -55,6 +57,7 @@ struct again {
     struct descriptor descriptor;
     uint32_t ring_offset;
     uint32_t slot;
+    uint32_t replays;
 };
 
 struct vvb_record {

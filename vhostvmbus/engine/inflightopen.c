@@ -111,12 +111,17 @@ static int read_slot(struct vvb_ring *ring, uint32_t index, uint64_t taken, uint
         return -EBADMSG;
     }
     vvb_store(&slot->done, (uint64_t)0);
+    if (copy.replays <= MOST_REPLAYS) {
+        copy.replays++;
+        vvb_store(&slot->replays, copy.replays);
+    }
     record->state[index] = TAKEN;
     again = &record->again[record->again_count++];
     again->number = copy.number;
     again->descriptor = copy.descriptor;
     again->ring_offset = copy.ring_offset;
     again->slot = index;
+    again->replays = copy.replays;
     return 0;
 }
 

@@ -79,6 +79,10 @@ class PacketTooLarge(PacketError):
     """The payload exceeds the device's ``max_packet_size``."""
 
 
+class PacketReplayedTooOften(PacketError):
+    """More than 32 back ends in a row have ended with this packet: nobody is to do it any more."""
+
+
 class GpaRangeError(PacketError):
     """Something is wrong with the description of external data."""
 

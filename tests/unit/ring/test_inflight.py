@@ -74,6 +74,33 @@ def test_it_may_happen_again_and_again(rig: Rig) -> None:
     assert len(rig.guest.receive().packets) == 20
 
 
+def test_what_ends_every_back_end_is_refused_in_the_end(rig: Rig) -> None:
+    """It and what was in flight beside it; what comes afterwards is done as ever."""
+    host = rig.host(resume=False)
+    page = GpaRange.of_pages([BASE_PFN + 64])
+    rig.guest.send_gpa_direct(b"poison!!", [page], transaction_id=1).check()
+    host.receive()
+    for _ in range(32):
+        (packet,) = rig.host().receive().packets
+        assert packet.error is None
+        packet.external_data.close()  # type: ignore[union-attr]
+    for _ in range(2):
+        host = rig.host()
+        (packet,) = host.receive().packets
+        assert isinstance(packet.error, errors.PacketReplayedTooOften)
+        assert packet.external_data is None
+    complete(host, packet)
+    rig.guest.send_gpa_direct(b"harmless", [page], transaction_id=2).check()
+    (packet,) = host.receive().packets
+    assert packet.external_data is not None
+    packet.external_data.close()
+    (packet,) = rig.host().receive().packets
+    assert packet.error is None
+    assert packet.external_data is not None
+    packet.external_data.close()
+    assert rig.memory.regions[0].users == 0
+
+
 def test_what_nobody_waits_for_is_not_recorded(rig: Rig) -> None:
     host = rig.host(resume=False)
     rig.send(1, flags=0)
