@@ -252,6 +252,7 @@ class vvb_batch:
     bytes: int
     no_slot: int
     replayed: int
+    stopped: int
     todo: Pointer[vvb_todo]
     todo_bytes: int
     todo_count: int
@@ -941,6 +942,7 @@ class Lib:
     def vvb_ring_forsake(self, ring: Address[vvb_ring], /) -> int: ...
     def vvb_batch_new(self, ring: Address[vvb_ring], max_packets: int, /) -> vvb_batch_p: ...
     def vvb_batch_free(self, batch: Address[vvb_batch], /) -> None: ...
+    def vvb_batch_stop(self, batch: Address[vvb_batch], /) -> None: ...
     def vvb_ring_receive(
         self,
         ring: Address[vvb_ring],

@@ -19,6 +19,7 @@ from vhostvmbus.channel.host_packets import HostPackets
 from vhostvmbus.channel.life import ChannelLife, ChannelState
 from vhostvmbus.channel.receiver import Receiver
 from vhostvmbus.channel.sender import Sender
+from vhostvmbus.memory import ExternalData
 from vhostvmbus.wire.errors import DeviceTimeout, UsageError
 
 WORKERS: Final = 0.45
@@ -48,6 +49,7 @@ class ChannelEnd:
         self._completions = completions
         self._host_packets = host_packets
         self._resumed = resumed
+        self._in_use: list[ExternalData] = []
         self._using: set[str] = set()  # who may use the ring or the eventfds still
         self._worker_ended = self._device_left = False
         self._lock = threading.Lock()
@@ -70,6 +72,11 @@ class ChannelEnd:
         """Tells whether anybody may use the ring or the eventfds of the closed channel."""
         return bool(self._using)
 
+    def transferring(self) -> bool:
+        """Tells whether somebody is still at the channel's external data, after its end."""
+        self._in_use = [data for data in self._in_use if not data.wait_unused(0)]
+        return bool(self._in_use) or ("worker" in self._using and self._receiver.in_engine)
+
     def check_thread(self) -> None:
         """Raises :exc:`UsageError` on a thread that the end waits for."""
         if self._life.on_worker or self._receiver.deferred.is_current_thread:
@@ -88,6 +95,7 @@ class ChannelEnd:
         life.stopping = True
         if not publish:
             self._sender.stop()
+            life.ring.stop_plan()
         life.stop()
         life.notify()  # a pause that waits
 
@@ -97,6 +105,7 @@ class ChannelEnd:
         worker = receiver.thread
         if worker.ident is not None and not life.wait_for(_end_of(worker), deadline):
             life.draining = False  # what it takes from now on is nobody's
+            life.ring.stop_plan()
             with self._lock:
                 if not self._worker_ended:
                     self._using.add("worker")
@@ -136,8 +145,8 @@ class ChannelEnd:
         """Takes the packets that are left away from the device."""
         if not self._sender.detach(deadline):
             self._using.add("sender")
-        if not self._completions.drop_all(deadline):
-            self.touching = True
+        self._in_use = self._completions.drop_all(deadline)
+        self.touching |= bool(self._in_use)
 
     def tell(self, deadline: Deadline) -> None:
         """Tells those who wait for completions of the guest that none will come."""

@@ -8,7 +8,7 @@ that gathers completions, some at a time. Invariants:
 * a completion becomes visible to the guest only after what was written has been reported, which
   the sender sees to;
 * whatever way a packet ends while the channel goes on, the quota hears of it afterwards;
-* after :meth:`Completions.drop_all` returned true, nobody touches external data.
+* after :meth:`Completions.drop_all` returned, nobody touches external data but what it returned.
 """
 
 import threading
@@ -19,6 +19,7 @@ from vhostvmbus.channel.life import ChannelLife
 from vhostvmbus.channel.packet import Packet
 from vhostvmbus.channel.quota import Quota
 from vhostvmbus.channel.sender import Sender
+from vhostvmbus.memory import ExternalData
 from vhostvmbus.memory.written import Spans
 from vhostvmbus.ring import Done, Outgoing
 from vhostvmbus.wire.errors import (
@@ -191,18 +192,16 @@ class Completions:
             while self.packets and (left := deadline.left) > 0:
                 self._life.idle.wait(left)
 
-    def drop_all(self, deadline: Deadline) -> bool:
+    def drop_all(self, deadline: Deadline) -> list[ExternalData]:
         """Takes every packet away from whoever holds it, those that come too late included.
 
-        Returns false if somebody is at a packet's data still who does not return.
+        Returns the data that somebody is at still who does not return.
         """
         self.ended = True
         dropped = [packet for packet in list(self.packets.values()) if self._drop(packet, 0)]
         self._life.stats.dropped += len(dropped)
-        return all(
-            packet.external_data is None or packet.external_data.wait_unused(deadline.left)
-            for packet in dropped
-        )
+        data = [packet.external_data for packet in dropped if packet.external_data is not None]
+        return [external for external in data if not external.wait_unused(deadline.left)]
 
     def drop_in(self, guest_phys_addr: int, size: int, deadline: Deadline) -> int:
         """Ends packets with external data in memory that goes away. Returns how many.

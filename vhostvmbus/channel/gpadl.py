@@ -76,6 +76,7 @@ class GpadlTable:
 
     def __init__(self, memory: GuestMemory, left: LeftBehind) -> None:
         self._left = left
+        self._in_use: list[ExternalData] = []
         self._memory = memory
         self._lock = threading.Lock()
         self._gpadls: dict[int, Gpadl] = {}
@@ -127,7 +128,17 @@ class GpadlTable:
             if gpadl is None:
                 raise GpadlUnknown(f"no GPADL {gpadl_id:#x}")
             self._pages -= gpadl.page_count
-        return gpadl.end_mapping(self._left, deadline)
+        if gpadl.end_mapping(self._left, deadline):
+            return True
+        assert gpadl.mapping is not None
+        self._in_use.append(gpadl.mapping)
+        return False
+
+    def transferring(self) -> bool:
+        """Tells whether somebody is still at the pages of a GPADL that was removed."""
+        with self._lock:
+            self._in_use = [data for data in self._in_use if not data.wait_unused(0)]
+            return bool(self._in_use)
 
     def clear(self, deadline: Deadline) -> bool:
         """Forgets them all; otherwise like :meth:`remove`."""

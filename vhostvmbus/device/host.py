@@ -14,10 +14,11 @@ from typing import Any, NoReturn
 
 from vhostvmbus.channel import Channel, ChannelStats, GpadlTable
 from vhostvmbus.channel.closing import close_together
-from vhostvmbus.channel.deadline import MAX_LEFT_BEHIND, Deadline, LeftBehind
+from vhostvmbus.channel.deadline import Deadline, LeftBehind
 from vhostvmbus.device.device import Device
 from vhostvmbus.device.handler import DeviceHandler
 from vhostvmbus.device.inflight import Inflight
+from vhostvmbus.device.lingering import Lingering
 from vhostvmbus.device.offer import offer_of
 from vhostvmbus.device.offers import ChannelOffers
 from vhostvmbus.device.unplug import Unplugging
@@ -34,7 +35,6 @@ from vhostvmbus.wire.errors import (
     RefuseOpen,
     RegionBusy,
     RegionInvalid,
-    ThreadLimit,
 )
 from vhostvmbus.wire.gpa import GpaRange
 from vhostvmbus.wire.ntstatus import NtStatus
@@ -86,7 +86,7 @@ class DeviceHost:
             device, self.name, self.memory.written, self.left, self._channel_failed
         )
         self._disconnect_seconds = REQUEST_SECONDS
-        self._not_let_go: list[Channel] = []  # closed, and somebody may use their eventfds
+        self._lingering = Lingering(self.left)
         self._lock = threading.RLock()
         self._stats_lock = threading.Lock()  # a closing channel is counted once
         self._past = ChannelStats()
@@ -266,7 +266,7 @@ class DeviceHost:
         self._check_index(index)
         if index in self._channels:
             raise ChannelStateError(f"channel {index} is open already")
-        self._check_left()
+        self._lingering.check(self.gpadls)
         gpadl = self.gpadls.get(opening.gpadl_id)
         if gpadl.channel != index:
             raise FrontEndError(f"GPADL {opening.gpadl_id:#x} belongs to channel {gpadl.channel}")
@@ -322,13 +322,6 @@ class DeviceHost:
             raise RefuseOpen(message=f"{outcome.error!r} in the device") from outcome.error
         outcome.get()
 
-    def _check_left(self) -> None:
-        """Gives up what is left of channels, and raises :exc:`ThreadLimit` if it is too much."""
-        self._not_let_go = [channel for channel in self._not_let_go if not channel.end.let_go()]
-        self.left.check()
-        if len(self._not_let_go) >= MAX_LEFT_BEHIND:
-            raise ThreadLimit(f"{len(self._not_let_go)} closed channels are in use still")
-
     def close_channel(self, index: int) -> None:
         """Closes a channel, for VMBUS_CLOSE.
 
@@ -382,8 +375,7 @@ class DeviceHost:
         )
         for behind, channel in enumerate(channels):
             index = channel.index
-            if channel.end.left:
-                self._not_let_go.append(channel)
+            self._lingering.add(channel)
             with self._stats_lock:
                 self._past.add(channel.end_stats)
                 self._channels.pop(index, None)

@@ -258,6 +258,7 @@ struct vvb_batch {
     uint32_t bytes;  /* taken from the ring, trailers counted */
     uint32_t no_slot;  /* stopped because all slots of the in-flight region are taken */
     uint32_t replayed; /* packets that were in it already; bytes does not count them */
+    uint32_t stopped;  /* set by vvb_batch_stop() */
     /* The plan, and the work that it did: its packets are not among the above. */
     struct vvb_todo *todo;
     uint64_t todo_bytes;
@@ -294,6 +295,8 @@ int vvb_ring_forsake(struct vvb_ring *ring);
 
 struct vvb_batch *vvb_batch_new(struct vvb_ring *ring, uint32_t max_packets);
 void vvb_batch_free(struct vvb_batch *batch);
+/* Has a plan begin nothing more: packets that fit are handed up. For any thread, and for good. */
+void vvb_batch_stop(struct vvb_batch *batch);
 
 /*
  * Takes up to max packets out of the ring. The result, and batch->fault, say why it stopped early.

@@ -290,6 +290,9 @@ void vvb_plan_run(const struct vvb_plan *plan, struct vvb_batch *batch)
     for (uint32_t i = 0; i < batch->count; i++) {
         const struct vvb_packet *packet = &batch->packets[i];
 
+        if (vvb_load(&batch->stopped)) {
+            next = batch->todo_count;
+        }
         if (next < batch->todo_count && batch->todo[next].packet == i &&
             plan->perform(plan, batch, &batch->todo[next++])) {
             batch->done_count++;
@@ -303,6 +306,11 @@ void vvb_plan_run(const struct vvb_plan *plan, struct vvb_batch *batch)
         batch->packets[kept++] = *packet;
     }
     batch->count = kept;
+}
+
+void vvb_batch_stop(struct vvb_batch *batch)
+{
+    vvb_store(&batch->stopped, 1u);
 }
 
 bool vvb_plan_room(struct vvb_batch *batch, uint32_t max_packets)

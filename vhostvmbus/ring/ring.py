@@ -479,6 +479,10 @@ class Ring:
             ffi.release(self._ring)
             self._share.give_back()
 
+    def stop_plan(self) -> None:
+        """Has plans begin nothing more from now on; any thread."""
+        lib.vvb_batch_stop(self._batch)
+
     def forsake(self) -> None:
         """Detaches the ring from guest memory while somebody may be inside another method.
 

@@ -210,6 +210,12 @@ class ThreadLimit(FrontEndError):
     status = NtStatus.INSUFFICIENT_RESOURCES
 
 
+class DeviceBusy(FrontEndError):
+    """A transfer of a channel that is closed has not ended: no channel is opened until then."""
+
+    status = NtStatus.IO_TIMEOUT
+
+
 class MemoryInUse(FrontEndError):
     """A channel that is to be closed uses guest memory in a call that does not return.
 

@@ -472,6 +472,16 @@ def test_a_ring_to_the_guest_that_is_lost_is_reported_though_a_plan_does_everyth
         os.close(fd)
 
 
+def test_a_plan_that_is_stopped_begins_nothing(rig: Rig) -> None:
+    rig.send(request(1))
+    rig.host.stop_plan()
+    batch = rig.host.receive(plan=rig.plan)
+    assert batch.done is None
+    (packet,) = batch.packets
+    assert packet.external_data is not None
+    packet.external_data.close()
+
+
 def test_plans_do_not_disturb_each_others_rings(rig: Rig) -> None:
     """A plan belongs to nobody: two rings may use one."""
     guest, host = ring_pair(rig.memory, 2, 2, BASE_PFN + 32)
