@@ -7,15 +7,16 @@ a packet's external data stands for.
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from vhostvmbus.engine import lib
+from vhostvmbus.engine import ffi, lib
 from vhostvmbus.engine.faults import error_of
 from vhostvmbus.memory import ExternalData
+from vhostvmbus.memory.external import SEG_SIZE
 from vhostvmbus.ring.plan import Done
 from vhostvmbus.wire.errors import GuestError, PacketError, PacketTooBig, RingFull
 from vhostvmbus.wire.vmbus import COMPLETION_REQUESTED
 
 if TYPE_CHECKING:
-    from vhostvmbus._engine import vvb_fault
+    from vhostvmbus._engine import vvb_batch, vvb_fault
 
 
 class PacketLimits(NamedTuple):
@@ -161,6 +162,15 @@ def cut_short(result: int, entered: int, signal: bool, fault: "vvb_fault") -> Se
         text = f"a packet of {fault.value} bytes can never fit into the ring"
         return Sent(entered, signal, error=PacketTooBig(text))
     return Sent(entered, signal, error=error_of(fault))
+
+
+def put_segments(batch: "vvb_batch", first: int) -> None:
+    """Gives back the uses of regions of the packets from number ``first`` on: nobody has them."""
+    segs = memoryview(ffi.buffer(batch.segs.v, batch.segs.count * SEG_SIZE))
+    for packet in batch.packets[first : batch.count]:
+        start = packet.first_seg * SEG_SIZE
+        stop = start + packet.seg_count * SEG_SIZE
+        lib.vvb_segs_put(bytes(segs[start:stop]), packet.seg_count)
 
 
 class RingState(NamedTuple):

@@ -28,6 +28,7 @@ from vhostvmbus.ring.results import (
     Sent,
     Served,
     cut_short,
+    put_segments,
 )
 from vhostvmbus.wire.errors import (
     ChannelClosed,
@@ -124,7 +125,8 @@ class Ring:
         self._served = ffi.new("struct vvb_served *")
         self._closed = False
         # Descriptor and trailer are in the ring as well, and a ring is never filled wholly.
-        self._longest_payload = min(0xFFFF * 8 - 16, self.state.tx_size - 16 - 8 - 8)
+        self.longest_payload = min(0xFFFF * 8 - 16, self.state.tx_size - 16 - 8 - 8)
+        """The most bytes that header and payload of a packet may have, each a multiple of 8."""
 
     # -- receiving -----------------------------------------------------------------------------
 
@@ -203,23 +205,22 @@ class Ring:
                 raise fault
             error = fault
         done = Done(batch) if batch.done_count else None
-        rest = (
-            error,
-            bool(batch.signal),
-            batch.bytes,
-            done,
-            bool(batch.no_slot),
-            batch.replayed,
-        )
+        rest = (error, bool(batch.signal), batch.bytes, done, bool(batch.no_slot), batch.replayed)
         if not batch.count:
             return Batch([], *rest)
-        # Three copies for the whole batch: packets and their segments are slices of them.
-        data = bytes(ffi.buffer(batch.data, batch.data_len))
-        segs = b""
-        if batch.segs.count:
-            segs = bytes(ffi.buffer(batch.segs.v, batch.segs.count * SEG_SIZE))
-        records = bytes(ffi.buffer(batch.packets, batch.count * _PACKET.size))
-        packets = [self._packet(record, data, segs) for record in _PACKET.iter_unpack(records)]
+        packets: list[RawPacket] = []
+        try:
+            # Three copies for the whole batch: packets and their segments are slices of them.
+            data = bytes(ffi.buffer(batch.data, batch.data_len))
+            segs = b""
+            if batch.segs.count:
+                segs = bytes(ffi.buffer(batch.segs.v, batch.segs.count * SEG_SIZE))
+            records = bytes(ffi.buffer(batch.packets, batch.count * _PACKET.size))
+            for record in _PACKET.iter_unpack(records):
+                packets.append(self._packet(record, data, segs))
+        except BaseException:
+            put_segments(batch, len(packets))
+            raise
         return Batch(packets, *rest)
 
     def _packet(self, record: tuple[int, ...], data: bytes, segs: bytes) -> RawPacket:
@@ -366,11 +367,6 @@ class Ring:
             flags=flags,
             header=header,
         )
-
-    @property
-    def longest_payload(self) -> int:
-        """The most bytes that header and payload of a packet may have, each a multiple of 8."""
-        return self._longest_payload
 
     def hold(self, held: bool) -> None:
         """Keeps C's data paths from sending while packets wait in line at the caller."""

@@ -77,6 +77,23 @@ def test_what_the_host_lacks_is_not_the_guests_mistake(memory: GuestMemory) -> N
     assert caught.value.status is NtStatus.INSUFFICIENT_RESOURCES
 
 
+def test_memory_that_runs_out_leaves_no_page_in_use(memory: GuestMemory) -> None:
+    """A packet of very many pieces, and one behind it in the same batch."""
+    guest, host = ring_pair(memory, 140, 2)
+    pieces = [BASE_PFN + 200 + 2 * (i % 100) for i in range(60_000)]
+    guest.send_gpa_direct(b"", [GpaRange.of_pages(pieces)]).check()
+    guest.send_gpa_direct(b"", [GpaRange.of_pages([BASE_PFN + 200])]).check()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * PAGE_SIZE
+    resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 10), before[1]))
+    try:
+        with pytest.raises(MemoryError):
+            host.receive()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert memory.regions[0].users == 0
+
+
 @pytest.mark.parametrize("index", [4, 4096, 8192, 0xFFFFFFF8])
 def test_indices_that_are_none_are_refused_at_the_start(memory: GuestMemory, index: int) -> None:
     guest, host = ring_pair(memory)
