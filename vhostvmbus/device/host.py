@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 Invalidate = Callable[[list[tuple[int, int]]], None]
 REQUEST_SECONDS = 7.0
 """The seconds that all that is waited for behind one request may take; the front end waits 10."""
+CLOSING_SECONDS = REQUEST_SECONDS
+"""The same, for a request that closes channels or gives memory up."""
 HURRY_SECONDS = 1.5
 """The seconds that are left for the end of a connection after a request that was not answered."""
 PATIENCE = 3.0
@@ -85,7 +87,7 @@ class DeviceHost:
         self._handler = DeviceHandler(
             device, self.name, self.memory.written, self.left, self._channel_failed
         )
-        self._disconnect_seconds = REQUEST_SECONDS
+        self._disconnect_seconds = CLOSING_SECONDS
         self._lingering = Lingering(self.left)
         self._lock = threading.RLock()
         self._stats_lock = threading.Lock()  # a closing channel is counted once
@@ -139,7 +141,7 @@ class DeviceHost:
         data is taken from the device; channels whose ring lies in it are closed. Raises
         :exc:`RegionBusy` if that was not enough; the region and the channels stay then.
         """
-        deadline = Deadline(REQUEST_SECONDS)
+        deadline = Deadline(CLOSING_SECONDS)
         with self._lock:
             self.memory.remove_region(guest_phys_addr, size, self._release)
             self._close_rings_in([(guest_phys_addr, size)], deadline)
@@ -150,7 +152,7 @@ class DeviceHost:
 
         What is in both stays mapped; what goes is given up as :meth:`remove_region` does it.
         """
-        deadline = Deadline(REQUEST_SECONDS)
+        deadline = Deadline(CLOSING_SECONDS)
         with self._lock:
             gone = self.memory.set_table(table, self._release)
             ranges = [(region.guest_phys_addr, region.size) for region in gone]
@@ -236,11 +238,11 @@ class DeviceHost:
         """Tears a GPADL down, for VMBUS_GPADL_TEARDOWN, and before that closes the channel whose
         ring it is.
         """
-        deadline = Deadline(REQUEST_SECONDS)
+        deadline = Deadline(CLOSING_SECONDS)
         with self._lock:
             gpadl = self.gpadls.get(gpadl_id)
             users = [i for i, opened in self._channels.items() if opened.ring_gpadl is gpadl]
-            self._close(users, deadline.within(0.8 * REQUEST_SECONDS))
+            self._close(users, deadline.within(0.8 * CLOSING_SECONDS))
             if not self.gpadls.remove(gpadl_id, deadline):
                 self._give_up(f"GPADL {gpadl_id:#x} is used by somebody who does not return")
 
@@ -332,7 +334,7 @@ class DeviceHost:
             self._check_index(index)
             if index not in self._channels:
                 raise ChannelStateError(f"channel {index} is not open")
-            self._close([index], Deadline(REQUEST_SECONDS))
+            self._close([index], Deadline(CLOSING_SECONDS))
 
     def _close(self, indices: Sequence[int], deadline: Deadline) -> None:
         """Closes channels, the last first. Raises :exc:`MemoryInUse`."""
@@ -405,7 +407,7 @@ class DeviceHost:
     def reset(self) -> None:
         """Closes every channel, subchannels first, and forgets every GPADL, for VMBUS_RESET."""
         with self._lock:
-            touching = self._reset(Deadline(REQUEST_SECONDS), publish=False)
+            touching = self._reset(Deadline(CLOSING_SECONDS), publish=False)
             self._inflight.forget()
             if touching:
                 try:
@@ -436,7 +438,7 @@ class DeviceHost:
         second.
         """
         deadline = Deadline(self._disconnect_seconds)
-        self._disconnect_seconds = REQUEST_SECONDS
+        self._disconnect_seconds = CLOSING_SECONDS
         with self._lock:
             try:
                 self._reset(deadline.within(0.7 * deadline.left), publish=True)
