@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vhostvmbus.engine import ffi, lib
+from vhostvmbus.memory.shared_file import is_shared_memory
 from vhostvmbus.wire.errors import FrontEndError
 from vhostvmbus.wire.regions import MAX_REGIONS, lies_in_code_map
 from vhostvmbus.wire.vmbus import PAGE_SIZE
@@ -31,6 +32,8 @@ class CodeMap:
             raise FrontEndError(
                 f"{len(regions)} regions in a code map, at most {MAX_REGIONS} are allowed"
             )
+        if map_bytes and not is_shared_memory(fd):
+            raise FrontEndError("the code map is in no memfd")
         if map_bytes and os.fstat(fd).st_size < map_bytes:
             raise FrontEndError(
                 f"the code map has {map_bytes} bytes, its file {os.fstat(fd).st_size}"

@@ -8,7 +8,6 @@ of the map that is refused has changed nothing.
 
 import contextlib
 import os
-import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from vhostvmbus.engine import ffi, lib
 from vhostvmbus.engine.faults import error_of
 from vhostvmbus.memory.external import ExternalData, ReadOnlyExternalData
 from vhostvmbus.memory.mappings import MappingBudget
+from vhostvmbus.memory.shared_file import is_shared_memory
 from vhostvmbus.memory.written import WrittenMemory
 from vhostvmbus.wire.errors import (
     PfnOutsideMemory,
@@ -151,11 +151,14 @@ def _check(shared: SharedRegion) -> _Wanted:
     if offset < 0 or offset + size > 1 << 62:
         raise RegionInvalid(f"file offset {offset:#x} + {size:#x} is out of range")
     try:
+        if not is_shared_memory(fd):
+            raise RegionInvalid(
+                "a memory region's descriptor is not a file of shared memory: a memfd, or one of"
+                " tmpfs or hugetlbfs"
+            )
         status = os.fstat(fd)
     except OSError as error:
         raise RegionInvalid(f"a memory region's descriptor: {error}") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise RegionInvalid("a memory region's descriptor is not a file")
     if status.st_size < offset + size:
         raise RegionInvalid(
             f"the region ends at {offset + size:#x} of its file, which has"

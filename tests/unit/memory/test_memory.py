@@ -2,6 +2,7 @@
 """Guest memory: the map, its limits, external data."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.support.soak import examples
 from tests.support.waiting import open_fds
 from vhostvmbus.engine import lib
 from vhostvmbus.engine.faults import guest_error
-from vhostvmbus.memory import ExternalData, GuestMemory
+from vhostvmbus.memory import CodeMap, ExternalData, GuestMemory
 from vhostvmbus.wire import errors
 from vhostvmbus.wire.gpa import GpaRange, pfn_count
 from vhostvmbus.wire.ntstatus import NtStatus
@@ -56,6 +57,20 @@ def test_what_is_no_file_is_refused() -> None:
     os.close(write)
     with pytest.raises(errors.RegionInvalid):
         memory.add_region(0, 4096, read)
+
+
+def test_a_file_whose_pages_may_never_come_is_refused(tmp_path: Path) -> None:
+    """Any file system may wait for somebody else, and its own is asked for nothing."""
+    with (tmp_path / "ram").open("w+b") as file:
+        file.truncate(4096)
+        memory = GuestMemory()
+        with pytest.raises(errors.RegionInvalid, match="shared memory"):
+            memory.add_region(0, 4096, file.fileno())
+        with pytest.raises(errors.FrontEndError, match="memfd"):
+            CodeMap(file.fileno(), 4096, [])
+    with tempfile.TemporaryFile(dir="/dev/shm") as file:
+        file.truncate(4096)
+        memory.add_region(0, 4096, file.fileno())
 
 
 def test_no_other_program_inherits_guest_memory() -> None:
