@@ -24,6 +24,8 @@ MAX_LEFT_BEHIND: Final = 64
 """Threads of one device that may be left behind; then no channel of it is opened any more."""
 SLICE_SECONDS: Final = 0.05
 """Seconds between two looks at whether somebody is blocked in signalling the guest."""
+SHARE_SECONDS: Final = 0.25
+"""The seconds of a share at least, as long as so much is left."""
 LEAST_SECONDS: Final = 0.02
 """The seconds that a callback gets at least, even if the deadline has passed."""
 
@@ -46,8 +48,12 @@ class Deadline:
         return Deadline(min(seconds, self.left))
 
     def share(self, count: int) -> "Deadline":
-        """Returns the deadline of the first of ``count`` that share what is left."""
-        return Deadline(self.left / max(1, count))
+        """Returns the deadline of the first of ``count`` that share what is left.
+
+        A share is never so small that one who is only slow, on a busy machine, has too little.
+        """
+        left = self.left
+        return Deadline(max(left / max(1, count), min(SHARE_SECONDS, left)))
 
 
 class Outcome(NamedTuple, Generic[T]):
