@@ -83,7 +83,7 @@ class Completions:
         written: list[tuple[int, int]] = []
         external = packet.external_data
         if external is not None:
-            if external.lost:
+            if external.lost_at_the_end():
                 self._life.count_error(GuestMemoryLost("memory", packet.transaction_id))
             if self._sender.reports_writes:
                 written = external.written

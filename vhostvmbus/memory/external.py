@@ -173,7 +173,7 @@ class ExternalData:
     def _enter_to_write(self, offset: int, length: int) -> list[tuple[int, int]]:
         """Enters, and notes what will be written: a packet that is completed meanwhile counts it.
 
-        What this returns is for :meth:`_written_to`.
+        If these are not the notes any more afterwards, :meth:`_written_to` is due.
         """
         with self._lock:
             if self._closed:
@@ -181,11 +181,10 @@ class ExternalData:
             self._busy += 1
             return self._note_written(offset, length)
 
-    def _written_to(self, noted: list[tuple[int, int]], offset: int, length: int) -> None:
-        """Notes what has been written once more, if the notes were taken while it was."""
+    def _written_to(self, offset: int, length: int) -> None:
+        """Notes once more what has been written, for when the notes were taken while it was."""
         with self._lock:
-            if self._written is not noted:
-                self._note_written(offset, length)
+            self._note_written(offset, length)
 
     def _leave(self) -> None:
         with self._lock:
@@ -256,7 +255,8 @@ class ExternalData:
                 raise self._lost()
             return length
         finally:
-            self._written_to(noted, offset, length)
+            if self._written is not noted:
+                self._written_to(offset, length)
             self._leave()
 
     def fill(self, byte: int = 0, offset: int = 0, length: int | None = None) -> int:
@@ -268,7 +268,8 @@ class ExternalData:
                 raise self._lost()
             return length
         finally:
-            self._written_to(noted, offset, length)
+            if self._written is not noted:
+                self._written_to(offset, length)
             self._leave()
 
     def views(
@@ -351,8 +352,8 @@ class ExternalData:
                 raise OSError(-done, os.strerror(-done))
             return done
         finally:
-            if noted is not None:
-                self._written_to(noted, offset, length)
+            if writes_guest and self._written is not noted:
+                self._written_to(offset, length)
             self._leave()
 
     # -- bookkeeping ---------------------------------------------------------------------------
@@ -362,6 +363,10 @@ class ExternalData:
         """Tells whether pages of the regions behind this data have vanished."""
         with self._lock:  # whoever ends it releases the regions after having held the lock
             return bool(not self._put and lib.vvb_ext_lost(self._raw, self._count))
+
+    def lost_at_the_end(self) -> bool:
+        """Does what :attr:`lost` does, for whoever alone can end it and has not."""
+        return bool(lib.vvb_ext_lost(self._raw, self._count))
 
     @property
     def written(self) -> list[tuple[int, int]]:

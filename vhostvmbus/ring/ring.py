@@ -12,6 +12,7 @@ import struct
 from collections.abc import Sequence
 from enum import IntEnum
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING, TypeAlias
 
 from vhostvmbus.engine import ffi, lib
@@ -216,8 +217,8 @@ class Ring:
             if batch.segs.count:
                 segs = bytes(ffi.buffer(batch.segs.v, batch.segs.count * SEG_SIZE))
             records = bytes(ffi.buffer(batch.packets, batch.count * _PACKET.size))
-            for record in _PACKET.iter_unpack(records):
-                packets.append(self._packet(record, data, segs))
+            unpacked = _PACKET.iter_unpack(records)
+            packets.extend(map(self._packet, unpacked, repeat(data), repeat(segs)))
         except BaseException:
             put_segments(batch, len(packets))
             raise
