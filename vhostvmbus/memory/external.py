@@ -164,22 +164,19 @@ class ExternalData:
             )
         return length
 
-    def _enter(self) -> None:
-        with self._lock:
-            if self._closed:
-                raise ExternalDataClosed("external data is used after its packet's completion")
-            self._busy += 1
+    def _enter(self, written: tuple[int, int] | None = None) -> list[tuple[int, int]] | None:
+        """Enters; returns the notes of what is written.
 
-    def _enter_to_write(self, offset: int, length: int) -> list[tuple[int, int]]:
-        """Enters, and notes what will be written: a packet that is completed meanwhile counts it.
-
-        If these are not the notes any more afterwards, :meth:`_written_to` is due.
+        What will be is ``written``: a packet that is completed meanwhile counts it. If these are
+        not the notes any more afterwards, :meth:`_written_to` is due.
         """
         with self._lock:
             if self._closed:
                 raise ExternalDataClosed("external data is used after its packet's completion")
             self._busy += 1
-            return self._note_written(offset, length)
+            if written is not None:
+                self._note_written(*written)
+            return self._written
 
     def _written_to(self, offset: int, length: int) -> None:
         """Notes once more what has been written, for when the notes were taken while it was."""
@@ -196,27 +193,26 @@ class ExternalData:
         for event in waiting or ():
             event.set()
 
-    def _note_written(self, offset: int, length: int) -> list[tuple[int, int]]:
-        """Notes that bytes are written; the lock is held. Returns the notes that they are among."""
+    def _note_written(self, offset: int, length: int) -> None:
+        """Notes that bytes are written; the lock is held."""
         written = self._written
         if written is None:
             written = self._written = []
         if not length:
-            return written
+            return
         if written:
             last_offset, last_length = written[-1]
             if last_offset + last_length == offset:
                 written[-1] = (last_offset, last_length + length)
-                return written
+                return
             if last_offset <= offset and offset + length <= last_offset + last_length:
-                return written
+                return
             if len(written) >= 64:
                 # Many small writes: one span over all of them says enough.
                 low = min(start for start, _ in written)
                 high = max(start + size for start, size in written)
                 written[:] = [(low, high - low)]
         written.append((offset, length))
-        return written
 
     def _lost(self) -> GuestMemoryLost:
         return GuestMemoryLost("memory", self._segs()[0].gpa if self._count else 0)
@@ -249,7 +245,7 @@ class ExternalData:
         """Copies all of ``data`` to ``offset``; returns its length."""
         source = ffi.from_buffer(data)
         length = self._bounds(offset, len(source))
-        noted = self._enter_to_write(offset, length)
+        noted = self._enter((offset, length))
         try:
             if length and lib.vvb_ext_write(self._raw, self._count, offset, source, length):
                 raise self._lost()
@@ -262,7 +258,7 @@ class ExternalData:
     def fill(self, byte: int = 0, offset: int = 0, length: int | None = None) -> int:
         """Sets ``length`` bytes at ``offset`` to ``byte``; returns how many."""
         length = self._bounds(offset, length)
-        noted = self._enter_to_write(offset, length)
+        noted = self._enter((offset, length))
         try:
             if length and lib.vvb_ext_fill(self._raw, self._count, offset, byte & 0xFF, length):
                 raise self._lost()
@@ -339,11 +335,7 @@ class ExternalData:
         if not 0 <= file_offset <= (1 << 63) - 1 - length:
             raise ValueError(f"file offset {file_offset} is out of range")
         # Even a read that fails may have written some pages.
-        noted = None
-        if writes_guest:
-            noted = self._enter_to_write(offset, length)
-        else:
-            self._enter()
+        noted = self._enter((offset, length) if writes_guest else None)
         try:
             done = function(self._raw, self._count, offset, length, fd, file_offset)
             if done < 0:
