@@ -96,12 +96,16 @@ class Device:
         """Rescinds the whole device, until :meth:`offer_again`; idempotent.
 
         Every channel that is open is closed, subchannels first. Without a front end, the next one
-        is asked to do it. Raises :exc:`OfferRefused` if the one that is there cannot do it.
+        is asked to do it. Raises :exc:`OfferRefused` if the one that is there cannot do it, or
+        leaves just now: then nothing has changed, and the next one finds the device on offer.
         """
         self.offers.rescind()
 
     def offer_again(self) -> None:
-        """Undoes :meth:`rescind`, for the guest that runs and for those to come."""
+        """Undoes :meth:`rescind`, for the guest that runs and for those to come.
+
+        Raises :exc:`OfferRefused` if the front end cannot do it; the next one has the device.
+        """
         self.offers.offer_again()
 
     def opened(self, channel: Channel) -> None:

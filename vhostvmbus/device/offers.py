@@ -80,15 +80,22 @@ class ChannelOffers:
             self._offered.discard(index)
 
     def rescind(self) -> None:
-        """Rescinds the device, until :meth:`offer_again`, whether or not there is a front end."""
+        """Rescinds the device, until :meth:`offer_again`; without a front end, for the next one.
+
+        Raises :exc:`OfferRefused` if the front end cannot do it, or leaves just now. The device is
+        as it was then, for the front ends to come, too.
+        """
         with self._lock:
-            self._rescinded = True
             if self.rescind_channel is not None:
                 _ask(self.rescind_channel, 0)
+            self._rescinded = True
             self._offered.clear()
 
     def offer_again(self) -> None:
-        """Offers a device anew that was rescinded."""
+        """Offers a device anew that was rescinded.
+
+        Raises :exc:`OfferRefused` if the front end cannot do it; the next one has the device.
+        """
         with self._lock:
             self._rescinded = False
             if self.offer_channel is not None:

@@ -324,3 +324,18 @@ def test_indices_that_there_are_not(device: Growing, guest: SoftwareGuest) -> No
             assert caught.value.status == NtStatus.INVALID_PARAMETER
         assert channel.send(b"goes on.") == b"goes on."
     assert all(isinstance(message, m.OfferChannel) for message in guest.channel_offers)
+
+
+def test_what_the_front_end_refused_has_changed_nothing(device: Growing) -> None:
+    """A device that could not be rescinded is on offer to the next front end."""
+    host = DeviceHost(device)
+    with serving(host) as (_, path, _):
+        with SoftwareGuest.connect(path, takes_offers=False):
+            with pytest.raises(OfferRefused):
+                device.rescind()
+            assert not device.offers.rescinded
+        with SoftwareGuest.connect(path) as guest, guest.open_channel() as channel:
+            assert channel.send(b"is there") == b"is there"
+            assert guest.channel_offers == []
+            assert device.offer_channels(1) == [1]
+    host.close()

@@ -135,3 +135,32 @@ def test_a_buffer_that_was_taken_back_is_forgotten() -> None:
         assert card._channels[0].note == b""
         guest.disconnect()
     card.close()
+
+
+class Started(NetworkCard):
+    """Says when it has done what comes after a start."""
+
+    def __init__(self, link: SocketLink) -> None:
+        super().__init__(link)
+        self.taken_over = threading.Event()
+
+    def post_started(self, channel: Channel) -> None:
+        super().post_started(channel)
+        if channel.info.resumed:
+            self.taken_over.set()
+
+
+def test_a_front_end_that_does_not_rescind_the_card() -> None:
+    """The guest that is there has to load its driver again; the next one boots with a card."""
+    first, second = NetworkCard(SocketLink()), Started(SocketLink())
+    with serving(second) as (_, path, _):
+        with SoftwareGuest.for_device(first, takes_offers=False) as guest:
+            guest.enable(0)
+            guest.reconnect(path)
+            assert second.taken_over.wait(20)
+        with SoftwareGuest.connect(path) as guest:
+            driver = Netvsc(guest, guest.enable(0))
+            driver.initialize()
+            assert guest.channel_offers == []
+    first.close()
+    second.close()
