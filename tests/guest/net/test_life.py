@@ -15,6 +15,7 @@ import pytest
 from tests.support.net_card import MAC, SocketLink, ethernet, ip_frame, rig
 from tests.support.soak import times
 from vhostvmbus.devices.net import NetworkCard
+from vhostvmbus.devices.net.datapath import DataPath
 from vhostvmbus.guest import ReceiveTimeout, SoftwareGuest
 from vhostvmbus.guest.netvsc import RSC_CAPABLE, VLAN_CAPABLE, Netvsc
 
@@ -209,3 +210,78 @@ def test_packets_may_be_completed_after_their_buffer_was_taken_back() -> None:
         assert channel.stats.completions_received >= len(before)
         free = r.card.stats()["receive_sections_free"]
         assert r.driver.receive_sections - free in (3, 4)  # the answer's, perhaps
+
+
+class WishingPath(DataPath):
+    """Notes which eventfd is to be written when a section comes back.
+
+    Who wishes it is slow once there is a ``closed``: the channel may have closed meanwhile.
+    """
+
+    wish = -1
+    closed: threading.Event | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wishing = threading.Event()
+
+    def wake_when_free(self, wake_fd: int) -> None:
+        if wake_fd >= 0 and self.closed is not None:
+            self.wishing.set()
+            self.closed.wait(0.1)  # or until who closes has to wait for this
+        super().wake_when_free(wake_fd)
+        self.wish = wake_fd
+
+
+class Wishing(NetworkCard):
+    """A card with that path."""
+
+    def __init__(self, link: SocketLink) -> None:
+        super().__init__(link)
+        self._path = self.path = WishingPath()
+
+
+def test_no_eventfd_is_written_that_was_closed() -> None:
+    """An answer waits for a section; who tries to send it has not done so when all is closed."""
+    with rig(kind=Wishing) as r:
+        assert isinstance(r.card, Wishing)
+        path = r.card.path
+        r.driver.initialize(receive_bytes=16 * 1728)
+        r.driver.keep = True
+        while r.card.stats()["receive_sections_free"]:
+            assert r.driver.query(0x01010101) == MAC
+        r.link.set_carrier(False)
+        assert path.wish >= 0
+        path.closed = threading.Event()
+        leaving = threading.Thread(target=r.card._outbox.go_on)  # as a card does while it leaves
+        leaving.start()
+        path.wishing.wait()
+        r.guest.disable(0)
+        path.closed.set()
+        leaving.join()
+        assert path.wish == -1
+
+
+def test_a_card_that_is_closed_with_a_wish_forgets_it() -> None:
+    link = SocketLink()
+    card = Wishing(link)
+    card._receivers.use(card.path, card._outbox, 1)
+    card._receivers.wake_when_free()
+    assert card.path.wish >= 0
+    card.close()
+    assert card.path.wish == -1
+
+
+def test_an_mtu_that_the_link_refused_is_the_hosts_if_it_comes_later() -> None:
+    link = SocketLink(mtu=1500)
+    link.largest_mtu = 4000
+    with contextlib.closing(NetworkCard(link)) as card, SoftwareGuest.for_device(card) as guest:
+        driver = Netvsc(guest, guest.enable(0))
+        driver.initialize(mtu=9000)
+        assert link.mtu == 1500
+        link.mtu = 9000  # by somebody on the host
+        link.changed()
+        driver.revoke(True)
+        driver.revoke(False)
+        driver.initialize(mtu=1500)
+        assert card.stats()["mtu"] == link.mtu == 9000

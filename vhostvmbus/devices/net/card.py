@@ -44,7 +44,7 @@ from vhostvmbus.devices.net.protocol import (
     refused_buffer,
     subchannels_answer,
 )
-from vhostvmbus.devices.net.receiver import Receiver
+from vhostvmbus.devices.net.receiver import Receivers
 from vhostvmbus.devices.net.rss import ReceiveScaling
 from vhostvmbus.devices.net.statistics import Counters
 from vhostvmbus.wire.errors import (
@@ -113,11 +113,11 @@ class NetworkCard(Device):
         """Mistakes of the guest, by name."""
         self._complaints = RateLimitedLog(log)
         self._lock = threading.RLock()
-        self._outbox = Outbox(self._complain, self._wait_for_section)
+        self._receivers = Receivers(self.woken, self.name)
+        self._outbox = Outbox(self._complain, self._receivers.wake_when_free)
         self._channels = self._outbox.channels
         self._sent: dict[int, Counters] = {}
         self._past = Counters()
-        self._receivers: list[Receiver] = []
         self._path = DataPath()
         self._send: SendBuffer | None = None
         self._lent: dict[bool, int] = {}
@@ -129,7 +129,7 @@ class NetworkCard(Device):
 
     def close(self) -> None:
         """Closes the link. The card must not be serving any more."""
-        self._stop_receivers()
+        self._receivers.stop()
         self.link.close()
 
     # -- channels ------------------------------------------------------------------------------
@@ -216,8 +216,7 @@ class NetworkCard(Device):
             self._past.add(self._path.sent(channel.index))
             if channel.index:
                 return
-        self._path.wake_when_free(-1)
-        self._stop_receivers()
+        self._receivers.stop()
         with self._lock:
             for receive in list(self._lent):
                 self._give_back(channel, receive)
@@ -246,11 +245,6 @@ class NetworkCard(Device):
         if self.protocol.ready:
             self._outbox.go_on()
 
-    def _wait_for_section(self) -> None:
-        """Has :meth:`woken` called when a section comes back."""
-        if self._receivers:
-            self._path.wake_when_free(self._receivers[0].wake_fd)
-
     def _take_news(self, channel: Channel) -> None:
         """Counts what the data path did on a channel."""
         news = self._path.take_news(channel.index)
@@ -263,11 +257,7 @@ class NetworkCard(Device):
         count = min(channels, self.link.queues)
         self._ask_link(lambda: self.link.use_queues(count))
         self._path.use_ports([self.link.port(queue) for queue in range(count)])
-        for queue in range(len(self._receivers), count):
-            name = f"{self.name} receive {queue}"
-            receiver = Receiver(self._path, self._outbox, self.woken, queue, name)
-            self._receivers.append(receiver)
-            receiver.start()
+        self._receivers.use(self._path, self._outbox, count)
 
     def _ask_link(self, what: Callable[[], None]) -> None:
         """Has the link change something; a link that is gone just now goes on as it was."""
@@ -284,21 +274,14 @@ class NetworkCard(Device):
         if wanted <= max(self._own_mtu, DEFAULT_MTU):
             wanted = self._own_mtu
         if wanted != self.link.mtu:
-            self._asked_mtu = wanted
+            self._asked_mtu = wanted  # before: the link may tell of the change at once
             self._ask_link(lambda: self.link.set_mtu(wanted))
-            self.adapter.mtu = self.link.mtu
-
-    def _stop_receivers(self) -> None:
-        with self._lock:
-            receivers, self._receivers = self._receivers, []
-        for receiver in receivers:  # the lock is free: they may wait for it
-            receiver.stop()
+            self._asked_mtu = self.adapter.mtu = self.link.mtu
 
     def _link_changed(self) -> None:
         """Acts on a change of the link's carrier, MTU or descriptor; any thread."""
         with self._lock:
-            for receiver in self._receivers:
-                receiver.wake()
+            self._receivers.wake()
             if self.link.mtu not in (self.adapter.mtu, self._asked_mtu):
                 self._own_mtu = self.link.mtu  # set by somebody on the host
             self.adapter.mtu = self.link.mtu

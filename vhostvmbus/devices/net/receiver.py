@@ -29,7 +29,7 @@ class Receiver:
     def __init__(
         self, path: DataPath, outbox: Outbox, woken: Callable[[], None], queue: int, name: str
     ) -> None:
-        """Makes the thread. It calls ``woken`` whenever :attr:`wake_fd` was signalled."""
+        """Makes the thread. It calls ``woken`` whenever it was woken."""
         self._path = path
         self._outbox = outbox
         self._woken = woken
@@ -39,18 +39,21 @@ class Receiver:
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
-    @property
-    def wake_fd(self) -> int:
-        """An eventfd that has the thread look at everything anew."""
-        return self._wake_fd
-
     def start(self) -> None:
         """Begins; until there is a buffer, frames are dropped."""
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            os.close(self._wake_fd)
+            raise
 
     def wake(self) -> None:
         """Has the thread look at the link's descriptor again."""
         os.eventfd_write(self._wake_fd, 1)
+
+    def wake_when_free(self, wanted: bool = True) -> None:
+        """Has the thread woken once when the guest next gives sections back, or nobody."""
+        self._path.wake_when_free(self._wake_fd if wanted else -1)
 
     def stop(self) -> None:
         """Ends the thread; once."""
@@ -75,3 +78,47 @@ class Receiver:
         if served.woken:
             os.eventfd_read(self._wake_fd)
             self._woken()
+
+
+class Receivers:
+    """The receivers of one card. Any thread may use it.
+
+    Invariant: the data path has no eventfd of theirs when that is closed.
+    """
+
+    def __init__(self, woken: Callable[[], None], name: str) -> None:
+        """Makes none yet. Each will call ``woken`` whenever it was woken."""
+        self._woken = woken
+        self._name = name
+        self._lock = threading.Lock()
+        self._all: list[Receiver] = []
+
+    def use(self, path: DataPath, outbox: Outbox, count: int) -> None:
+        """Receives from the first ``count`` queues, and from those that it has received from."""
+        for queue in range(len(self._all), count):
+            name = f"{self._name} receive {queue}"
+            receiver = Receiver(path, outbox, self._woken, queue, name)
+            receiver.start()
+            with self._lock:
+                self._all.append(receiver)
+
+    def wake(self) -> None:
+        """Has each look at the link's descriptor again."""
+        with self._lock:
+            for receiver in self._all:
+                receiver.wake()
+
+    def wake_when_free(self) -> None:
+        """Has ``woken`` called once when the guest next gives sections back."""
+        with self._lock:
+            for receiver in self._all[:1]:
+                receiver.wake_when_free()
+
+    def stop(self) -> None:
+        """Ends all of them; nobody may hold a lock that ``woken`` takes."""
+        with self._lock:
+            receivers, self._all = self._all, []
+            for receiver in receivers[:1]:
+                receiver.wake_when_free(False)  # whoever wishes it from now on finds nobody
+        for receiver in receivers:
+            receiver.stop()
