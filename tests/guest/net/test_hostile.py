@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.net_card import EVERYTHING, MAC, Rig, ethernet, rig
+from tests.support.net_card import EVERYTHING, MAC, HastyCard, Rig, ethernet, rig
 from tests.support.soak import examples
 from tests.support.waiting import eventually
 from vhostvmbus.guest.netvsc import (
@@ -275,7 +275,7 @@ def test_any_bytes_as_messages(r: Rig, data: bytes, cut: int, head: bool) -> Non
 
 
 def test_a_guest_that_returns_nothing_starves_itself() -> None:
-    with rig(ring_pages=(17, 65)) as r:
+    with rig(kind=HastyCard, ring_pages=(17, 65)) as r:
         r.driver.initialize(receive_bytes=64 * 1728)
         count = r.driver.receive_sections
         r.driver.keep = True

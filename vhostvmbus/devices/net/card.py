@@ -27,7 +27,7 @@ from vhostvmbus.channel.stats import RateLimitedLog
 from vhostvmbus.device import Device, wait_until_quiet
 from vhostvmbus.devices.net import leaving, nvsp, rndis, status, takeover
 from vhostvmbus.devices.net.buffers import ReceiveBuffer, SendBuffer
-from vhostvmbus.devices.net.datapath import MAX_CHANNELS, DataPath
+from vhostvmbus.devices.net.datapath import MAX_CHANNELS, PATIENCE, DataPath
 from vhostvmbus.devices.net.errors import NetError, NvspError, ReturnError, SectionError
 from vhostvmbus.devices.net.link import Capabilities, Link
 from vhostvmbus.devices.net.nvsp import NO_SECTION, RndisChannel, Status
@@ -78,6 +78,8 @@ class NetworkCard(Device):
     transaction_quota = 1024
     gather_completions = True  # a link never waits
     gather_microseconds = 100  # as network cards moderate their interrupts
+    patience = PATIENCE
+    """The seconds that frames wait in the link for a guest that gives no receive section back."""
 
     def __init__(
         self,
@@ -130,6 +132,7 @@ class NetworkCard(Device):
     def close(self) -> None:
         """Closes the link. The card must not be serving any more."""
         self._receivers.stop()
+        self._path.close()
         self.link.close()
 
     # -- channels ------------------------------------------------------------------------------
@@ -235,6 +238,7 @@ class NetworkCard(Device):
                 tagging=self.tagging,
                 active=self.protocol.version is not None,
                 receiving=self._outbox.buffer is not None and not self._leaving,
+                patience=self.patience,
             )
 
     def woken(self) -> None:

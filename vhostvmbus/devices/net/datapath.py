@@ -33,6 +33,10 @@ from vhostvmbus.memory.external import SEG_SIZE
 if TYPE_CHECKING:
     from vhostvmbus._engine import Pointer, vvb_net, vvb_net_counts, vvb_plan
 
+PATIENCE: Final = 1.0
+"""The seconds that frames wait in the link for a guest that has all receive sections and gives none
+back: longer than a guest is not scheduled, shorter than a sender takes to give up.
+"""
 MAX_CHANNELS: Final[int] = lib.VVB_NET_CHANNELS
 """The most channels of a card, and queues of a link."""
 _ERRORS: Final[dict[int, type[NetError]]] = {
@@ -102,14 +106,28 @@ class DataPath:
         self._leases = count(1)
         self._taken = [ffi.new("struct vvb_net_taken *") for _ in range(MAX_CHANNELS)]
 
-    def configure(self, adapter: Adapter, *, tagging: bool, active: bool, receiving: bool) -> None:
+    def close(self) -> None:
+        """Gives its descriptor up; nobody takes frames from a queue any more."""
+        lib.vvb_net_close(self._net)
+
+    def configure(
+        self,
+        adapter: Adapter,
+        *,
+        tagging: bool,
+        active: bool,
+        receiving: bool,
+        patience: float = PATIENCE,
+    ) -> None:
         """Puts in force what the guest set.
 
-        The guest may send if ``active``, and gets frames if ``receiving``.
+        The guest may send if ``active``, and gets frames if ``receiving``; these wait in the link
+        for ``patience`` seconds while it gives no section back.
         """
         config = ffi.new("struct vvb_net_config *")
         offloads, scaling = adapter.offloads, adapter.scaling.current
         config.active, config.receiving = active, receiving
+        config.patience_ms = int(patience * 1000)
         config.max_frame = adapter.longest
         config.send_offloads = (
             offloads.ip_checksum * lib.VVB_NET_IP_CHECKSUM

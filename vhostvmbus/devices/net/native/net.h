@@ -77,6 +77,8 @@ struct pool {
     uint32_t count;
     uint32_t top;
     uint32_t free;
+    uint32_t awaited; /* a queue waits until so many are free; 0: none does */
+    uint64_t returns; /* how often the guest has given sections back */
     uint32_t last_serial; /* goes on when the buffer changes: no id comes again soon */
     uint64_t lease;       /* see vvb_net_lend_receive(); 0: there is no buffer */
 };
@@ -94,6 +96,7 @@ struct channel {
 struct queue {
     struct vvb_net_counts counts;
     uint64_t starved_since; /* nanoseconds; 0: the guest has sections to spare */
+    uint64_t starved_at;    /* pool->returns at that time */
     uint16_t packet_id;     /* of coalesced frames */
 };
 
@@ -104,6 +107,7 @@ struct vvb_net {
     uint64_t send_lease;
     uint32_t set_id;
     int wake_fd; /* see vvb_net_wake_when_free() */
+    int free_fd; /* an eventfd: what a queue has awaited of the pool has come */
     struct pool pool;
     uint32_t port_count;
     struct vvb_net_port *ports[VVB_NET_CHANNELS];
@@ -171,9 +175,17 @@ bool net_read(const struct buffer *buffer, uint64_t offset, uint8_t *data, uint6
 /* Takes a free section; POOL_END if there is none. */
 uint32_t net_section_take(struct pool *pool);
 void net_section_give(struct pool *pool, uint32_t section);
+/* Gives one back that the guest had. Returns whether there are as many free as somebody awaits. */
+bool net_section_return(struct pool *pool, uint32_t section);
 /* Make a chain and return its transaction id; give back what was handed over with it. */
 uint64_t net_chain(struct pool *pool, const uint32_t *sections, uint32_t count, uint32_t channel);
-bool net_chain_end(struct pool *pool, uint64_t id, uint32_t channel);
+/* Sets *enough if somebody has awaited it. */
+bool net_chain_end(struct pool *pool, uint64_t id, uint32_t channel, bool *enough);
+/*
+ * Awaits that as many sections are free. Returns how often the guest has given some back, or 0 in
+ * *count if there is nothing to wait for.
+ */
+uint64_t net_section_await(struct pool *pool, uint32_t *count);
 void net_chains_end(struct pool *pool, uint32_t channel);
 /*
  * Undoes a chain of which the guest was not told: the sections are outside again. Returns false if
@@ -229,6 +241,8 @@ enum net_next {
     NET_NO_SECTION, /* the guest has them all */
 };
 enum net_next net_take_some(struct vvb_net *net, uint32_t queue, struct vvb_net_taken *taken);
+/* Returns how many sections one frame may take. */
+uint32_t net_frame_parts(const struct vvb_net *net);
 /* Takes some frames, drops them and counts them in *counter. */
 enum net_next net_drop_some(struct vvb_net_port *port, uint64_t *counter);
 

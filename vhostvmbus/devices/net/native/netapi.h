@@ -154,6 +154,7 @@ struct vvb_net_config {
     uint32_t tell_checksums; /* of received frames, where they are known to be right */
     uint32_t tagging;        /* a received frame's 802.1Q tag goes beside it */
     uint32_t coalesced;      /* a received frame may take several sections */
+    uint32_t patience_ms;    /* that frames wait for a guest that gives no section back */
     uint32_t packet_filter;
     uint32_t multicast_count;
     uint32_t hash_types;
@@ -179,6 +180,8 @@ struct vvb_net;
 
 struct vvb_net *vvb_net_new(void);
 void vvb_net_free(struct vvb_net *net);
+/* Gives the descriptor up that vvb_net_serve() needs, which must not be called any more. */
+void vvb_net_close(struct vvb_net *net);
 void vvb_net_configure(struct vvb_net *net, const struct vvb_net_config *config);
 /*
  * Set a queue of the link, whose port lives as long as anybody moves frames; and how many of them
@@ -275,6 +278,7 @@ struct vvb_net_taken {
  * vvb_net_give().
  *
  * Frames that the guest cannot get, because it has lent no buffer or wants none, are dropped. When
- * it has all sections, they wait in the link for a tenth of a second, and are dropped then.
+ * it has all sections, they wait in the link; they are dropped once it has given none back for
+ * patience_ms.
  */
 void vvb_net_serve(struct vvb_net *net, uint32_t queue, int wake_fd, struct vvb_net_taken *taken);

@@ -7,6 +7,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #include "net.h"
 
@@ -24,6 +26,11 @@ struct vvb_net *vvb_net_new(void)
     pthread_rwlockattr_t attributes;
 
     if (!net) {
+        return NULL;
+    }
+    net->free_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (net->free_fd < 0) {
+        free(net);
         return NULL;
     }
     /* Frames come without end; who changes something has to get his turn. */
@@ -52,14 +59,25 @@ static void pool_drop(struct pool *pool)
     free(pool->channel);
     pool->next = pool->serial = NULL;
     pool->state = pool->channel = NULL;
-    pool->count = pool->free = 0;
+    pool->count = pool->free = pool->awaited = 0;
     pool->lease = 0;
     pool->top = POOL_END;
+}
+
+void vvb_net_close(struct vvb_net *net)
+{
+    pthread_rwlock_wrlock(&net->lock); /* whoever signals it is done with it */
+    if (net->free_fd >= 0) {
+        close(net->free_fd);
+        net->free_fd = -1;
+    }
+    pthread_rwlock_unlock(&net->lock);
 }
 
 void vvb_net_free(struct vvb_net *net)
 {
     if (net) {
+        vvb_net_close(net);
         buffer_drop(&net->send);
         buffer_drop(&net->receive);
         pool_drop(&net->pool);
@@ -245,8 +263,8 @@ void vvb_net_wake_when_free(struct vvb_net *net, int wake_fd)
 void vvb_net_give(struct vvb_net *net, uint64_t lease, uint32_t section)
 {
     pthread_rwlock_rdlock(&net->lock);
-    if (net->pool.lease == lease) {
-        net_section_give(&net->pool, section);
+    if (net->pool.lease == lease && net_section_return(&net->pool, section)) {
+        vvb_signal(net->free_fd);
     }
     pthread_rwlock_unlock(&net->lock);
 }
@@ -327,8 +345,12 @@ static bool fits(const struct vvb_plan *plan, const struct vvb_batch *batch,
 static bool returned(struct vvb_net *net, uint32_t channel, uint64_t id)
 {
     struct channel *from = &net->channels[channel];
+    bool enough = false;
 
-    if (net_chain_end(&net->pool, id, channel)) {
+    if (net_chain_end(&net->pool, id, channel, &enough)) {
+        if (enough) {
+            vvb_signal(net->free_fd);
+        }
         return true;
     }
     if (!from->late) {

@@ -281,6 +281,16 @@ static enum net_next take(struct taking *t, struct vvb_net_port *port)
     return NET_MORE;
 }
 
+uint32_t net_frame_parts(const struct vvb_net *net)
+{
+    uint32_t room = net->receive.section - VVB_NET_FRAME_OFFSET, parts = 1;
+
+    if (net->config.coalesced) {
+        parts = (LONGEST_FRAME + room - 1) / room;
+    }
+    return parts < VVB_NET_PARTS ? parts : VVB_NET_PARTS;
+}
+
 enum net_next net_take_some(struct vvb_net *net, uint32_t queue, struct vvb_net_taken *taken)
 {
     struct taking t = {.net = net, .queue = &net->queues[queue]};
@@ -288,8 +298,7 @@ enum net_next net_take_some(struct vvb_net *net, uint32_t queue, struct vvb_net_
 
     t.counts = &t.queue->counts;
     t.room = net->receive.section - VVB_NET_FRAME_OFFSET;
-    t.parts = net->config.coalesced ? (LONGEST_FRAME + t.room - 1) / t.room : 1;
-    t.parts = t.parts < VVB_NET_PARTS ? t.parts : VVB_NET_PARTS;
+    t.parts = net_frame_parts(net);
     next = take(&t, net->ports[queue]);
     while (t.stocked) {
         net_section_give(&net->pool, t.stock[--t.stocked]);

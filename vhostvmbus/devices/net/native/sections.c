@@ -132,6 +132,31 @@ void net_section_give(struct pool *pool, uint32_t section)
     pthread_mutex_unlock(&pool->lock);
 }
 
+/* Notes that the guest gave something back. Tells whether it is enough; under the pool's lock. */
+static bool returned(struct pool *pool)
+{
+    bool enough = pool->awaited && pool->free >= pool->awaited;
+
+    pool->returns++;
+    if (enough) {
+        pool->awaited = 0;
+    }
+    return enough;
+}
+
+bool net_section_return(struct pool *pool, uint32_t section)
+{
+    bool enough = false;
+
+    pthread_mutex_lock(&pool->lock);
+    if (section < pool->count && pool->state[section] == SECTION_OUTSIDE) {
+        push(pool, section);
+        enough = returned(pool);
+    }
+    pthread_mutex_unlock(&pool->lock);
+    return enough;
+}
+
 uint64_t net_chain(struct pool *pool, const uint32_t *sections, uint32_t count, uint32_t channel)
 {
     uint32_t first = sections[0];
@@ -169,7 +194,7 @@ static bool chain_known(const struct pool *pool, uint64_t id)
            id == (ID_TAG | (uint64_t)pool->serial[first] << ID_SERIAL_SHIFT | first);
 }
 
-bool net_chain_end(struct pool *pool, uint64_t id, uint32_t channel)
+bool net_chain_end(struct pool *pool, uint64_t id, uint32_t channel, bool *enough)
 {
     uint32_t first = id & ID_SECTION;
     bool found;
@@ -178,9 +203,25 @@ bool net_chain_end(struct pool *pool, uint64_t id, uint32_t channel)
     found = chain_known(pool, id) && pool->channel[first] == channel;
     if (found) {
         chain_push(pool, first);
+        *enough = returned(pool);
     }
     pthread_mutex_unlock(&pool->lock);
     return found;
+}
+
+uint64_t net_section_await(struct pool *pool, uint32_t *count)
+{
+    uint64_t returns;
+
+    pthread_mutex_lock(&pool->lock);
+    returns = pool->returns;
+    if (pool->free >= *count) {
+        *count = 0;
+    } else if (!pool->awaited || pool->awaited > *count) {
+        pool->awaited = *count;
+    }
+    pthread_mutex_unlock(&pool->lock);
+    return returns;
 }
 
 bool net_chain_undo(struct pool *pool, uint64_t id)

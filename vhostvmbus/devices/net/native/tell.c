@@ -8,14 +8,13 @@
 #include <poll.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "net.h"
 
 #define LOOK_EVERY 16u /* turns, before the caller's eventfd is looked at */
 #define MAX_SPANS 512u
 #define TRANSFER_HEADER 8u
-/* The nanoseconds without a free section after which frames are dropped. */
-#define PATIENCE 100000000u
 /*
  * The milliseconds between two looks at sections that do not come back, or at a link that is gone.
  */
@@ -116,6 +115,31 @@ void net_tell(struct vvb_net *net, uint32_t queue, struct vvb_net_part *parts, u
 
 /* ---- a queue ---- */
 
+/*
+ * Lets frames wait in the link until the guest has given back enough sections for some. Drops them
+ * when it has given back none for too long: whoever sends them is to know.
+ */
+static enum net_next starve(struct vvb_net *net, uint32_t queue)
+{
+    struct queue *q = &net->queues[queue];
+    uint32_t half = net->receive.sections / 2, parts = net_frame_parts(net);
+    uint32_t count = half < VVB_NET_FRAMES ? half : VVB_NET_FRAMES;
+    uint64_t now = net_now(CLOCK_MONOTONIC), returns;
+
+    count = count > parts ? count : parts;
+    returns = net_section_await(&net->pool, &count);
+    if (!count) {
+        return NET_MORE;
+    }
+    if (!q->starved_since || q->starved_at != returns) {
+        q->starved_since = now;
+        q->starved_at = returns;
+    } else if (now - q->starved_since >= net->config.patience_ms * 1000000ull) {
+        net_drop_some(net->ports[queue], &q->counts.refused);
+    }
+    return NET_NO_SECTION;
+}
+
 /* Takes some frames, for the guest or for nobody. */
 static enum net_next serve_some(struct vvb_net *net, uint32_t queue, struct vvb_net_taken *taken)
 {
@@ -130,12 +154,10 @@ static enum net_next serve_some(struct vvb_net *net, uint32_t queue, struct vvb_
     } else {
         taken->lease = net->pool.lease;
         next = net_take_some(net, queue, taken);
-        if (next != NET_NO_SECTION) {
+        if (next == NET_NO_SECTION) {
+            next = starve(net, queue);
+        } else {
             q->starved_since = 0;
-        } else if (!q->starved_since) {
-            q->starved_since = net_now(CLOCK_MONOTONIC);
-        } else if (net_now(CLOCK_MONOTONIC) - q->starved_since >= PATIENCE) {
-            net_drop_some(net->ports[queue], &q->counts.refused);
         }
     }
     pthread_rwlock_unlock(&net->lock);
@@ -144,8 +166,10 @@ static enum net_next serve_some(struct vvb_net *net, uint32_t queue, struct vvb_
 
 void vvb_net_serve(struct vvb_net *net, uint32_t queue, int wake_fd, struct vvb_net_taken *taken)
 {
-    struct pollfd fds[2] = {{.fd = wake_fd, .events = POLLIN}, {.events = POLLIN}};
+    struct pollfd fds[3] = {
+        {.fd = wake_fd, .events = POLLIN}, {.events = POLLIN}, {.events = POLLIN}};
     bool pause = false;
+    uint64_t value;
 
     queue %= VVB_NET_CHANNELS;
     taken->left = taken->woken = 0;
@@ -161,9 +185,13 @@ void vvb_net_serve(struct vvb_net *net, uint32_t queue, int wake_fd, struct vvb_
         }
         /* The numbers do not change as long as there are so many ports. */
         fds[1].fd = wait < 0 ? vvb_net_port_fd(vvb_load(&net->ports[queue])) : -1;
-        fds[0].revents = fds[1].revents = 0;
+        fds[2].fd = next == NET_NO_SECTION ? net->free_fd : -1;
+        fds[0].revents = fds[1].revents = fds[2].revents = 0;
         /* While the descriptor cannot be waited for, it is gone, or another one by now. */
-        pause = poll(fds, 2, wait) < 0 ? errno != EINTR : fds[1].revents & ~POLLIN;
+        pause = poll(fds, 3, wait) < 0 ? errno != EINTR : fds[1].revents & ~POLLIN;
+        if (fds[2].revents && read(net->free_fd, &value, sizeof(value)) < 0) {
+            /* another queue was faster */
+        }
         if (fds[0].revents) {
             taken->woken = 1;
             return;

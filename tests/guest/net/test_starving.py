@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A guest with few receive sections: frames wait in the link as long as it gives some back."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+
+import pytest
+
+from tests.support.net_card import MAC, HastyCard, Rig, SocketLink, StreamLink, ethernet, rig
+from tests.support.waiting import eventually
+from vhostvmbus.devices.net import NetworkCard
+
+FEW = 37
+"""The sections that iPXE lends."""
+
+
+class Patient(NetworkCard):
+    """Never drops a frame for want of a section, however busy this machine is."""
+
+    patience = 600.0
+
+
+def numbered(number: int) -> bytes:
+    return ethernet(struct.pack(">I", number) + bytes(50), to=MAC)
+
+
+@pytest.mark.parametrize("link", [SocketLink, StreamLink])
+def test_nothing_is_dropped_that_the_guest_takes_in_time(link: type[SocketLink]) -> None:
+    """The world sends faster than the guest takes, and is held up."""
+    count = 2000
+    with rig(kind=Patient, link=link(), ring_pages=(17, 65)) as r:
+        r.driver.initialize(receive_bytes=FEW * 1728)
+
+        def send() -> None:
+            for number in range(count):
+                r.link.put(numbered(number))
+
+        world = threading.Thread(target=send)
+        world.start()
+        assert [r.driver.receive().data for _ in range(count)] == [
+            numbered(number) for number in range(count)
+        ]
+        world.join()
+        assert r.card.stats()["receive_no_buffer"] == 0
+
+
+def all_are_back(r: Rig) -> None:
+    eventually(lambda: r.card.stats()["receive_sections_free"] == r.driver.receive_sections)
+
+
+def starve(r: Rig) -> None:
+    """Has the guest keep all sections for frames, and lets twenty frames wait."""
+    all_are_back(r)
+    r.driver.keep = True
+    frames = r.driver.receive_sections - 8
+    for number in range(frames):
+        r.link.put(numbered(number))
+        r.driver.receive()
+    for number in range(20):
+        r.link.put(numbered(number))
+
+
+def test_whoever_returns_something_loses_nothing() -> None:
+    """It is never without progress, though never with a section to spare."""
+    with rig(kind=HastyCard, ring_pages=(17, 65)) as r:
+        r.driver.initialize(receive_bytes=FEW * 1728)
+        enough = 4 * HastyCard.patience
+        for _ in range(100):
+            starve(r)
+            began = last = time.monotonic()
+            longest = 0.0
+            while time.monotonic() < began + enough:
+                r.driver.give_back(r.driver.kept.pop(0))
+                r.driver.receive()
+                r.link.put(numbered(0))
+                now = time.monotonic()
+                longest, last = max(longest, now - last), now
+            dropped = r.card.stats()["receive_no_buffer"]
+            if longest < HastyCard.patience / 2:
+                break  # else this machine was too busy to tell
+            for packet in r.driver.kept:
+                r.driver.give_back(packet)
+            r.driver.kept, r.driver.keep = [], False
+            assert r.driver.query(0x01010101) == MAC  # behind all that had waited
+            r.driver.frames.clear()
+        assert dropped == 0
+
+
+def test_whoever_returns_nothing_is_not_waited_for() -> None:
+    with rig(kind=HastyCard, ring_pages=(17, 65)) as r:
+        r.driver.initialize(receive_bytes=FEW * 1728)
+        starve(r)
+        eventually(lambda: r.card.stats()["receive_no_buffer"] == 20)
+        r.driver.give_back(r.driver.kept.pop(0))
+        r.link.put(numbered(7))
+        assert r.driver.receive().data == numbered(7)
