@@ -344,3 +344,14 @@ def test_a_completion_that_is_none() -> None:
             r.driver.kept.pop().complete(payload)
         eventually(lambda: r.card.stats()["receive_sections_free"] == r.driver.receive_sections)
         assert r.card.stats()["errors"] == {"ReturnError": 2}  # payloads are padded to 8 bytes
+
+
+def test_a_frequent_mistake_does_not_hide_another(
+    r: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(20):
+        r.channel.send(rndis(1 << 20, 100))
+    r.channel.send(rndis(0, 100, 2))
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    assert 1 <= said.count("send_buf_section_index") < 20
+    assert "channel_type" in said

@@ -27,6 +27,8 @@ def test_every_request_is_decoded() -> None:
     assert rndis.decode_control(query) == rndis.Query(9, 0x10101, b"abcd")
     empty = request(5, 9, 0x10101, 0, 0xFFFFFFFF, 0)
     assert rndis.decode_control(empty) == rndis.Set(9, 0x10101, b"")
+    short = request(5, 9, 0x10101, 2, 16, data=b"de")  # without the reserved word
+    assert rndis.decode_control(short) == rndis.Set(9, 0x10101, b"de")
     late = request(5, 9, 0x10101, 2, 23, 0, data=b"abcde" + b"!")
     assert rndis.decode_control(late) == rndis.Set(9, 0x10101, b"de")
     assert rndis.decode_control(request(6, 0)) == rndis.Reset()
@@ -40,11 +42,11 @@ def test_every_request_is_decoded() -> None:
         (bytes(7), "length"),
         (request(4, 1, 2, 0, 0, 0, length=7), "msg_len"),
         (request(4, 1, 2, 0, 0, 0, length=29), "msg_len"),
-        (request(4, 1, 2, 0, 0), "msg_len"),
+        (request(4, 1, 2, 0), "msg_len"),
         (request(2, 1, 1, 0), "msg_len"),
         (request(3), "msg_len"),
         (request(8), "msg_len"),
-        (request(4, 1, 2, 1, 19, 0, data=b"x"), "info_buf_offset"),
+        (request(4, 1, 2, 1, 15, 0, data=b"x"), "info_buf_offset"),
         (request(4, 1, 2, 1, 22, 0, data=b"x"), "info_buf_offset"),
         (request(4, 1, 2, 2, 20, 0, data=b"x"), "info_buflen"),
         (request(5, 1, 2, 0xFFFFFFFF, 20, 0, data=b"x"), "info_buflen"),

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, assert_never
@@ -113,7 +113,9 @@ class NetworkCard(Device):
         self.tagging = False
         self.errors: Counter[str] = Counter()
         """Mistakes of the guest, by name."""
-        self._complaints = RateLimitedLog(log)
+        self._complaints: defaultdict[str, RateLimitedLog] = defaultdict(
+            lambda: RateLimitedLog(log)
+        )
         self._lock = threading.RLock()
         self._receivers = Receivers(self.woken, self.name)
         self._outbox = Outbox(self._complain, self._receivers.wake_when_free)
@@ -315,8 +317,10 @@ class NetworkCard(Device):
         packet.complete(_INVALID if packet.payload[:4] == nvsp.RNDIS_PACKET else b"")
 
     def _complain(self, channel: Channel, error: GuestError) -> None:
-        self.errors[type(error).__name__] += 1
-        self._complaints.warning("%s channel %d: %s", self.name, channel.index, error)
+        kind = type(error).__name__
+        self.errors[kind] += 1
+        # Each kind has its own brake: a frequent mistake does not hide another one.
+        self._complaints[kind].warning("%s channel %d: %s", self.name, channel.index, error)
 
     def _messages(self, channel: Channel, packet: Packet, payload: bytes) -> bytes:
         """Sends or answers the RNDIS messages of a packet. Returns what completes it."""

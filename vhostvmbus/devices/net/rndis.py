@@ -100,7 +100,8 @@ Control = Initialize | Halt | Query | Set | Reset | Keepalive
 _HEADER = struct.Struct("<II")
 _INITIALIZE = struct.Struct("<8xIIII")
 _U32 = struct.Struct("<8xI")
-_OID = struct.Struct("<8xIIIII")
+_OID = struct.Struct("<8xIIII")
+"""Without the reserved word behind it, which a driver may leave out."""
 
 
 def decode_control(data: bytes) -> Control:
@@ -115,7 +116,7 @@ def decode_control(data: bytes) -> Control:
         case MessageType.HALT:
             return Halt(*_body(_U32, data, length))
         case MessageType.QUERY | MessageType.SET:
-            request_id, oid, size, offset, _ = _body(_OID, data, length)
+            request_id, oid, size, offset = _body(_OID, data, length)
             information = b""
             if size:
                 if offset < _OID.size - HEADER_SIZE or offset > length - HEADER_SIZE:

@@ -17,7 +17,11 @@
  * and a smaller one would make thousands of frames of a single packet.
  */
 #define MIN_SEGMENT 48u
-#define BODY (VVB_NET_RNDIS_PACKET_SIZE - VVB_NET_RNDIS_HEADER_SIZE)
+/*
+ * Where the fields end that are in use: behind them are two reserved words, of which iPXE of 2019
+ * has one. Counted as offsets are.
+ */
+#define FIELDS_END (36u - VVB_NET_RNDIS_HEADER_SIZE)
 
 struct infos {
     bool checksum, large_send, vlan, hash;
@@ -318,16 +322,16 @@ static bool parse_layout(const uint8_t *message, uint64_t available, struct layo
         return rndis_wrong(fault, "msg_len", length, 4, "not what is there");
     }
     room = length - VVB_NET_RNDIS_HEADER_SIZE; /* offsets count from behind the header */
-    if (offset < BODY || offset > room) {
+    if (offset < FIELDS_END || offset > room) {
         return rndis_wrong(fault, "data_offset", offset, 8, "");
     }
     if (size > room - offset) {
         return rndis_wrong(fault, "data_len", size, 12, "");
     }
-    if (oob_size && (oob < BODY || oob > room || oob_size > room - oob)) {
+    if (oob_size && (oob < FIELDS_END || oob > room || oob_size > room - oob)) {
         return rndis_wrong(fault, "oob_data_len", oob_size, 20, "");
     }
-    if (info_size && (info < BODY || info > room)) {
+    if (info_size && (info < FIELDS_END || info > room)) {
         return rndis_wrong(fault, "per_pkt_info_offset", info, 28, "");
     }
     if (info_size && info_size > room - info) {
