@@ -338,12 +338,30 @@ def test_a_completion_that_is_none() -> None:
     with rig() as r:
         r.driver.initialize()
         r.driver.keep = True
-        for payload in (b"", b"\x6c\0\0", struct.pack("<II", 107, 1), struct.pack("<I", 108)):
+        for payload in (b"\x6d\0\0", b"\x6c\0\0", struct.pack("<II", 107, 1)):
             r.link.put(ethernet(to=MAC))
             r.driver.receive()
             r.driver.kept.pop().complete(payload)
+            assert r.driver.query(0x01010101) == MAC
+            r.driver.kept.pop().complete(payload)
         eventually(lambda: r.card.stats()["receive_sections_free"] == r.driver.receive_sections)
-        assert r.card.stats()["errors"] == {"ReturnError": 2}  # payloads are padded to 8 bytes
+        assert r.card.stats()["errors"] == {"ReturnError": 4}  # payloads are padded to 8 bytes
+
+
+def test_a_completion_may_be_empty() -> None:
+    """As iPXE has it: which packet is completed, it says."""
+    with rig() as r:
+        r.driver.initialize()
+        r.driver.keep = True
+        for _ in range(3):
+            r.link.put(ethernet(to=MAC))
+            r.driver.receive()
+            assert r.driver.query(0x01010101) == MAC
+        assert r.card.stats()["receive_sections_free"] == r.driver.receive_sections - 6
+        for packet in r.driver.kept:
+            packet.complete(b"")
+        eventually(lambda: r.card.stats()["receive_sections_free"] == r.driver.receive_sections)
+        assert r.card.stats()["errors"] == {}
 
 
 def test_a_frequent_mistake_does_not_hide_another(

@@ -36,7 +36,7 @@ class FrameError(NetError):
 
 
 class ReturnError(NetError):
-    """The guest returned receive sections with something that is no completion."""
+    """The guest returned receive sections with something that is no completion, nor empty."""
 
 
 class OidError(NetError):

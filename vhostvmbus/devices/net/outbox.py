@@ -154,7 +154,7 @@ class Outbox:
         buffer.give(sections)
         if payload is None:
             return
-        if payload[:4] != _COMPLETE or len(payload) < 8:
+        if payload and (payload[:4] != _COMPLETE or len(payload) < 8):
             kind = int.from_bytes(payload[:4], "little")
             self._complain(channel, ReturnError("msg_type", kind, 0, "no receive completion"))
         self.go_on()

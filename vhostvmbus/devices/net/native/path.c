@@ -371,9 +371,12 @@ static bool perform(const struct vvb_plan *plan, struct vvb_batch *batch,
 
     pthread_rwlock_rdlock(&net->lock);
     if (packet->type == PKT_COMP) {
+        uint32_t length = packet->length - packet->payload_offset;
+
         done = returned(net, mine->channel, packet->transaction_id);
-        if (done && (packet->length - packet->payload_offset < 8 ||
-                     le32(payload) != VVB_NET_NVSP_RNDIS_PACKET_COMPLETE)) {
+        /* The id says it all: iPXE sends nothing with it. */
+        if (done && length &&
+            (length < 8 || le32(payload) != VVB_NET_NVSP_RNDIS_PACKET_COMPLETE)) {
             __atomic_add_fetch(&net->channels[mine->channel].bad_returns, 1, __ATOMIC_RELAXED);
         }
         /* full: the section, then the wish; pairs with the wish, then a look for a section */
