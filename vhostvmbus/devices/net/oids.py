@@ -31,6 +31,8 @@ ETHERNET_SIZE: Final[int] = lib.VVB_NET_ETHERNET
 """The bytes of an Ethernet header."""
 VLAN_SIZE: Final[int] = lib.VVB_NET_VLAN
 """The bytes of an 802.1Q tag."""
+MIN_MTU: Final = 68
+"""The smallest MTU there is: RFC 791."""
 DEFAULT_MTU: Final = 1500
 """The MTU that a driver begins with."""
 FRIENDLY_NAME: Final = "Network Adapter"

@@ -22,7 +22,9 @@ from vhostvmbus.devices.net.oids import ETHERNET_SIZE, VLAN_SIZE, Adapter, Chang
 from vhostvmbus.engine import lib
 
 MAX_FRAME: Final[int] = lib.VVB_NET_LONGEST_IP
-"""The longest ``frame_size`` of an NDIS configuration that is taken."""
+"""The longest ``frame_size`` of an NDIS configuration that is believed. One that cannot be, 0 above
+all, which a driver sends that has nothing to say, stands for the ordinary one.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +181,8 @@ class Protocol:
     def _configure(self, frame_size: int, capabilities: Capability) -> Action:
         if self.receive_lent:
             raise NvspError("msg_type", MessageType.SEND_NDIS_CONFIG, 0, "after the buffers")
-        if not ETHERNET_SIZE + 68 <= frame_size <= MAX_FRAME:
-            raise NvspError("mtu", frame_size, 4)
+        if not ETHERNET_SIZE + oids.MIN_MTU <= frame_size <= MAX_FRAME:
+            frame_size = oids.DEFAULT_MTU + ETHERNET_SIZE
         self.frame_size = frame_size
         self.capabilities = capabilities
         self.adapter.coalescing = self.coalescing
