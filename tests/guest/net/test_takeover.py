@@ -98,6 +98,7 @@ def test_the_driver_is_told_and_what_it_sent_is_refused() -> None:
         struct.pack("<4sIII", b"rbuf", 0xE1E11, 0xCAFE, 0),
         struct.pack("<4sIII", b"rbuf", 0xE1E11, 0xCAFE, 0xFFFFFFFF),
         struct.pack("<4sIII", b"rbuf", 0xE1E11, 0xCAFE, 1),
+        struct.pack("<4sIII", b"rbuf", 0xE1E11, 0x1CAFE, 1728),
         bytes(256),
     ],
 )
@@ -121,6 +122,21 @@ def test_a_note_may_be_anything(note: bytes) -> None:
         guest.disconnect()
     first.close()
     second.close()
+
+
+@pytest.mark.parametrize(
+    ("buffer_id", "section_size", "taken"),
+    [
+        (0xFFFF, 1728, True),
+        (0x10000, 1728, False),
+        (0xCAFE, 1727, False),
+        (0xCAFE, 1, False),  # thirty million sections
+        (0xCAFE, 0, False),
+    ],
+)
+def test_what_a_note_may_say(buffer_id: int, section_size: int, taken: bool) -> None:
+    note = BufferNote(0xE1E11, buffer_id, section_size)
+    assert BufferNote.parse(note.pack()) == (note if taken else None)
 
 
 def test_a_buffer_that_was_taken_back_is_forgotten() -> None:

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _NOTE: Final = struct.Struct("<4sIII")
 _MAGIC: Final = b"rbuf"
+_MAX_ID: Final = 0xFFFF
+"""The largest name of a buffer, which has 16 bits in a packet."""
 
 LINK_CHANGE_SECONDS: Final = 2.2
 """The seconds that Linux may take to act on a change of the link (``LINKCHANGE_INT`` is 2 s)."""
@@ -50,7 +52,7 @@ class BufferNote:
         if len(data) != _NOTE.size:
             return None
         magic, gpadl, buffer_id, section_size = _NOTE.unpack(data)
-        if magic != _MAGIC or section_size < DEFAULT_SECTION:
+        if magic != _MAGIC or section_size < DEFAULT_SECTION or buffer_id > _MAX_ID:
             return None
         return cls(gpadl, buffer_id, section_size)
 
