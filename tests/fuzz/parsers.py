@@ -249,7 +249,8 @@ def network_session(data: bytes) -> None:
                     outcome = card.control(message, 1 << 17)
                     for answer in outcome.messages:
                         assert struct.unpack_from("<I", answer, 4)[0] == len(answer) <= 1024
-                        assert struct.unpack_from("<I", answer)[0] & rndis.COMPLETION
+                        (kind,) = struct.unpack_from("<I", answer)
+                        assert kind & rndis.COMPLETION or kind == rndis.MessageType.INDICATE_STATUS
                 case 2:
                     with contextlib.suppress(NetError):
                         link.path.send(0, message)

@@ -116,6 +116,8 @@ class Netvsc:
         self.frames: deque[Frame] = deque()
         self.indications: list[int] = []
         """Status values that the host indicated."""
+        self.indicated: list[bytes] = []
+        """The information that came with each."""
         self.send_table: tuple[int, ...] = ()
         self.keep = False
         """Set if receive sections are kept, in :attr:`kept`."""
@@ -398,6 +400,10 @@ class Netvsc:
         kind, _, number = struct.unpack_from("<III", message)
         if kind == 7:
             self.indications.append(number)
+            size, offset = struct.unpack_from("<II", message, 12)
+            if size and (offset < 12 or offset + 8 + size > len(message)):
+                raise BadNetPacket(f"a status with {size} bytes at {offset}")
+            self.indicated.append(message[offset + 8 : offset + 8 + size])
         elif kind == DONE | RESET:
             self._answers[0] = (number, message[12:])
         elif kind in (DONE | 2, DONE | QUERY, DONE | SET, DONE | KEEPALIVE):

@@ -17,6 +17,7 @@ from tests.support.net_card import (
     SOURCE6,
     TARGET4,
     TARGET6,
+    Rig,
     ethernet,
     internet_checksum,
     ip_frame,
@@ -156,26 +157,50 @@ def test_a_large_send_crosses_in_one_piece(size: int, ip6: bool, tag: int | None
         assert r.card.stats()["large_sends"] == bool(gso)
 
 
-def test_offloads_that_are_not_switched_on_are_refused() -> None:
+def test_offloads_are_done_from_the_start_and_when_switched_off() -> None:
+    """Windows begins with them, and has frames under way when it switches them off."""
     frame = ip_frame(b"x" * 3000, seed="large")
     with rig(mtu=9000) as r:
         r.driver.initialize()
-        for info in (
-            element(LARGE_SEND, 1400 | 34 << 20 | 1 << 30),
-            element(CHECKSUM, 34 << 16 | 5),
-        ):
-            assert r.driver.send(frame, info).wait() == 5
-        switch_on(r.driver)
-        for info in (
-            element(LARGE_SEND, 1400 | 34 << 20 | 1 << 30),
-            element(CHECKSUM, 34 << 16 | 5),
-        ):
-            assert r.driver.send(frame, info).wait() == 1
-            r.link.get()
+        for on in (1, 2, 1):
+            for info in (
+                element(LARGE_SEND, 1400 | 34 << 20 | 1 << 30),
+                element(CHECKSUM, 34 << 16 | 5),
+            ):
+                assert r.driver.send(frame, info).wait() == 1
+                assert r.link.get().offload.start == 34
+            data = struct.pack("<BBH", 0x80, 3, 28) + bytes([1] * 5 + [0, 0, on, on])
+            assert r.driver.set(OFFLOAD_PARAMETERS, data.ljust(28, b"\0")) == 0
+        assert r.card.stats()["errors"] == {}
+
+
+def test_the_guest_is_told_what_is_in_force_after_a_change() -> None:
+    """Behind the answer to its wish, whatever became of that."""
+    wish = struct.pack("<BBH", 0x80, 3, 28) + bytes([4, 2, 1, 4, 4, 0, 0, 2, 2]).ljust(24, b"\0")
+    with rig(capabilities=Capabilities(True, True, False)) as r:
+        r.driver.initialize()
+        assert r.driver.set(OFFLOAD_PARAMETERS, wish) == 0
+        assert r.driver.indications == []  # the answer comes first
+        eventually_pumped(r, 1)
+        on = struct.pack("<BBH6I", 0xA8, 1, 28, 1, 2, 14, 1, 2, 14)
+        assert r.driver.set(0x0101010A, on) == 0
+        eventually_pumped(r, 2)
+        assert [status for status in r.driver.indications] == [0x40020006] * 2
+        first, second = r.driver.indicated
+        assert (len(first), first[:4]) == (156, struct.pack("<BBH", 0xA7, 3, 156))
+        assert first != second == r.driver.query(0xFC01020B)
+        assert r.driver.set(OFFLOAD_PARAMETERS, b"") != 0
+        assert r.driver.set(0x0001010E, struct.pack("<I", 1)) == 0
+        assert len(r.driver.indications) == 2
+
+
+def eventually_pumped(r: Rig, count: int) -> None:
+    while len(r.driver.indications) < count:
+        r.driver.pump()
 
 
 def test_offloads_outlive_a_halt() -> None:
-    """Linux halts the card before it waits for what it has sent; another start begins anew."""
+    """Linux halts the card before it waits for what it has sent."""
     frame = ip_frame(b"x" * 3000, seed="large")
     info = element(LARGE_SEND, 1400 | 34 << 20 | 1 << 30)
     with rig(mtu=9000) as r:
@@ -184,9 +209,6 @@ def test_offloads_outlive_a_halt() -> None:
         assert r.driver.send_control(struct.pack("<III", 3, 12, 1)) == 1
         assert r.driver.send(frame, info).wait() == 1
         assert r.link.get().offload.gso == Gso.TCPV4
-        status, _ = r.driver.request(2, struct.pack("<III", 1, 0, 0x4000))
-        assert status == 0
-        assert r.driver.send(frame, info).wait() == 5
 
 
 def test_a_link_that_can_do_nothing_is_believed() -> None:
@@ -195,7 +217,8 @@ def test_a_link_that_can_do_nothing_is_believed() -> None:
         hardware = r.driver.query(0xFC01020D)
         assert not any(hardware[4:])
         data = struct.pack("<BBH", 0x80, 3, 28) + bytes([0, 4]).ljust(24, b"\0")
-        assert r.driver.set(OFFLOAD_PARAMETERS, data) == 0xC0010015
+        assert r.driver.set(OFFLOAD_PARAMETERS, data) == 0
+        assert not any(r.driver.query(0xFC01020B)[4:])
         assert r.link.wanted[-1] == Capabilities()
 
 

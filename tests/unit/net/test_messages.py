@@ -18,6 +18,7 @@ from tests.support.net_codec import adapter
 from tests.support.vnet import HEADER, Gso, Offload
 from vhostvmbus.devices.net.datapath import DataPath
 from vhostvmbus.devices.net.errors import FrameError, NetError, PacketInfoError, RndisError
+from vhostvmbus.devices.net.link import Capabilities
 from vhostvmbus.devices.net.link.port import Framing, Port
 from vhostvmbus.devices.net.offloads import Offloads
 
@@ -42,8 +43,12 @@ class Way:
         self.switch_on(Offloads(*(True,) * 13))
 
     def switch_on(self, offloads: Offloads) -> None:
-        state = adapter()
-        state.mtu, state.offloads = LONGEST, offloads
+        self.able(Capabilities(True, True, True), offloads)
+
+    def able(self, capabilities: Capabilities, offloads: Offloads | None = None) -> None:
+        """The link can do that, whatever is switched on."""
+        state = adapter(capabilities)
+        state.mtu, state.offloads = LONGEST, offloads or Offloads()
         self._path.configure(state, tagging=False, active=True, receiving=False)
 
     def send(self, data: bytes) -> list[tuple[Offload, bytes]]:
@@ -303,18 +308,36 @@ def test_a_checksum_that_cannot_be_done(
     assert wrong(way, packet(ip4_frame(), wanted)) == (FrameError, field, value, offset)
 
 
+ALL_WANTED = [
+    left(IPV4 | TCP), left(IPV4 | UDP), left(IPV4 | IP_HEADER), left(IPV6 | TCP, 54),
+    left(IPV6 | UDP, 54), large(), large(start=54, ip6=True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wanted", ALL_WANTED)
+def test_what_is_switched_off_is_done_all_the_same(way: Way, wanted: bytes) -> None:
+    """The guest's stack may have asked for it just before."""
+    ip6 = ETHERNET + b"\x86\xdd\x60" + bytes(39) + bytes(12) + b"\x50" + bytes(107)
+    kind, value = struct.unpack("<4xI4xI", wanted)
+    frame = ip6 if value & (IPV6 if kind == CHECKSUM else 1 << 31) else ip4_frame()
+    way.switch_on(Offloads())
+    assert len(way.send(packet(frame, wanted))) == 1
+
+
 @pytest.mark.parametrize(
-    ("on", "refused"),
+    ("able", "refused"),
     [
-        (Offloads(), [left(IPV4 | TCP), left(IPV4 | IP_HEADER), left(IPV6 | UDP), large()]),
-        (Offloads(tcp4_send=True), [left(IPV4 | UDP), left(IPV6 | TCP), large()]),
-        (Offloads(udp6_send=True), [left(IPV4 | UDP), left(IPV6 | TCP)]),
-        (Offloads(tcp4_send=True, lso6=True), [left(IPV4 | TCP | IP_HEADER), large()]),
-        (Offloads(lso4=True), [large(ip6=True), left(IPV4 | TCP)]),
+        (Capabilities(), ALL_WANTED),
+        (Capabilities(True), [large(), large(ip6=True)]),
+        (Capabilities(True, True, False), [large(ip6=True)]),
+        (Capabilities(True, False, True), [large()]),
+        (Capabilities(False, True, True), ALL_WANTED),
     ],
 )
-def test_what_is_not_switched_on_is_refused(way: Way, on: Offloads, refused: list[bytes]) -> None:
-    way.switch_on(on)
+def test_what_the_link_cannot_do_is_refused(
+    way: Way, able: Capabilities, refused: list[bytes]
+) -> None:
+    way.able(able, Offloads(*(True,) * 13))
     for wanted in refused:
         (kind, value) = struct.unpack("<4xI4xI", wanted)
         field = "transmit" if kind == CHECKSUM else "type"

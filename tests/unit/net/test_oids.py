@@ -100,19 +100,104 @@ def test_the_address() -> None:
         configuration("NetworkAddress", "0a0b0c0d0e0g"),
         configuration("NetworkAddress", "010b0c0d0e0f"),
         configuration("NetworkAddress", "000000000000"),
-        configuration("Other", "0a0b0c0d0e0f"),
-        configuration("NetworkAddress", "0a0b0c0d0e0f", kind=0),
         struct.pack("<IIIII", 20, 0xFFFFFFFE, 2, 20, 0),
         struct.pack("<IIIII", 0xFFFFFFFE, 4, 2, 20, 0),
         struct.pack("<IIIII", 20, 0, 2, 19, 0),
-        struct.pack("<IIIII", 20, 1, 2, 20, 0) + bytes(4),
     ):
         with pytest.raises(OidDataInvalid):
             oids.set_value(state, 0x0001021B, bad)
     assert state.current_address == MAC
 
 
-@pytest.mark.parametrize("oid", [oid for oid in oids.SETS if oid != 0x01010103])
+# -- keywords of the driver's settings -------------------------------------------------------------
+
+KEYWORDS = [
+    ("*IPChecksumOffloadIPv4", "ip_checksum", None),
+    ("*TCPChecksumOffloadIPv4", "tcp4_send", "tcp4_receive"),
+    ("*TCPChecksumOffloadIPv6", "tcp6_send", "tcp6_receive"),
+    ("*UDPChecksumOffloadIPv4", "udp4_send", "udp4_receive"),
+    ("*UDPChecksumOffloadIPv6", "udp6_send", "udp6_receive"),
+]
+
+
+def integer(name: str, value: int) -> bytes:
+    raw = name.encode("utf-16-le")
+    return struct.pack("<IIIII", 20, len(raw), 0, 20 + len(raw), 4) + raw + struct.pack("<I", value)
+
+
+@pytest.mark.parametrize(("name", "send", "receive"), KEYWORDS)
+def test_a_keyword_for_a_checksum(name: str, send: str, receive: str | None) -> None:
+    """Bit 0 is sending, bit 1 receiving; it may be a digit or a number; nothing else changes."""
+    state = adapter()
+    before = state.offloads
+    for value in (0, 1, 2, 3, 0):
+        for data in (configuration(name, str(value)), integer(name, value)):
+            assert oids.set_value(state, 0x0001021B, data) is Change.OFFLOADS
+            assert getattr(state.offloads, send) == bool(value & 1)
+            if receive is not None:
+                assert getattr(state.offloads, receive) == bool(value & 2)
+    oids.set_value(state, 0x0001021B, configuration(name, "3, as ever\0"))
+    assert state.offloads == before
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_keyword_for_large_sends(version: int) -> None:
+    state = adapter()
+    for value in (0, 1, 0, 2):
+        data = configuration(f"*LsoV2IPv{version}", str(value))
+        assert oids.set_value(state, 0x0001021B, data) is Change.OFFLOADS
+        assert getattr(state.offloads, f"lso{version}") == bool(value)
+        assert getattr(state.offloads, f"lso{10 - version}")
+
+
+def test_a_keyword_for_what_the_link_cannot_do() -> None:
+    state = adapter(Capabilities())
+    for name in ("*LsoV2IPv4", "*TCPChecksumOffloadIPv4", "*IPChecksumOffloadIPv4"):
+        oids.set_value(state, 0x0001021B, configuration(name, "3"))
+    assert state.offloads == offloads.Offloads()
+
+
+def test_keywords_that_say_nothing_here() -> None:
+    """A driver has many; also a kind of value that is not known is no mistake."""
+    state = adapter()
+    before = state.offloads
+    for data in (
+        configuration("*JumboPacket", "1514"),
+        configuration("Anything", "not a number"),
+        configuration("*TCPChecksumOffloadIPv4", "0", kind=3),
+        configuration("NetworkAddress", "0a0b0c0d0e0f", kind=0),
+        integer("*PriorityVLANTag", 3),
+        struct.pack("<IIIII", 20, 1, 2, 20, 0) + bytes(4),  # half a letter
+        struct.pack("<IIIII", 20, 0, 2, 20, 0),
+    ):
+        assert oids.set_value(state, 0x0001021B, data) is Change.NOTHING
+    assert (state.offloads, state.current_address) == (before, MAC)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        configuration("*TCPChecksumOffloadIPv4", "x"),
+        configuration("*TCPChecksumOffloadIPv4", ""),
+        configuration("*LsoV2IPv4", "\u0664"),  # a digit, but none of those
+        struct.pack("<IIIII", 20, 4, 2, 24, 0) + b"\x00\xd8\x00\xd8",
+        struct.pack("<IIIII", 20, 2, 2, 22, 4) + b"x\0" + b"\x00\xd8\x00\xd8",
+        struct.pack("<IIIII", 20, 256, 2, 276, 2) + bytes(300),
+        struct.pack("<IIIII", 20, 2, 2, 22, 256) + bytes(300),
+    ],
+)
+def test_keywords_that_are_refused(data: bytes) -> None:
+    state = adapter()
+    before = state.offloads
+    with pytest.raises(OidDataInvalid):
+        oids.set_value(state, 0x0001021B, data)
+    assert state.offloads == before
+
+
+ANY_LENGTH = (0x01010103,)
+
+
+@pytest.mark.parametrize("oid", [oid for oid in oids.SETS if oid not in ANY_LENGTH])
 def test_a_set_that_is_too_short(oid: int) -> None:
     state = adapter()
     for size in (0, 1, 3):
@@ -203,7 +288,9 @@ def test_only_what_the_link_can(
     fields = NDIS_OFFLOAD.unpack(oids.query(state, 0xFC01020D, b""))
     assert tuple(map(bool, (fields[4], fields[11], fields[14], fields[18]))) == expected
     assert fields[3] == (2 if expected[0] else 0)
-    assert not any(NDIS_OFFLOAD.unpack(oids.query(state, 0xFC01020B, b""))[3:])
+    in_force = NDIS_OFFLOAD.unpack(oids.query(adapter(able), 0xFC01020B, b""))
+    assert in_force[3:18] == fields[3:18]  # from the start, but for coalescing
+    assert in_force[18:] == (0, 0)
 
 
 def parameters(*settings: int, rsc: tuple[int, int] | None = None) -> bytes:
@@ -218,10 +305,10 @@ def test_linux_switches_everything_on() -> None:
     state.coalescing = True
     # ip, tcp4, udp4, tcp6, udp6, lso1, ipsec, lso4, lso6
     data = parameters(1, 4, 4, 4, 4, 0, 0, 2, 2, rsc=(2, 2))
-    assert oids.set_value(state, 0xFC01020C, data) is Change.OFFLOADS
+    assert oids.set_value(state, 0xFC01020C, data) == Change.OFFLOADS | Change.INDICATION
     expected = offloads.Offloads.all_of(ALL, True)
     assert not state.offloads.ip_checksum
-    assert expected == offloads.replace(state.offloads, ip_checksum=True)
+    assert expected == state.offloads.but({"ip_checksum": True})
     assert state.offloads.receive == ALL
     oids.set_value(state, 0xFC01020C, parameters(rsc=(1, 1)))
     assert state.offloads.receive == Capabilities(True, False, False)
@@ -243,15 +330,24 @@ def test_linux_switches_everything_on() -> None:
         parameters(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255),
         struct.pack("<BBH", 0x81, 3, 28) + bytes(24),
         struct.pack("<BBH", 0x80, 0, 28) + bytes(24),
-        parameters(0, 4, 0, 0, 0, 0, 0, 2),
-        parameters(rsc=(2, 0)),
     ],
 )
 def test_settings_that_cannot_be(data: bytes) -> None:
     state = adapter(Capabilities(True, False, True))
     with pytest.raises(OidDataInvalid):
         oids.set_value(state, 0xFC01020C, data)
-    assert state.offloads == offloads.Offloads()
+    assert state.offloads == state.first
+
+
+def test_settings_beyond_the_offer() -> None:
+    """Windows asks for all that it knows: it gets what there is, and is told that."""
+    state = adapter(Capabilities(True, False, True))
+    data = parameters(4, 4, 4, 4, 4, 2, 4, 2, 2, 4, 4, rsc=(2, 2))
+    assert Change.INDICATION in oids.set_value(state, 0xFC01020C, data)
+    assert state.offloads == state.offered
+    assert not state.offloads.lso4
+    assert state.offloads.lso6
+    oids.set_value(adapter(Capabilities()), 0xFC01020C, data)
 
 
 def test_questions_that_cannot_be() -> None:
@@ -260,12 +356,54 @@ def test_questions_that_cannot_be() -> None:
             oids.query(adapter(), 0xFC01020D, struct.pack("<BBH", *header))
 
 
+def encapsulation(*words: int) -> bytes:
+    return struct.pack("<BBH", 0xA8, 1, 28) + struct.pack(f"<{len(words)}I", *words)
+
+
+ETHERNET_ON, OFF, UNCHANGED = (1, 2, 14), (2, 0, 0), (0, 0, 0)
+
+
 def test_encapsulation_switches_on_what_there_is() -> None:
-    state = adapter(Capabilities(True, False, False))
-    oids.set_value(state, 0x0101010A, struct.pack("<BBHIII", 0x80, 1, 16, 1, 0, 2))
-    assert state.offloads == state.offered
+    state = adapter(Capabilities(True, False, True))
+    state.coalescing = True
+    data = encapsulation(*OFF, *OFF)
+    assert oids.set_value(state, 0x0101010A, data) == Change.OFFLOADS | Change.INDICATION
+    assert state.offloads == offloads.Offloads()
+    oids.set_value(state, 0x0101010A, encapsulation(*ETHERNET_ON, *UNCHANGED))
     assert state.offloads.tcp4_send
+    assert not state.offloads.tcp6_send
+    oids.set_value(state, 0x0101010A, encapsulation(*UNCHANGED, *ETHERNET_ON))
+    assert state.offloads == state.first
     assert not state.offloads.lso4
+    oids.set_value(state, 0x0101010A, encapsulation(*OFF))  # of IPv4 only
+    assert not state.offloads.udp4_receive
+    assert state.offloads.udp6_receive
+
+
+def test_encapsulation_leaves_off_what_a_keyword_has_switched_off() -> None:
+    state = adapter()
+    oids.set_value(state, 0x0001021B, configuration("*TCPChecksumOffloadIPv4", "2"))
+    oids.set_value(state, 0x0001021B, configuration("*LsoV2IPv6", "0"))
+    oids.set_value(state, 0x0101010A, encapsulation(*OFF, *OFF))
+    oids.set_value(state, 0x0101010A, encapsulation(*ETHERNET_ON, *ETHERNET_ON))
+    assert state.offloads == state.first.but({"tcp4_send": False, "lso6": False})
+    oids.set_value(state, 0x0001021B, configuration("*LsoV2IPv6", "1"))
+    state.reset()
+    oids.set_value(state, 0x0101010A, encapsulation(*ETHERNET_ON, *ETHERNET_ON))
+    assert state.offloads == state.first
+
+
+@pytest.mark.parametrize("words", [(1, 1, 14), (1, 2, 18), (0, 0, 0, 1, 4, 14), (0, 0, 0, 1, 2, 0)])
+def test_an_encapsulation_that_is_not_ethernets(words: tuple[int, ...]) -> None:
+    state = adapter()
+    with pytest.raises(OidDataInvalid):
+        oids.set_value(state, 0x0101010A, encapsulation(*words))
+    assert state.offloads == state.first
+
+
+def test_the_encapsulation() -> None:
+    data = oids.query(adapter(), 0x0101010A, b"")
+    assert struct.unpack("<BBH6I", data) == (0xA8, 1, 28, *ETHERNET_ON, *ETHERNET_ON)
 
 
 # -- receive-side scaling --------------------------------------------------------------------------

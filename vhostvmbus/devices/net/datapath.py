@@ -125,7 +125,8 @@ class DataPath:
         for ``patience`` seconds while it gives no section back.
         """
         config = ffi.new("struct vvb_net_config *")
-        offloads, scaling = adapter.offloads, adapter.scaling.current
+        scaling, in_force = adapter.scaling.current, adapter.offloads
+        offloads = adapter.offered  # what the guest has switched off is done all the same
         config.active, config.receiving = active, receiving
         config.patience_ms = int(patience * 1000)
         config.max_frame = adapter.longest
@@ -138,9 +139,9 @@ class DataPath:
             | offloads.lso4 * lib.VVB_NET_LARGE4
             | offloads.lso6 * lib.VVB_NET_LARGE6
         )
-        config.tell_checksums = offloads.receive.checksum
+        config.tell_checksums = in_force.receive.checksum
         config.tagging = tagging
-        config.coalesced = offloads.rsc4 or offloads.rsc6
+        config.coalesced = in_force.rsc4 or in_force.rsc6
         config.packet_filter = adapter.packet_filter
         multicast = b"".join(adapter.multicast)
         config.multicast_count = len(adapter.multicast)

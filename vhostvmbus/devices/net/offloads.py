@@ -17,6 +17,7 @@ from vhostvmbus.devices.net.errors import OidDataInvalid, OidLengthInvalid
 from vhostvmbus.devices.net.link import Capabilities
 
 OFFLOAD_TYPE: Final = 0xA7
+ENCAPSULATION_TYPE: Final = 0xA8
 DEFAULT_TYPE: Final = 0x80
 SIZES: Final = {1: 112, 2: 144, 3: 156}
 """The bytes of NDIS_OFFLOAD by revision: NDIS 6.0, 6.1, 6.30."""
@@ -26,6 +27,7 @@ MAX_LARGE_SEND: Final = 0xFFFF - 128
 """The bytes in a large send; with all headers it is still an IP packet."""
 MIN_SEGMENTS: Final = 2
 _ENCAPSULATION_802_3: Final = 2
+_ETHERNET_HEADER: Final = 14
 _IPV4_TX: Final = 0x001 | 0x004 | 0x010 | 0x040 | 0x100
 """The bits for IP and TCP options, TCP, UDP, and the IP header."""
 _IPV6_TX: Final = 0x001 | 0x004 | 0x010 | 0x040
@@ -40,14 +42,34 @@ _TX_ONLY: Final = 2
 _RX_ONLY: Final = 3
 _BOTH: Final = 4
 
+_SET_ON: Final = 1
+_SET_OFF: Final = 2
+_FAMILIES: Final = (
+    ("ip_checksum", "tcp4_send", "tcp4_receive", "udp4_send", "udp4_receive", "lso4"),
+    ("tcp6_send", "tcp6_receive", "udp6_send", "udp6_receive", "lso6"),
+)
+"""The offloads that an encapsulation is set for: of IPv4, of IPv6."""
+_KEYWORDS: Final = {
+    "*IPChecksumOffloadIPv4": ("ip_checksum", None),
+    "*TCPChecksumOffloadIPv4": ("tcp4_send", "tcp4_receive"),
+    "*TCPChecksumOffloadIPv6": ("tcp6_send", "tcp6_receive"),
+    "*UDPChecksumOffloadIPv4": ("udp4_send", "udp4_receive"),
+    "*UDPChecksumOffloadIPv6": ("udp6_send", "udp6_receive"),
+}
+"""Keywords of a driver's settings ("Standardized INF Keywords" of the Windows driver
+documentation), with what their bit 0 switches, and what their bit 1.
+"""
+_LARGE_KEYWORDS: Final = {"*LsoV2IPv4": "lso4", "*LsoV2IPv6": "lso6"}
+
 _HEADER = struct.Struct("<BBH")
+_ENCAPSULATION = struct.Struct("<BBH6I")
 _SETTINGS = struct.Struct("<4x11B")
 _RSC_AT: Final = 22
 
 
 @dataclass(frozen=True, slots=True)
 class Offloads:
-    """The offloads that the guest has switched on; nothing else is done for it, or left to it."""
+    """A choice of offloads: those in force, those that can be."""
 
     ip_checksum: bool = False
     tcp4_send: bool = False
@@ -70,6 +92,19 @@ class Offloads:
         lso4, lso6 = csum and able.tso4, csum and able.tso6
         checksums = (csum,) * 9
         return cls(*checksums, lso4, lso6, coalescing and lso4, coalescing and lso6)
+
+    def but(self, settings: dict[str, bool]) -> Offloads:
+        """Returns these, some of them set otherwise, by name."""
+        return replace(self, **settings)
+
+    def within(self, able: Offloads) -> Offloads:
+        """Returns those that ``able`` has, too."""
+        return Offloads(*(getattr(self, name) and getattr(able, name) for name in self.__slots__))
+
+    def without(self, barred: Offloads) -> Offloads:
+        """Returns those that ``barred`` has not."""
+        left = (getattr(self, name) and not getattr(barred, name) for name in self.__slots__)
+        return Offloads(*left)
 
     @property
     def receive(self) -> Capabilities:
@@ -126,7 +161,7 @@ def revision_wanted(information: bytes) -> int:
 def with_parameters(offloads: Offloads, able: Offloads, data: bytes) -> Offloads:
     """Returns what is in force after NDIS_OFFLOAD_PARAMETERS. Raises :class:`OidError`.
 
-    Only what the card offered can be switched on.
+    What the card did not offer stays off, and is no mistake: Windows asks for all that it knows.
     """
     if len(data) < MIN_PARAMETERS:
         raise OidLengthInvalid("info_buflen", len(data), 0)
@@ -154,7 +189,41 @@ def with_parameters(offloads: Offloads, able: Offloads, data: bytes) -> Offloads
     for name, value in (("lso4", lso4), ("lso6", lso6), ("rsc4", rsc4), ("rsc6", rsc6)):
         if value != _NO_CHANGE:
             changed = replace(changed, **{name: value == _FEATURE_ENABLED})
-    for name in Offloads.__slots__:
-        if getattr(changed, name) and not getattr(able, name):
-            raise OidDataInvalid(name, 1, 4, "was not offered")
+    return changed.within(able)
+
+
+def keyword(name: str, value: int) -> dict[str, bool]:
+    """Returns what a keyword switches on or off, by name; nothing if it is about something else."""
+    if name in _LARGE_KEYWORDS:
+        return {_LARGE_KEYWORDS[name]: value != 0}
+    bits = enumerate(_KEYWORDS.get(name, ()))
+    return {switched: bool(value >> bit & 1) for bit, switched in bits if switched}
+
+
+def describe_encapsulation() -> bytes:
+    """Returns NDIS_OFFLOAD_ENCAPSULATION of revision 1: of both versions of IP, Ethernet."""
+    ethernet = (_SET_ON, _ENCAPSULATION_802_3, _ETHERNET_HEADER)
+    return _ENCAPSULATION.pack(ENCAPSULATION_TYPE, 1, _ENCAPSULATION.size, *ethernet, *ethernet)
+
+
+def with_encapsulation(offloads: Offloads, able: Offloads, data: bytes) -> Offloads:
+    """Returns what is in force after NDIS_OFFLOAD_ENCAPSULATION. Raises :class:`OidError`.
+
+    It switches on all that is ``able``, but for coalescing, or all off, for each version of IP.
+    """
+    body = data[_HEADER.size : _ENCAPSULATION.size]
+    words = struct.unpack_from(f"<{len(body) // 4}I", body)
+    if len(words) < 3:
+        raise OidLengthInvalid("info_buflen", len(data), 0)
+    changed = offloads
+    for number, names in enumerate(_FAMILIES[: len(words) // 3]):
+        enabled, kind, header = words[3 * number : 3 * number + 3]
+        if enabled not in (_SET_ON, _SET_OFF):
+            continue
+        on = enabled == _SET_ON
+        if on and not kind & _ENCAPSULATION_802_3:
+            raise OidDataInvalid("encapsulation_type", kind, 8 + 12 * number)
+        if on and header != _ETHERNET_HEADER:
+            raise OidDataInvalid("header_size", header, 12 + 12 * number)
+        changed = changed.but({name: on and getattr(able, name) for name in names})
     return changed

@@ -49,6 +49,8 @@ class Change(Flag):
     NOTHING = 0
     FILTER = auto()
     OFFLOADS = auto()
+    INDICATION = auto()
+    """The guest expects to be told which offloads are in force now."""
     SCALING = auto()
     ADDRESS = auto()
 
@@ -79,9 +81,13 @@ class Adapter:
     the guest's.
     """
     offloads: Offloads = field(default_factory=Offloads)
+    """The offloads in force."""
+    barred: Offloads = field(default_factory=Offloads)
+    """The offloads that a keyword of the driver's settings has switched off."""
 
     def __post_init__(self) -> None:
         self.current_address = self.permanent_address
+        self.offloads = self.first
 
     def reset(self) -> None:
         """Sets everything to what it was when the guest began, but for the address.
@@ -89,7 +95,8 @@ class Adapter:
         Linux opens the channel anew for another MTU, and does not set an address again then.
         """
         self.halt()
-        self.offloads = Offloads()
+        self.offloads = self.first
+        self.barred = Offloads()
 
     def halt(self) -> None:
         """Gives the guest nothing any more, but lets it go on sending by what it has agreed on.
@@ -109,6 +116,14 @@ class Adapter:
     def offered(self) -> Offloads:
         """The offloads that can be switched on."""
         return Offloads.all_of(self.able, self.coalescing)
+
+    @property
+    def first(self) -> Offloads:
+        """The offloads in force before the guest has said anything of them: Windows uses them all.
+
+        A frame in several sections has to be asked for.
+        """
+        return Offloads.all_of(self.able, False)
 
 
 def _number(value: int) -> bytes:
@@ -224,6 +239,7 @@ QUERIES: Final[dict[int, Query]] = {
     0x01010103: lambda adapter, _: b"".join(sorted(adapter.multicast)),  # 802_3_MULTICAST_LIST
     0x01010104: _constant(MAX_MULTICAST),  # 802_3_MAXIMUM_LIST_SIZE
     0x01010105: _constant(1),  # 802_3_MAC_OPTIONS: priority
+    0x0101010A: lambda _adapter, _: offloads.describe_encapsulation(),  # OFFLOAD_ENCAPSULATION
     0x01020101: _constant(0),  # 802_3_RCV_ERROR_ALIGNMENT
     0x01020102: _constant(0),  # 802_3_XMIT_ONE_COLLISION
     0x01020103: _constant(0),  # 802_3_XMIT_MORE_COLLISIONS
@@ -276,41 +292,73 @@ def _set_address(adapter: Adapter, address: bytes) -> Change:
 
 
 _CONFIG = struct.Struct("<IIIII")
+_CONFIG_INTEGER: Final = 0
 _CONFIG_STRING: Final = 2
+_CONFIG_LIMIT: Final = 255
+"""The most bytes of a name or a value."""
+
+
+def _text(field_name: str, data: bytes) -> str:
+    try:
+        return data[: len(data) & ~1].decode("utf-16-le").rstrip("\0")
+    except UnicodeDecodeError as error:
+        raise OidDataInvalid(f"parameter_{field_name}", len(data), 0, "no UTF-16") from error
 
 
 def _set_configuration(adapter: Adapter, data: bytes) -> Change:
-    """Takes ``struct rndis_config_parameter_info``: a name and a value, UTF-16.
+    """Takes ``struct rndis_config_parameter_info``: a keyword of the driver's settings, its value.
 
-    Linux sets the address so: ``NetworkAddress`` is twelve hexadecimal digits.
+    Linux sets the address so (``NetworkAddress``), Windows offloads. What is not known is taken,
+    with no effect: a driver has many keywords.
     """
     if len(data) < _CONFIG.size:
         raise OidLengthInvalid("info_buflen", len(data), 0)
     name_at, name_size, kind, value_at, value_size = _CONFIG.unpack_from(data)
     for field_name, at, size in (("name", name_at, name_size), ("value", value_at, value_size)):
-        if at < _CONFIG.size or size > len(data) - at or size % 2:
+        if size > _CONFIG_LIMIT or at < _CONFIG.size or size > len(data) - at:
             raise OidDataInvalid(f"parameter_{field_name}_offset", at, 0, f"{size} bytes")
-    name = data[name_at : name_at + name_size].decode("utf-16-le", "replace").rstrip("\0")
-    value = data[value_at : value_at + value_size].decode("utf-16-le", "replace").rstrip("\0")
-    if name != "NetworkAddress" or kind != _CONFIG_STRING:
-        raise OidDataInvalid("parameter_name", name_size, 0, ascii(name[:40]))
-    digits = value.replace("-", "").replace(":", "")
+    name = _text("name", data[name_at : name_at + name_size])
+    value = data[value_at : value_at + value_size]
+    if kind == _CONFIG_STRING:
+        text = _text("value", value)
+        if name == "NetworkAddress":
+            return _set_address_text(adapter, text)
+        if not offloads.keyword(name, 0):
+            return Change.NOTHING
+        if not "0" <= text[:1] <= "9":
+            raise OidDataInvalid("parameter_value", len(value), 0, ascii(text[:40]))
+        return _set_keyword(adapter, name, int(text[0]))
+    if kind == _CONFIG_INTEGER:
+        return _set_keyword(adapter, name, int.from_bytes(value[:4], "little"))
+    return Change.NOTHING
+
+
+def _set_address_text(adapter: Adapter, text: str) -> Change:
+    digits = text.replace("-", "").replace(":", "")
     if len(digits) != 12 or not all(digit in "0123456789abcdefABCDEF" for digit in digits):
-        raise OidDataInvalid("parameter_value", value_size, 0, ascii(value[:40]))
+        raise OidDataInvalid("parameter_value", len(text), 0, ascii(text[:40]))
     return _set_address(adapter, bytes.fromhex(digits))
+
+
+def _set_keyword(adapter: Adapter, name: str, value: int) -> Change:
+    settings = offloads.keyword(name, value)
+    if not settings:
+        return Change.NOTHING
+    adapter.offloads = adapter.offloads.but(settings).within(adapter.offered)
+    adapter.barred = adapter.barred.but({name: not on for name, on in settings.items()})
+    return Change.OFFLOADS
 
 
 def _set_offloads(adapter: Adapter, data: bytes) -> Change:
     adapter.offloads = offloads.with_parameters(adapter.offloads, adapter.offered, data)
-    return Change.OFFLOADS
+    return Change.OFFLOADS | Change.INDICATION
 
 
 def _set_encapsulation(adapter: Adapter, data: bytes) -> Change:
-    """Takes NDIS_OFFLOAD_ENCAPSULATION: from now on everything that is offered, for 802.3."""
-    if len(data) < 12:
-        raise OidLengthInvalid("info_buflen", len(data), 0)
-    adapter.offloads = adapter.offered
-    return Change.OFFLOADS
+    """Takes NDIS_OFFLOAD_ENCAPSULATION: what is offered, and no keyword has barred, for 802.3."""
+    able = adapter.offered.without(adapter.barred)
+    adapter.offloads = offloads.with_encapsulation(adapter.offloads, able, data)
+    return Change.OFFLOADS | Change.INDICATION
 
 
 def _set_scaling(adapter: Adapter, data: bytes) -> Change:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final, assert_never
 
-from vhostvmbus.devices.net import buffers, nvsp, oids, rndis, status
+from vhostvmbus.devices.net import buffers, nvsp, offloads, oids, rndis, status
 from vhostvmbus.devices.net.errors import NetError, NvspError, OidError, RndisError
 from vhostvmbus.devices.net.nvsp import Capability, MessageType, Status, Version
 from vhostvmbus.devices.net.oids import ETHERNET_SIZE, VLAN_SIZE, Adapter, Change
@@ -278,7 +278,11 @@ class Protocol:
             change = oids.set_value(self.adapter, oid, information)
         except OidError as error:
             return Outcome([rndis.set_complete(number, error.rndis_status)], error=error)
-        return Outcome([rndis.set_complete(number, status.SUCCESS)], change)
+        messages = [rndis.set_complete(number, status.SUCCESS)]
+        if Change.INDICATION in change:
+            now = offloads.describe(self.adapter.offloads, max(offloads.SIZES))
+            messages.append(rndis.indicate_status(status.TASK_OFFLOAD_CURRENT_CONFIG, now))
+        return Outcome(messages, change)
 
     def link_changed(self, connected: bool) -> list[bytes]:
         """Returns the messages that tell the guest that its link went up or down; none if it did
