@@ -361,6 +361,7 @@ class vvb_net_config:
     tell_checksums: int
     tagging: int
     coalesced: int
+    message_size: int
     patience_ms: int
     packet_filter: int
     multicast_count: int
@@ -789,6 +790,7 @@ class Lib:
     VVB_NET_NVSP_RNDIS_PACKET: Final[int]
     VVB_NET_NVSP_RNDIS_PACKET_COMPLETE: Final[int]
     VVB_NET_NVSP_SIZE: Final[int]
+    VVB_NET_NVSP_OLD_SIZE: Final[int]
     VVB_NET_NVSP_DATA: Final[int]
     VVB_NET_NVSP_SUCCESS: Final[int]
     VVB_NET_NVSP_NO_SECTION: Final[int]

@@ -31,7 +31,10 @@ static uint32_t text(uint8_t *to, uint32_t len)
     return len;
 }
 
-/* flags: active, checksums told, tags beside, coalesced, not receiving (64); then numbers. */
+/*
+ * flags: active, checksums told, tags beside, coalesced, not receiving (64), an old version (128);
+ * then numbers.
+ */
 static void settings(void)
 {
     static const uint8_t addresses[12] = {2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2};
@@ -40,6 +43,7 @@ static void settings(void)
 
     config.active = flags & 1;
     config.receiving = !(flags & 64);
+    config.message_size = flags & 128 ? VVB_NET_NVSP_OLD_SIZE : VVB_NET_NVSP_SIZE;
     config.tell_checksums = flags >> 1 & 1;
     config.tagging = flags >> 2 & 1;
     config.coalesced = flags >> 3 & 1;

@@ -58,6 +58,7 @@ static void settings(uint32_t variant)
     struct vvb_net_config config = {.active = variant % 5 != 0,
                                     .receiving = variant % 7 != 0,
                                     .max_frame = 1514,
+                                    .message_size = variant & 8 ? 28 : 40,
                                     .tell_checksums = variant & 1,
                                     .tagging = variant >> 1 & 1,
                                     .coalesced = variant >> 2 & 1,

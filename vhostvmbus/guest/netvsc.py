@@ -33,6 +33,7 @@ RECEIVE_ID, SEND_ID = 0xCAFE, 0
 NO_SECTION = 0xFFFFFFFF
 VLAN_CAPABLE, RSC_CAPABLE = 0x08, 0x80
 NVSP_SIZE = 40
+"""The bytes of this driver's messages; the host's may be shorter."""
 COMPLETE_RNDIS = 108
 CHECKSUM, LARGE_SEND, VLAN, HASH, PACKET_ID = 0, 2, 6, 8, 0x80000001
 """Types of per-packet information."""
@@ -138,7 +139,7 @@ class Netvsc:
         """Sends INIT with one version; returns whether the host takes it."""
         answer = self.nvsp(1, struct.pack("<II", version, version))
         kind, chosen, _, status = struct.unpack_from("<IIII", answer)
-        if kind != 2 or len(answer) < NVSP_SIZE:
+        if kind != 2 or len(answer) < 28:
             raise BadNetPacket(f"INIT was answered with {answer.hex(' ')}")
         if status != 1:
             return False

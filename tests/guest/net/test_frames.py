@@ -185,7 +185,7 @@ def test_the_guest_is_told_what_is_in_force_after_a_change() -> None:
         on = struct.pack("<BBH6I", 0xA8, 1, 28, 1, 2, 14, 1, 2, 14)
         assert r.driver.set(0x0101010A, on) == 0
         eventually_pumped(r, 2)
-        assert [status for status in r.driver.indications] == [0x40020006] * 2
+        assert r.driver.indications == [0x40020006] * 2
         first, second = r.driver.indicated
         assert (len(first), first[:4]) == (156, struct.pack("<BBH", 0xA7, 3, 156))
         assert first != second == r.driver.query(0xFC01020B)

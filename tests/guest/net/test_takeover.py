@@ -93,12 +93,13 @@ def test_the_driver_is_told_and_what_it_sent_is_refused() -> None:
     [
         b"",
         b"x" * 16,
-        struct.pack("<4sIII", b"rbuf", 0x1234, 0xCAFE, 1728),  # no such GPADL
-        struct.pack("<4sIII", b"rbuf", 0xE1E10, 0xCAFE, 1728),  # the ring's
-        struct.pack("<4sIII", b"rbuf", 0xE1E11, 0xCAFE, 0),
-        struct.pack("<4sIII", b"rbuf", 0xE1E11, 0xCAFE, 0xFFFFFFFF),
-        struct.pack("<4sIII", b"rbuf", 0xE1E11, 0xCAFE, 1),
-        struct.pack("<4sIII", b"rbuf", 0xE1E11, 0x1CAFE, 1728),
+        struct.pack("<4sIIII", b"rbuf", 0x1234, 0xCAFE, 1728, 40),  # no such GPADL
+        struct.pack("<4sIIII", b"rbuf", 0xE1E10, 0xCAFE, 1728, 40),  # the ring's
+        struct.pack("<4sIIII", b"rbuf", 0xE1E11, 0xCAFE, 0, 40),
+        struct.pack("<4sIIII", b"rbuf", 0xE1E11, 0xCAFE, 0xFFFFFFFF, 40),
+        struct.pack("<4sIIII", b"rbuf", 0xE1E11, 0xCAFE, 1, 40),
+        struct.pack("<4sIIII", b"rbuf", 0xE1E11, 0x1CAFE, 1728, 40),
+        struct.pack("<4sIIII", b"rbuf", 0xE1E11, 0xCAFE, 1728, 41),
         bytes(256),
     ],
 )
@@ -125,17 +126,22 @@ def test_a_note_may_be_anything(note: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("buffer_id", "section_size", "taken"),
+    ("buffer_id", "section_size", "message_size", "taken"),
     [
-        (0xFFFF, 1728, True),
-        (0x10000, 1728, False),
-        (0xCAFE, 1727, False),
-        (0xCAFE, 1, False),  # thirty million sections
-        (0xCAFE, 0, False),
+        (0xFFFF, 1728, 40, True),
+        (0xCAFE, 1728, 28, True),
+        (0x10000, 1728, 40, False),
+        (0xCAFE, 1727, 40, False),
+        (0xCAFE, 1, 40, False),  # thirty million sections
+        (0xCAFE, 0, 40, False),
+        (0xCAFE, 1728, 0, False),
+        (0xCAFE, 1728, 0xFFFFFFFF, False),
     ],
 )
-def test_what_a_note_may_say(buffer_id: int, section_size: int, taken: bool) -> None:
-    note = BufferNote(0xE1E11, buffer_id, section_size)
+def test_what_a_note_may_say(
+    buffer_id: int, section_size: int, message_size: int, taken: bool
+) -> None:
+    note = BufferNote(0xE1E11, buffer_id, section_size, message_size)
     assert BufferNote.parse(note.pack()) == (note if taken else None)
 
 
@@ -146,7 +152,7 @@ def test_a_buffer_that_was_taken_back_is_forgotten() -> None:
         driver.initialize()
         assert driver.receive_gpadl is not None
         note = BufferNote.parse(card._channels[0].note)
-        assert note == BufferNote(driver.receive_gpadl.gpadl_id, 0xCAFE, driver.receive_section)
+        assert note == BufferNote(driver.receive_gpadl.gpadl_id, 0xCAFE, driver.receive_section, 40)
         driver.revoke(True)
         assert card._channels[0].note == b""
         guest.disconnect()

@@ -141,6 +141,32 @@ def test_buffers_are_lent_once_and_given_back() -> None:
         assert card.receive(message(kind, body)) == Lend(receive, 0xE1E10, 7)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_size_of_messages(version: Version) -> None:
+    """Windows' driver takes no other; and no message needs more."""
+    card = negotiated(version)
+    size = 40 if version is Version.V6_1 else 28
+    assert card.message_size == nvsp.message_size(version) == size
+    table = nvsp.indirection_table(range(16), size)
+    assert struct.unpack_from("<III", table) == (134, 16, size)
+    assert struct.unpack_from("<16I", table, size) == tuple(range(16))
+    assert len(table) == size + 64
+    for whole in (
+        nvsp.receive_buffer_complete(Status.SUCCESS, 1728, 606),
+        nvsp.subchannels_complete(Status.SUCCESS, 3),
+        nvsp.packet_direct_complete(1),
+        nvsp.rndis_packet(nvsp.RndisChannel.DATA),
+    ):
+        assert not any(whole[28:])
+
+
+def test_the_size_of_messages_before_a_version_is_known() -> None:
+    card = protocol.Protocol(adapter())
+    assert card.message_size == 40
+    card.receive(message(1, struct.pack("<II", 0, 1)))
+    assert card.message_size == 28
+
+
 def test_completions_as_linux_reads_them() -> None:
     answer = nvsp.receive_buffer_complete(Status.SUCCESS, 1728, 606)
     assert struct.unpack_from("<7I", answer) == (102, 1, 1, 0, 1728, 606, 1728 * 606)

@@ -165,6 +165,10 @@ class NetworkCard(Device):
         that.
         """
         self.opened(channel)
+        note = None if channel.index else takeover.BufferNote.parse(channel.note)
+        if note is not None:
+            self.protocol.message_size = note.message_size
+            self._configure()
 
     def post_started(self, channel: Channel) -> None:
         """Rescinds a card that was resumed and offers it again, to be negotiated with anew."""
@@ -189,7 +193,8 @@ class NetworkCard(Device):
         if found is None:
             return False
         with self._lock:
-            self._lent[True], buffer = found
+            note, buffer = found
+            self._lent[True] = note.gpadl
             self._outbox.use(buffer)
             self._outbox.answer([rndis.indicate_status(status.MEDIA_DISCONNECT)])
         return True
@@ -235,11 +240,13 @@ class NetworkCard(Device):
     def _configure(self) -> None:
         """Gives the data path the settings in force, the newest of them last, whoever calls."""
         with self._lock:
+            self._outbox.message_size = self.protocol.message_size
             self._path.configure(
                 self.adapter,
                 tagging=self.tagging,
                 active=self.protocol.version is not None,
                 receiving=self._outbox.buffer is not None and not self._leaving,
+                message_size=self.protocol.message_size,
                 patience=self.patience,
             )
 
@@ -302,19 +309,23 @@ class NetworkCard(Device):
         payload = packet.payload
         try:
             if payload[:4] == nvsp.RNDIS_PACKET and self.protocol.version is not None:
-                packet.complete(self._messages(channel, packet, payload))
+                self._complete(packet, self._messages(channel, packet, payload))
             else:
                 action = self.protocol.receive(payload, primary=not channel.index)
                 self._negotiate(channel, packet, action)
         except GuestError as error:
             # Pages that vanished, above all: the packet is lost, the channel is not.
             self._complain(channel, error)
-            packet.complete(_INVALID)
+            self._complete(packet, _INVALID)
 
     def packet_rejected(self, channel: Channel, packet: Packet, error: GuestError) -> None:
         """Counts the mistake, malformed or too long external data, and completes the packet."""
         self._complain(channel, error)
-        packet.complete(_INVALID if packet.payload[:4] == nvsp.RNDIS_PACKET else b"")
+        self._complete(packet, _INVALID if packet.payload[:4] == nvsp.RNDIS_PACKET else b"")
+
+    def _complete(self, packet: Packet, message: bytes = b"") -> None:
+        """Completes a packet with an NVSP message, as long as the guest's version has it."""
+        packet.complete(message[: self.protocol.message_size])
 
     def _complain(self, channel: Channel, error: GuestError) -> None:
         kind = type(error).__name__
@@ -358,14 +369,14 @@ class NetworkCard(Device):
                 self.tagging = self.protocol.tagging
                 self._follow_mtu()
                 self._configure()
-                packet.complete(payload)
+                self._complete(packet, payload)
             case Lend(receive, gpadl, buffer_id):
-                packet.complete(self._lend(channel, receive, gpadl, buffer_id))
+                self._complete(packet, self._lend(channel, receive, gpadl, buffer_id))
             case Revoke(receive):
                 self._give_back(channel, receive)
-                packet.complete()
+                self._complete(packet)
             case OfferSubchannels(count):
-                packet.complete(subchannels_answer(self._offer(channel, count)))
+                self._complete(packet, subchannels_answer(self._offer(channel, count)))
             case _:
                 assert_never(action)
 
@@ -399,7 +410,8 @@ class NetworkCard(Device):
                 buffer = ReceiveBuffer(mapping, buffer_id, size, self._path)
                 self._path.lend_receive(buffer)
                 answer = self.protocol.lent(buffer)
-                channel.note = takeover.BufferNote(gpadl, buffer_id, size).pack()
+                note = takeover.BufferNote(gpadl, buffer_id, size, self.protocol.message_size)
+                channel.note = note.pack()
                 self._outbox.use(buffer)
                 self._configure()
                 return answer

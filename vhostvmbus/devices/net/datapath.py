@@ -104,6 +104,7 @@ class DataPath:
         self._net = ffi.gc(net, lib.vvb_net_free)
         self._ports: list[Port] = []
         self._leases = count(1)
+        self._message_size = MESSAGE_SIZE
         self._taken = [ffi.new("struct vvb_net_taken *") for _ in range(MAX_CHANNELS)]
 
     def close(self) -> None:
@@ -117,17 +118,20 @@ class DataPath:
         tagging: bool,
         active: bool,
         receiving: bool,
+        message_size: int = MESSAGE_SIZE,
         patience: float = PATIENCE,
     ) -> None:
         """Puts in force what the guest set.
 
-        The guest may send if ``active``, and gets frames if ``receiving``; these wait in the link
-        for ``patience`` seconds while it gives no section back.
+        The guest may send if ``active``, and gets frames if ``receiving``, with NVSP messages of
+        ``message_size`` bytes; these wait in the link for ``patience`` seconds while it gives no
+        section back.
         """
         config = ffi.new("struct vvb_net_config *")
         scaling, in_force = adapter.scaling.current, adapter.offloads
         offloads = adapter.offered  # what the guest has switched off is done all the same
         config.active, config.receiving = active, receiving
+        config.message_size = self._message_size = message_size
         config.patience_ms = int(patience * 1000)
         config.max_frame = adapter.longest
         config.send_offloads = (
@@ -232,7 +236,8 @@ class DataPath:
         """Returns what happened on a channel since the last call."""
         news = ffi.new("struct vvb_net_news *")
         lib.vvb_net_take_news(self._net, index, news)
-        return News(news.told, news.told * MESSAGE_SIZE, news.signals, news.bad_returns)
+        size = news.told * self._message_size
+        return News(news.told, size, news.signals, news.bad_returns)
 
     def received(self) -> Counters:
         """Returns what was received, on all queues."""

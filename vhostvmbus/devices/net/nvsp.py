@@ -3,8 +3,9 @@
 
 Layouts: Linux ``drivers/net/hyperv/hyperv_net.h``, ``struct nvsp_message``. Little-endian
 throughout: ``message_type u32``, then a union, packed. The biggest member gives a message of 40
-bytes; this end's completions have that length, because a driver copies as much from the ring
-without looking at the packet's. Messages of the guest may be as short as their own fields.
+bytes, and of 28 before version 6.1. All of this end's messages have exactly the length of the
+version (:func:`message_size`): Windows' driver takes no other, and Linux' copies as much from the
+ring without looking at the packet's. Messages of the guest may be as short as their own fields.
 
 Invariants: decoding raises nothing but :class:`NvspError`; a message that the negotiated version
 does not have is refused, whatever is in it.
@@ -22,7 +23,9 @@ from vhostvmbus.devices.net.errors import NvspError
 from vhostvmbus.engine import lib
 
 MESSAGE_SIZE: Final[int] = lib.VVB_NET_NVSP_SIZE
-"""The bytes of ``struct nvsp_message``."""
+"""The bytes of ``struct nvsp_message``: of a message in the newest version."""
+OLD_MESSAGE_SIZE: Final[int] = lib.VVB_NET_NVSP_OLD_SIZE
+"""The bytes of a message up to version 6."""
 NO_SECTION: Final[int] = lib.VVB_NET_NVSP_NO_SECTION
 """A section index that says that the send buffer is not used."""
 SEND_TABLE_SIZE: Final = 16
@@ -287,7 +290,13 @@ def negotiate(message: Init) -> tuple[Status, Version | None]:
     return Status.PROTOCOL_UNSUPPORTED, None
 
 
+def message_size(version: int) -> int:
+    """Returns the bytes of each message of the host in that version."""
+    return MESSAGE_SIZE if version >= Version.V6_1 else OLD_MESSAGE_SIZE
+
+
 def _message(kind: MessageType, body: bytes) -> bytes:
+    """Returns a message as long as the newest version has it; an older one has its beginning."""
     return (_U32.pack(kind) + body).ljust(MESSAGE_SIZE, b"\0")
 
 
@@ -333,14 +342,14 @@ def packet_direct_complete(operation: int) -> bytes:
     return _message(MessageType.PACKET_DIRECT, struct.pack("<II", operation, Status.FAIL))
 
 
-def indirection_table(entries: Sequence[int]) -> bytes:
+def indirection_table(entries: Sequence[int], size: int = MESSAGE_SIZE) -> bytes:
     """Returns SEND_INDIRECTION_TABLE: the channel of each of :data:`SEND_TABLE_SIZE` hash values.
 
-    The table stands behind a whole message. Linux takes it from there in versions up to 6, whatever
-    the offset says, and from the offset in 6.1.
+    The table stands behind a whole message of ``size`` bytes. Linux looks for it behind 40 bytes in
+    versions up to 6, whatever the offset says, if the packet is long enough for that.
     """
     if len(entries) != SEND_TABLE_SIZE:
         raise ValueError(f"a send indirection table has {SEND_TABLE_SIZE} entries")
-    body = struct.pack("<II", len(entries), MESSAGE_SIZE)
+    body = struct.pack("<II", len(entries), size)
     message = _message(MessageType.SEND_INDIRECTION_TABLE, body)
-    return message + struct.pack(f"<{len(entries)}I", *entries)
+    return message[:size] + struct.pack(f"<{len(entries)}I", *entries)

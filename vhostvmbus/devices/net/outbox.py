@@ -52,6 +52,8 @@ class Outbox:
         """The open channels."""
         self.buffer: ReceiveBuffer | None = None
         """The buffer whose sections are used; :meth:`use` sets it."""
+        self.message_size = nvsp.MESSAGE_SIZE
+        """The bytes of every NVSP message."""
         self.dropped = 0
         """How many RNDIS answers found no room."""
         self.lost = 0
@@ -132,7 +134,7 @@ class Outbox:
         """Sends a transfer page packet. If that fails, frees the sections and returns false."""
         try:
             channel.send(
-                payload,
+                payload[: self.message_size],
                 packet_type=PacketType.DATA_USING_XFER_PAGES,
                 header=build_transfer_pages(buffer.set_id, ranges),
                 on_completion=partial(self._returned, channel, buffer, sections),
@@ -166,6 +168,6 @@ class Outbox:
             return
         table = [number % count for number in range(nvsp.SEND_TABLE_SIZE)]
         try:
-            primary.send(nvsp.indirection_table(table))
+            primary.send(nvsp.indirection_table(table, self.message_size))
         except (ChannelClosed, SendQueueFull):
             return  # a guest that is about to go, or that does not listen

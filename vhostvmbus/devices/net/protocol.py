@@ -90,6 +90,8 @@ class Protocol:
         self.adapter = adapter
         self.max_subchannels = max_subchannels
         self.version: Version | None = None
+        self.message_size = nvsp.MESSAGE_SIZE
+        """The bytes of every NVSP message to the guest; the most as long as nobody knows."""
         self.capabilities = Capability(0)
         adapter.guest_mtu = oids.DEFAULT_MTU
         self.frame_size = adapter.guest_mtu + ETHERNET_SIZE
@@ -175,6 +177,7 @@ class Protocol:
             raise NvspError("msg_type", MessageType.INIT, 0, "while buffers are lent")
         answer, version = nvsp.negotiate(message)
         self.version = version
+        self.message_size = nvsp.message_size(version or 0)
         self.capabilities = Capability(0)
         return Answer(nvsp.init_complete(answer, version or 0))
 

@@ -21,11 +21,12 @@ from typing import Final, Self
 from vhostvmbus.channel import Channel
 from vhostvmbus.device import wait_until_quiet
 from vhostvmbus.devices.net.buffers import DEFAULT_SECTION, ReceiveBuffer
+from vhostvmbus.devices.net.nvsp import MESSAGE_SIZE, OLD_MESSAGE_SIZE
 from vhostvmbus.wire.errors import ChannelClosed, FrontEndError, GuestError, UsageError
 
 log = logging.getLogger(__name__)
 
-_NOTE: Final = struct.Struct("<4sIII")
+_NOTE: Final = struct.Struct("<4sIIII")
 _MAGIC: Final = b"rbuf"
 _MAX_ID: Final = 0xFFFF
 """The largest name of a buffer, which has 16 bits in a packet."""
@@ -41,26 +42,31 @@ class BufferNote:
     gpadl: int
     buffer_id: int
     section_size: int
+    message_size: int
+    """The bytes of NVSP messages to that guest."""
 
     def pack(self) -> bytes:
         """Returns the bytes for :attr:`Channel.note`."""
-        return _NOTE.pack(_MAGIC, self.gpadl, self.buffer_id, self.section_size)
+        fields = (self.gpadl, self.buffer_id, self.section_size, self.message_size)
+        return _NOTE.pack(_MAGIC, *fields)
 
     @classmethod
     def parse(cls, data: bytes) -> Self | None:
         """Returns the note that a back end before left; ``None`` if that is no such note."""
         if len(data) != _NOTE.size:
             return None
-        magic, gpadl, buffer_id, section_size = _NOTE.unpack(data)
+        magic, gpadl, buffer_id, section_size, message_size = _NOTE.unpack(data)
         if magic != _MAGIC or section_size < DEFAULT_SECTION or buffer_id > _MAX_ID:
             return None
-        return cls(gpadl, buffer_id, section_size)
+        if message_size not in (OLD_MESSAGE_SIZE, MESSAGE_SIZE):
+            return None
+        return cls(gpadl, buffer_id, section_size, message_size)
 
 
-def find_buffer(channel: Channel) -> tuple[int, ReceiveBuffer] | None:
-    """Returns the guest's receive buffer, mapped, and the handle of its GPADL.
+def find_buffer(channel: Channel) -> tuple[BufferNote, ReceiveBuffer] | None:
+    """Returns the guest's receive buffer, mapped, and the note of it that the back end before left.
 
-    The back end before left a note of it. ``None`` if there is none that can be used.
+    ``None`` if there is none that can be used.
     """
     note = BufferNote.parse(channel.note)
     if note is None:
@@ -77,4 +83,4 @@ def find_buffer(channel: Channel) -> tuple[int, ReceiveBuffer] | None:
         return None
     # Frames that the guest has not looked at yet may be anywhere in it.
     wait_until_quiet(lambda: [channel], 0.0, patience=1.0)
-    return note.gpadl, buffer
+    return note, buffer

@@ -31,7 +31,8 @@ enum {
 enum {
     VVB_NET_NVSP_RNDIS_PACKET = 107,
     VVB_NET_NVSP_RNDIS_PACKET_COMPLETE = 108,
-    VVB_NET_NVSP_SIZE = 40, /* bytes of every message */
+    VVB_NET_NVSP_SIZE = 40,     /* bytes of every message of the host, from version 6.1 on */
+    VVB_NET_NVSP_OLD_SIZE = 28, /* in versions up to 6 */
     VVB_NET_NVSP_DATA = 0,  /* the channel of an RNDIS packet */
     VVB_NET_NVSP_SUCCESS = 1,
     VVB_NET_NVSP_NO_SECTION = 0xffffffff
@@ -154,6 +155,7 @@ struct vvb_net_config {
     uint32_t tell_checksums; /* of received frames, where they are known to be right */
     uint32_t tagging;        /* a received frame's 802.1Q tag goes beside it */
     uint32_t coalesced;      /* a received frame may take several sections */
+    uint32_t message_size;   /* bytes of NVSP messages to the guest: 28, or 40 */
     uint32_t patience_ms;    /* that frames wait for a guest that gives no section back */
     uint32_t packet_filter;
     uint32_t multicast_count;

@@ -93,6 +93,10 @@ void vvb_net_configure(struct vvb_net *net, const struct vvb_net_config *config)
 {
     pthread_rwlock_wrlock(&net->lock);
     net->config = *config;
+    if (net->config.message_size < VVB_NET_NVSP_OLD_SIZE ||
+        net->config.message_size > VVB_NET_NVSP_SIZE) {
+        net->config.message_size = VVB_NET_NVSP_SIZE;
+    }
     if (net->config.table_size > VVB_NET_TABLE) {
         net->config.table_size = VVB_NET_TABLE;
     }
@@ -392,8 +396,9 @@ static bool perform(const struct vvb_plan *plan, struct vvb_batch *batch,
         if (done) {
             static const uint8_t success[VVB_NET_NVSP_SIZE] = {
                 [0] = VVB_NET_NVSP_RNDIS_PACKET_COMPLETE, [4] = VVB_NET_NVSP_SUCCESS};
+            uint32_t size = net->config.message_size;
 
-            memcpy(vvb_plan_answer(batch, packet, sizeof(success)), success, sizeof(success));
+            memcpy(vvb_plan_answer(batch, packet, size), success, size);
         }
     }
     pthread_rwlock_unlock(&net->lock);

@@ -46,7 +46,7 @@ static bool tell(struct vvb_net *net, uint32_t channel, const struct vvb_net_par
     struct pool *pool = &net->pool;
     uint8_t data[TRANSFER_HEADER + 8 * VVB_NET_PARTS + sizeof(payload)], *header = data;
     uint32_t sections[VVB_NET_PARTS];
-    struct vvb_outgoing out = {.payload_len = sizeof(payload),
+    struct vvb_outgoing out = {.payload_len = net->config.message_size,
                                .header_len = TRANSFER_HEADER + 8 * count,
                                .type = PKT_DATA_USING_XFER_PAGES,
                                .flags = VVB_COMPLETION_REQUESTED};
@@ -57,7 +57,7 @@ static bool tell(struct vvb_net *net, uint32_t channel, const struct vvb_net_par
         return false;
     }
     memset(header, 0, TRANSFER_HEADER);
-    memcpy(data + out.header_len, payload, sizeof(payload));
+    memcpy(data + out.header_len, payload, out.payload_len);
     header[0] = (uint8_t)net->set_id;
     header[1] = (uint8_t)(net->set_id >> 8);
     put_le32(header + 4, count);
@@ -67,7 +67,7 @@ static bool tell(struct vvb_net *net, uint32_t channel, const struct vvb_net_par
         sections[i] = parts[i].section;
     }
     out.transaction_id = net_chain(pool, sections, count, channel);
-    vvb_ring_send_in_turn(to->ring, &out, 1, data, out.header_len + sizeof(payload), &sent);
+    vvb_ring_send_in_turn(to->ring, &out, 1, data, out.header_len + out.payload_len, &sent);
     if (sent.signal) {
         vvb_signal(to->call_fd);
         __atomic_add_fetch(&to->told_signals, 1, __ATOMIC_RELAXED);
