@@ -799,6 +799,7 @@ class Lib:
     VVB_NET_RNDIS_PACKET_SIZE: Final[int]
     VVB_NET_RNDIS_MESSAGES: Final[int]
     VVB_NET_FRAME_OFFSET: Final[int]
+    VVB_NET_SECTION_TAIL: Final[int]
     VVB_NET_SEND_SECTION: Final[int]
     VVB_NET_NDIS_DIRECTED: Final[int]
     VVB_NET_NDIS_MULTICAST: Final[int]

@@ -204,7 +204,7 @@ static void new_packet(uint32_t channel, const uint8_t *data, const struct vvb_p
         }
         new->sections[i] = section;
         buffer_read(offset, header, sizeof(header));
-        require(size <= section_size && get32(header) == 1 && get32(header + 4) == size &&
+        require(size <= section_size - VVB_NET_SECTION_TAIL && get32(header) == 1 && get32(header + 4) == size &&
                     get32(header + 8) + get32(header + 12) + 8 == size && !get32(header + 16) &&
                     get32(header + 32) <= 64 && get32(header + 8) >= 36 + get32(header + 32),
                 "RNDIS header");

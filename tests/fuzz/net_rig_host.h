@@ -222,7 +222,7 @@ static void serve_queue(uint32_t how)
     for (uint32_t i = 0; i < taken.left; i++) {
         require(taken.parts[i].section >= FIRST && taken.parts[i].section < section_count, "part");
         require(taken.parts[i].byte_offset == taken.parts[i].section * section_size &&
-                    taken.parts[i].byte_count <= section_size,
+                    taken.parts[i].byte_count <= section_size - VVB_NET_SECTION_TAIL,
                 "part's place");
         mine[mine_count++] = taken.parts[i].section;
     }
@@ -305,7 +305,7 @@ static void segments(struct vvb_segs *segs, uint32_t page, uint32_t pages, uint3
 
 static void lend_receive(uint32_t how)
 {
-    static const uint32_t sizes[4] = {1728, 9152, 16384, 209};
+    static const uint32_t sizes[4] = {1728, 9152, 13312, 245};
 
     all_receive();
     vvb_net_lend_receive(net, NULL, 0, 0, 0, 0, how & 4 ? lease : 0);

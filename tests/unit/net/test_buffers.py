@@ -158,5 +158,5 @@ def test_a_section_holds_the_frame() -> None:
     for frame_size in range(100, 70000, 777):
         for coalescing in (False, True):
             size = section_size(frame_size, coalescing)
-            assert size - FRAME_OFFSET >= frame_size
+            assert size - FRAME_OFFSET - 36 >= frame_size
             assert size % 64 == 0

@@ -197,9 +197,9 @@ def test_the_configuration() -> None:
     for version, capabilities, mtu, size in (
         (Version.V6, 0x88, 1500, 1728),
         (Version.V6_1, 0x08, 1500, 1728),
-        (Version.V6_1, 0x00, 9000, 9152),
+        (Version.V6_1, 0x00, 9000, 9216),
         (Version.V2, 0x00, 1600, 1792),
-        (Version.V6_1, 0x80, 65521, 65664),
+        (Version.V6_1, 0x80, 65521, 65728),
     ):
         card = negotiated(version)
         card.receive(message(125, struct.pack("<IIQ", mtu + 14, 0, capabilities)))

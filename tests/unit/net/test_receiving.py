@@ -102,6 +102,22 @@ def to(address: bytes) -> bytes:
     return address + bytes(54)
 
 
+# -- the place of a frame --------------------------------------------------------------------------
+
+
+def test_the_end_of_a_section_is_left_alone(world: World) -> None:
+    """The longest frame ends 36 bytes in front of it; a longer one is none of this guest's."""
+    tail = bytes(range(36))
+    end = (world.buffer.reserve + 1) * SIZE
+    world.mapping.write(tail, end - 36)
+    longest = SIZE - FRAME_OFFSET - 36
+    frame = bytes(12) + b"\x88\xb5" + b"\xff" * (longest - 14)
+    assert world.is_taken(frame)
+    assert world.section(longest)[1] == frame
+    assert not world.is_taken(frame + b"\xff")
+    assert world.mapping.read(end - 36, 36) == tail
+
+
 # -- the packet filter -----------------------------------------------------------------------------
 
 

@@ -23,6 +23,8 @@ from vhostvmbus.memory import ExternalData
 
 FRAME_OFFSET: Final[int] = lib.VVB_NET_FRAME_OFFSET
 """The offset at which a frame begins in a receive section."""
+SECTION_TAIL: Final[int] = lib.VVB_NET_SECTION_TAIL
+"""The bytes at the end of a receive section that stay unused: newer Windows writes there itself."""
 DEFAULT_SECTION: Final = 1728
 """The bytes of a receive section for frames of the ordinary size; Linux reckons with as many."""
 COALESCED_SECTION: Final = 16384
@@ -42,7 +44,7 @@ lends ten and more (``ethtool -G``).
 def section_size(frame_size: int, coalescing: bool) -> int:
     """Returns the bytes of a receive section for frames of ``frame_size`` bytes, a tag included."""
     least = COALESCED_SECTION if coalescing else DEFAULT_SECTION
-    return max(least, (FRAME_OFFSET + frame_size + 63) & ~63)
+    return max(least, (FRAME_OFFSET + frame_size + SECTION_TAIL + 63) & ~63)
 
 
 class Section:

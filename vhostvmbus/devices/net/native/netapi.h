@@ -48,6 +48,7 @@ enum {
     VVB_NET_RNDIS_PACKET_SIZE = 44, /* bytes: up to the per-packet information */
     VVB_NET_RNDIS_MESSAGES = 64,    /* in one packet of the guest, at most */
     VVB_NET_FRAME_OFFSET = 112, /* bytes, in a receive section */
+    VVB_NET_SECTION_TAIL = 36,  /* bytes at its end, where Windows' driver has something else */
     VVB_NET_SEND_SECTION = 6144 /* bytes; what Linux reckons with */
 };
 

@@ -213,7 +213,7 @@ int vvb_net_lend_receive(struct vvb_net *net, const void *segs, uint32_t count, 
         pool_drop(&net->pool);
     }
     if (segs) {
-        ret = section <= VVB_NET_FRAME_OFFSET + HEAD_SIZE
+        ret = section <= VVB_NET_FRAME_OFFSET + HEAD_SIZE + VVB_NET_SECTION_TAIL
                   ? EINVAL
                   : buffer_make(&net->receive, segs, count, section);
         if (!ret && first > net->receive.sections) {

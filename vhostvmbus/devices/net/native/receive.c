@@ -12,6 +12,8 @@
 
 #define PIECES 192u
 #define DROPPED 128u /* frames in one go, at most */
+/* The bytes of a section that are not a frame's. */
+#define AROUND ((uint32_t)VVB_NET_FRAME_OFFSET + VVB_NET_SECTION_TAIL)
 
 struct taking {
     struct vvb_net *net;
@@ -79,10 +81,10 @@ static ssize_t read_frame(struct taking *t, struct vvb_net_port *port)
 
     iov[1] = (struct iovec){t->head, HEAD_SIZE};
     for (uint32_t i = 0; i < t->parts; i++) {
-        uint32_t skip = VVB_NET_FRAME_OFFSET + (i ? 0 : HEAD_SIZE);
+        uint32_t skip = i ? 0 : HEAD_SIZE;
 
-        count += net_pieces(buffer, section_at(t, i) + skip, buffer->section - skip, iov + count,
-                            PIECES - count);
+        count += net_pieces(buffer, section_at(t, i) + VVB_NET_FRAME_OFFSET + skip, t->room - skip,
+                            iov + count, PIECES - count);
     }
     t->reach = 0;
     for (uint32_t i = 1; i < count; i++) {
@@ -283,7 +285,7 @@ static enum net_next take(struct taking *t, struct vvb_net_port *port)
 
 uint32_t net_frame_parts(const struct vvb_net *net)
 {
-    uint32_t room = net->receive.section - VVB_NET_FRAME_OFFSET, parts = 1;
+    uint32_t room = net->receive.section - AROUND, parts = 1;
 
     if (net->config.coalesced) {
         parts = (LONGEST_FRAME + room - 1) / room;
@@ -297,7 +299,7 @@ enum net_next net_take_some(struct vvb_net *net, uint32_t queue, struct vvb_net_
     enum net_next next;
 
     t.counts = &t.queue->counts;
-    t.room = net->receive.section - VVB_NET_FRAME_OFFSET;
+    t.room = net->receive.section - AROUND;
     t.parts = net_frame_parts(net);
     next = take(&t, net->ports[queue]);
     while (t.stocked) {
