@@ -56,7 +56,8 @@ def well(r: Rig) -> None:
     [
         (1 << 20, 100, 0, "SectionError"),
         (NO_SECTION - 1, 100, 0, "SectionError"),
-        (0, 6145, 0, "SectionError"),
+        (0, (1 << 17) + 1, 0, "SectionError"),
+        (41, 10241, 0, "SectionError"),
         (0, 0xFFFFFFFF, 0, "SectionError"),
         (NO_SECTION, 0, 0, "RndisError"),
         (0, 0, 0, "RndisError"),

@@ -32,11 +32,11 @@ ANSWERS: dict[int, tuple[bytes, bytes, bool]] = {
     128: (struct.pack("<II", 1, 7), b"", True),
     129: (struct.pack("<I", 1), b"", True),
     130: (struct.pack("<B", 1), b"", True),
-    131: (struct.pack("<I", 20), b"", True),
+    131: (struct.pack("<I", 20), struct.pack("<III", 132, NOT_SUPPORTED, 0), False),
     132: (b"", b"", True),
     133: (struct.pack("<II", 1, 1), struct.pack("<III", 133, NSTAT_FAIL, 0), False),
     134: (struct.pack("<II", 16, 12), b"", True),
-    135: (struct.pack("<I", 3), struct.pack("<III", 135, 3, NSTAT_FAIL), False),
+    135: (struct.pack("<I", 3), struct.pack("<III", 135, 3, NOT_SUPPORTED), False),
 }
 """By type: what is sent once all is set up, how its completion begins, and whether it is a
 mistake then. The card has one channel."""
@@ -106,6 +106,7 @@ def test_rndis() -> None:
 def test_every_oid_of_the_supported_list() -> None:
     """Each can be queried, or set: those that tell the card something."""
     protocol_options, config_parameter = 0x00010112, 0x0001021B
+    network_layer_addresses, link_parameters = 0x00010118, 0x00010208
     offload_parameters, set_power = 0xFC01020C, 0xFD010101
     with rig() as r:
         r.driver.initialize()
@@ -115,5 +116,6 @@ def test_every_oid_of_the_supported_list() -> None:
         refused = {oid for oid in supported if r.driver.try_query(oid)[0] == NOT_SUPPORTED}
         assert refused == {
             protocol_options, config_parameter, offload_parameters, set_power,
+            network_layer_addresses, link_parameters,
         }  # fmt: skip
         assert NOT_SUPPORTED not in {r.driver.set(oid, bytes(3)) for oid in refused}

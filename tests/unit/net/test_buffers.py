@@ -138,10 +138,13 @@ def test_the_send_buffer(lent: Lent) -> None:
         start = number * 6144
         assert buffer.read(number, 6144) == data[start : start + 6144]
         assert buffer.read(number, 1) == data[start : start + 1]
+        assert buffer.read(number, 10240) == data[start : start + 10240]  # on into the next ones
+    assert buffer.read(1, 1 << 17) == data[6144 : 6144 + (1 << 17)]
     for number, size, field in (
         (buffer.count, 1, "send_buf_section_index"),
         (0xFFFFFFFE, 1, "send_buf_section_index"),
-        (0, 6145, "send_buf_section_size"),
+        (0, (1 << 17) + 1, "send_buf_section_size"),
+        (buffer.count - 1, 10241, "send_buf_section_size"),
         (0, 0xFFFFFFFF, "send_buf_section_size"),
     ):
         with pytest.raises(SectionError) as caught:

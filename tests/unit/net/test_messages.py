@@ -289,11 +289,24 @@ def test_a_checksum_to_be_done(way: Way) -> None:
     assert frame[:24] + frame[26:] == data[:24] + data[26:]
 
 
+def test_the_frame_says_which_ip_it_is_if_the_guest_says_neither_or_both(way: Way) -> None:
+    data = ip4_frame()
+    for both in (0, IPV4 | IPV6):
+        assert way.send(packet(data, left(both | TCP))) == [(Offload(True, False, 34, 16), data)]
+        ((offload, frame),) = way.send(packet(data, left(both | IP_HEADER)))
+        assert (offload, internet_checksum(frame[14:34])) == (Offload(), 0)
+        ip6 = ETHERNET + b"\x86\xdd\x60" + bytes(39) + bytes(20)
+        assert way.send(packet(ip6, left(both | UDP, 0))) == [(Offload(True, False, 54, 6), ip6)]
+        plain = ETHERNET + b"\x08\x06" + bytes(46)
+        assert way.send(packet(plain, left(both, 0))) == [(Offload(), plain)]
+        for wanted in (TCP, UDP, IP_HEADER):
+            found = wrong(way, packet(plain, left(both | wanted, 0)))
+            assert found == (FrameError, "ethertype", 0x0806, 12)
+
+
 @pytest.mark.parametrize(
     ("wanted", "field", "value", "offset"),
     [
-        (left(IPV4 | IPV6 | TCP), "ethertype", 0x0800, 12),
-        (left(TCP), "ethertype", 0x0800, 12),
         (left(IPV6 | TCP), "ethertype", 0x0800, 12),
         (left(IPV4 | TCP | UDP), "transmit", 12, 0),
         (left(IPV4 | TCP, 33), "tcp_header_offset", 33, 0),

@@ -249,11 +249,14 @@ def test_what_is_not_there() -> None:
     assert switch.error is not None
     direct = card.receive(message(135, struct.pack("<I", 1)))
     assert isinstance(direct, Answer)
-    assert struct.unpack_from("<III", direct.payload) == (135, 1, 2)
-    for kind in (108, 131):
-        refused = card.receive(message(kind))
-        assert isinstance(refused, Answer)
-        assert refused.error is not None
+    assert struct.unpack_from("<III", direct.payload) == (135, 1, 0xC00000BB)
+    beside = card.receive(message(131))
+    assert isinstance(beside, Answer)
+    assert beside.error is None
+    assert struct.unpack_from("<III", beside.payload) == (132, 0xC00000BB, 0)
+    refused = card.receive(message(108))
+    assert isinstance(refused, Answer)
+    assert refused.error is not None
 
 
 def test_a_subchannel_has_only_data() -> None:

@@ -194,7 +194,8 @@ def test_keywords_that_are_refused(data: bytes) -> None:
     assert state.offloads == before
 
 
-ANY_LENGTH = (0x01010103,)
+ANY_LENGTH = (0x01010103, 0x00010118, 0x00010208)
+"""The multicast list, and what is taken with no effect."""
 
 
 @pytest.mark.parametrize("oid", [oid for oid in oids.SETS if oid not in ANY_LENGTH])
@@ -266,7 +267,7 @@ def test_hardware_capabilities(revision: int, size: int, length: int) -> None:
     assert ip6_tx & 0x15 == 0x15  # NDIS_TXCSUM_ALL_TCP6
     assert ip4_rx & 0x50 == 0x50
     assert ip6_rx & 0x50 == 0x50
-    assert fields[11:18] == (2, 0xFFFF - 128, 2, 2, 0xFFFF - 128, 2, 5)
+    assert fields[11:18] == (2, 0xF53C, 2, 2, 0xF53C, 2, 5)
     assert fields[18:] == ((1, 1) if length == 156 else (0, 0))
 
 
@@ -350,10 +351,11 @@ def test_settings_beyond_the_offer() -> None:
     oids.set_value(adapter(Capabilities()), 0xFC01020C, data)
 
 
-def test_questions_that_cannot_be() -> None:
-    for header in ((0xA8, 3, 156), (0xA7, 0, 156), (0xA7, 3, 111)):
-        with pytest.raises(OidDataInvalid):
-            oids.query(adapter(), 0xFC01020D, struct.pack("<BBH", *header))
+def test_questions_that_make_no_sense_are_answered() -> None:
+    whole = oids.query(adapter(), 0xFC01020D, b"")
+    assert struct.unpack_from("<BBH", whole) == (0xA7, 3, 156)
+    for header in ((0xA8, 3, 156), (0xA7, 0, 156), (0xA7, 3, 111), (0, 0, 0)):
+        assert oids.query(adapter(), 0xFC01020D, struct.pack("<BBH", *header)) == whole
 
 
 def encapsulation(*words: int) -> bytes:
@@ -479,9 +481,7 @@ def test_scaling_as_linux_sets_it() -> None:
         scaling(key_at=0xFFFFFFF0),
         scaling(key_at=40 + 512 + 1),
         scaling(key_at=0),
-        scaling(kind=0x88),
-        scaling(revision=0),
-        scaling(info=0x1700),
+        scaling(info=0x1702),
     ],
 )
 def test_scaling_that_cannot_be(data: bytes) -> None:
@@ -491,3 +491,48 @@ def test_scaling_that_cannot_be(data: bytes) -> None:
     with pytest.raises(OidDataInvalid):
         oids.set_value(state, 0x00010204, data)
     assert state.scaling.current is before
+
+
+@pytest.mark.parametrize("header", [(0x88, 2), (0x89, 0), (0, 0)])
+def test_the_header_of_scaling_is_not_looked_at(header: tuple[int, int]) -> None:
+    state = adapter()
+    oids.set_value(state, 0x00010204, scaling(kind=header[0], revision=header[1]))
+    assert state.scaling.current.enabled
+
+
+def test_scaling_without_a_hash_function_is_switched_off() -> None:
+    state = adapter()
+    oids.set_value(state, 0x00010204, scaling())
+    assert state.scaling.current.enabled
+    oids.set_value(state, 0x00010204, scaling(info=0x1700))
+    assert not state.scaling.current.enabled
+    oids.set_value(state, 0x00010204, struct.pack("<BBH", 0x89, 2, 40) + bytes(24))
+    assert not state.scaling.current.enabled
+
+
+# -- what NDIS 6 has -------------------------------------------------------------------------------
+
+
+def test_the_link_as_ndis_6_asks_for_it() -> None:
+    counters = Counters()
+    counters.received.directed_bytes = 1 << 33
+    counters.sent.broadcast_bytes = (1 << 33) + 1
+    state = adapter(counters=counters)
+    for connected, media in ((True, 1), (False, 2)):
+        state.connected = connected
+        data = oids.query(state, 0x00010207, b"")
+        assert len(data) == 40
+        assert struct.unpack("<BBHII4xQQII", data) == (
+            0x80, 1, 40, media, 2, 10_000_000_000, 10_000_000_000, 0, 0,
+        )  # fmt: skip
+    assert oids.query(state, 0x00010206, b"") == struct.pack("<QQ", 10**10, 10**10)
+    assert oids.query(state, 0x00020219, b"") == struct.pack("<Q", 1 << 33)
+    assert oids.query(state, 0x0002021A, b"") == struct.pack("<Q", (1 << 33) + 1)
+    for oid in (0x00010208, 0x00010118):
+        for data in (b"", bytes(32), bytes(500)):
+            assert oids.set_value(state, oid, data) is Change.NOTHING
+
+
+def test_the_version_has_two_bytes_and_tags_are_an_ability() -> None:
+    assert oids.query(adapter(), 0x00010110, b"") == struct.pack("<H", 0x0600)
+    assert number(0x00010113) & 0x248 == 0x248

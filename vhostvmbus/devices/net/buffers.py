@@ -31,6 +31,8 @@ COALESCED_SECTION: Final = 16384
 """The bytes of a receive section for a guest that takes a frame in several: five hold any frame."""
 SEND_SECTION: Final[int] = lib.VVB_NET_SEND_SECTION
 """The bytes of a send section."""
+MAX_SEND: Final = 1 << 17
+"""The most bytes of a packet that may be in the send buffer: more than the longest frame needs."""
 MAX_BUFFER: Final = 31 << 20
 """The longest buffer taken, in bytes: the largest that Linux has."""
 CONTROL_RESERVE: Final = 8
@@ -181,9 +183,12 @@ class SendBuffer:
         self.count = length // size
 
     def read(self, number: int, size: int) -> bytes:
-        """Returns a copy of the first ``size`` bytes of a section. Raises :class:`SectionError`."""
+        """Returns a copy of ``size`` bytes from the start of a section; they may go on in the next
+        ones. Raises :class:`SectionError`.
+        """
         if number >= self.count:
             raise SectionError("send_buf_section_index", number, 8, f"{self.count} sections")
-        if size > self.section_size:
+        start = number * self.section_size
+        if size > min(MAX_SEND, len(self.mapping) - start):
             raise SectionError("send_buf_section_size", size, 12)
-        return self.mapping.read(number * self.section_size, size)
+        return self.mapping.read(start, size)

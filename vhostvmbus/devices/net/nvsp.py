@@ -20,6 +20,7 @@ from enum import IntEnum, IntFlag
 from typing import Final, NamedTuple
 
 from vhostvmbus.devices.net.errors import NvspError
+from vhostvmbus.devices.net.status import NOT_SUPPORTED
 from vhostvmbus.engine import lib
 
 MESSAGE_SIZE: Final[int] = lib.VVB_NET_NVSP_SIZE
@@ -51,7 +52,7 @@ class Version(IntEnum):
 class MessageType(IntEnum):
     """The numbers of ``hdr.msg_type``.
 
-    Chimney, VMQ and packet-direct messages are not among them: they get no answer.
+    Chimney and VMQ messages are not among them: they get no answer.
     """
 
     INIT = 1
@@ -176,7 +177,7 @@ class SwitchDataPath:
 
 @dataclass(frozen=True, slots=True)
 class OidQueryEx:
-    """A query beside RNDIS, from version 5. No driver known here sends it."""
+    """A query beside RNDIS, from version 5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,8 +339,16 @@ def subchannels_complete(status: Status, count: int) -> bytes:
 
 
 def packet_direct_complete(operation: int) -> bytes:
-    """Completes a packet-direct operation: not supported, not enabled, no queues."""
-    return _message(MessageType.PACKET_DIRECT, struct.pack("<II", operation, Status.FAIL))
+    """Completes a packet-direct operation: not supported, not enabled, no queues.
+
+    Its status is an NTSTATUS.
+    """
+    return _message(MessageType.PACKET_DIRECT, struct.pack("<II", operation, NOT_SUPPORTED))
+
+
+def oid_query_ex_complete() -> bytes:
+    """Completes OID_QUERY_EX: not supported, no bytes. Its status is an NTSTATUS."""
+    return _message(MessageType.OID_QUERY_EX_COMPLETE, struct.pack("<II", NOT_SUPPORTED, 0))
 
 
 def indirection_table(entries: Sequence[int], size: int = MESSAGE_SIZE) -> bytes:

@@ -23,8 +23,8 @@ SIZES: Final = {1: 112, 2: 144, 3: 156}
 """The bytes of NDIS_OFFLOAD by revision: NDIS 6.0, 6.1, 6.30."""
 MIN_PARAMETERS: Final = 15
 """The bytes of NDIS_OFFLOAD_PARAMETERS up to the last of the settings that NDIS 6.0 had."""
-MAX_LARGE_SEND: Final = 0xFFFF - 128
-"""The bytes in a large send; with all headers it is still an IP packet."""
+MAX_LARGE_SEND: Final = 0xF53C
+"""The bytes in a large send, as Hyper-V has it; with all headers it is still an IP packet."""
 MIN_SEGMENTS: Final = 2
 _ENCAPSULATION_802_3: Final = 2
 _ETHERNET_HEADER: Final = 14
@@ -146,16 +146,14 @@ def describe(offloads: Offloads, revision: int) -> bytes:
 
 
 def revision_wanted(information: bytes) -> int:
-    """Returns the revision that a query's header asks for; the newest if it has none."""
+    """Returns the revision that a query's header asks for; the newest if it has none, or one that
+    makes no sense: Windows sends some of those, and looks at the answer's.
+    """
     if len(information) < _HEADER.size:
         return max(SIZES)
     kind, revision, size = _HEADER.unpack_from(information)
-    if kind != OFFLOAD_TYPE:
-        raise OidDataInvalid("header.type", kind, 0)
     fitting = [known for known in SIZES if known <= revision and SIZES[known] <= size]
-    if not fitting:
-        raise OidDataInvalid("header.size", size, 2, f"of revision {revision}")
-    return max(fitting)
+    return max(fitting) if fitting and kind == OFFLOAD_TYPE else max(SIZES)
 
 
 def with_parameters(offloads: Offloads, able: Offloads, data: bytes) -> Offloads:

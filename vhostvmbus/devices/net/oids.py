@@ -40,7 +40,8 @@ FRIENDLY_NAME: Final = "Network Adapter"
 VENDOR: Final = b"vhostvmbus network card\0"
 
 KNOWN_FILTER: Final = 0xFFFF
-_OFFERED_MAC_OPTIONS: Final = 0x02 | 0x08 | 0x40  # serialized, no loopback, 802.1p priority
+# serialized, no loopback, 802.1p priority, 802.1Q
+_OFFERED_MAC_OPTIONS: Final = 0x02 | 0x08 | 0x40 | 0x200
 
 
 class Change(Flag):
@@ -167,6 +168,20 @@ def _statistics(adapter: Adapter, _data: bytes) -> bytes:
     return struct.pack("<BBHI", offloads.DEFAULT_TYPE, 1, 8 + len(body), 0x3FFFF) + body
 
 
+_BITS_A_SECOND: Final = (SPEED * 100, SPEED * 100)
+"""The speeds of sending and receiving."""
+_CONNECTED: Final = 1
+_DISCONNECTED: Final = 2
+_FULL_DUPLEX: Final = 2
+
+
+def _link_state(adapter: Adapter, _data: bytes) -> bytes:
+    """Answers with NDIS_LINK_STATE: no pauses, nothing negotiated."""
+    media = _CONNECTED if adapter.connected else _DISCONNECTED
+    body = struct.pack("<II4xQQII", media, _FULL_DUPLEX, *_BITS_A_SECOND, 0, 0)
+    return struct.pack("<BBH", offloads.DEFAULT_TYPE, 1, 4 + len(body)) + body
+
+
 def _supported(_adapter: Adapter, _data: bytes) -> bytes:
     return b"".join(_number(oid) for oid in sorted({*QUERIES, *SETS}))
 
@@ -204,7 +219,7 @@ QUERIES: Final[dict[int, Query]] = {
     0x0001010D: lambda _adapter, _: VENDOR,  # GEN_VENDOR_DESCRIPTION
     0x0001010E: lambda adapter, _: _number(adapter.packet_filter),  # GEN_CURRENT_PACKET_FILTER
     0x0001010F: lambda adapter, _: _number(adapter.lookahead),  # GEN_CURRENT_LOOKAHEAD
-    0x00010110: _constant(0x0600),  # GEN_DRIVER_VERSION
+    0x00010110: lambda _adapter, _: struct.pack("<H", 0x0600),  # GEN_DRIVER_VERSION
     0x00010111: lambda adapter, _: _number(adapter.mtu + ETHERNET_SIZE),  # GEN_MAXIMUM_TOTAL_SIZE
     0x00010113: _constant(_OFFERED_MAC_OPTIONS),  # GEN_MAC_OPTIONS
     0x00010114: lambda adapter, _: _number(not adapter.connected),  # GEN_MEDIA_CONNECT_STATUS
@@ -213,6 +228,8 @@ QUERIES: Final[dict[int, Query]] = {
     0x00010202: _constant(14),  # GEN_PHYSICAL_MEDIUM: 802.3
     0x00010203: _scaling_capabilities,  # GEN_RECEIVE_SCALE_CAPABILITIES
     0x00010204: lambda adapter, _: adapter.scaling.parameters(),  # GEN_RECEIVE_SCALE_PARAMETERS
+    0x00010206: lambda _adapter, _: struct.pack("<QQ", *_BITS_A_SECOND),  # GEN_MAX_LINK_SPEED
+    0x00010207: _link_state,  # GEN_LINK_STATE
     0x00020101: _counter(lambda now: now.sent.frames),  # GEN_XMIT_OK
     0x00020102: _counter(lambda now: now.received.frames),  # GEN_RCV_OK
     0x00020103: _counter(lambda now: now.send_errors),  # GEN_XMIT_ERROR
@@ -233,6 +250,8 @@ QUERIES: Final[dict[int, Query]] = {
     0x0002020C: _counter(lambda now: now.received.broadcast_frames),
     0x0002020D: _constant(0),  # GEN_RCV_CRC_ERROR
     0x0002020E: _constant(0),  # GEN_TRANSMIT_QUEUE_LENGTH
+    0x00020219: lambda adapter, _: struct.pack("<Q", adapter.count().received.bytes),  # BYTES_RCV
+    0x0002021A: lambda adapter, _: struct.pack("<Q", adapter.count().sent.bytes),  # BYTES_XMIT
     0x00020216: lambda _adapter, _: FRIENDLY_NAME.encode("utf-16-le"),  # GEN_FRIENDLY_NAME
     0x01010101: lambda adapter, _: adapter.permanent_address,  # 802_3_PERMANENT_ADDRESS
     0x01010102: lambda adapter, _: adapter.current_address,  # 802_3_CURRENT_ADDRESS
@@ -269,6 +288,11 @@ def _set_lookahead(adapter: Adapter, data: bytes) -> Change:
 def _check_number(_adapter: Adapter, data: bytes) -> Change:
     """Takes a number that changes nothing here: a whole frame is always given."""
     _unpack(data)
+    return Change.NOTHING
+
+
+def _take_anything(_adapter: Adapter, _data: bytes) -> Change:
+    """Takes what an overlying driver wants known, and does nothing."""
     return Change.NOTHING
 
 
@@ -370,6 +394,8 @@ SETS: Final[dict[int, Setter]] = {
     0x0001010E: _set_filter,  # GEN_CURRENT_PACKET_FILTER
     0x0001010F: _set_lookahead,  # GEN_CURRENT_LOOKAHEAD
     0x00010112: _check_number,  # GEN_PROTOCOL_OPTIONS
+    0x00010118: _take_anything,  # GEN_NETWORK_LAYER_ADDRESSES
+    0x00010208: _take_anything,  # GEN_LINK_PARAMETERS
     0x0001021B: _set_configuration,  # GEN_RNDIS_CONFIG_PARAMETER
     0x00010204: _set_scaling,  # GEN_RECEIVE_SCALE_PARAMETERS
     0x01010102: _set_address,  # 802_3_CURRENT_ADDRESS

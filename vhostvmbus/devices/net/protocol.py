@@ -168,7 +168,7 @@ class Protocol:
                     "msg_type", MessageType.SEND_RNDIS_PACKET_COMPLETE, 0, "in a packet"
                 )
             case nvsp.OidQueryEx():
-                raise NvspError("msg_type", MessageType.OID_QUERY_EX, 0, "RNDIS has the OIDs")
+                return Answer(nvsp.oid_query_ex_complete())
             case _:
                 assert_never(message)
 

@@ -26,6 +26,7 @@ PARAMETERS_TYPE: Final = 0x89
 REVISION: Final = 2
 
 TOEPLITZ: Final = 0x00000001
+_FUNCTIONS: Final = 0x000000FF
 HASH_TYPES: Final[int] = (
     lib.VVB_NET_NDIS_HASH_IPV4
     | lib.VVB_NET_NDIS_HASH_TCP_IPV4
@@ -42,7 +43,8 @@ TABLE_UNCHANGED: Final = 0x0004
 KEY_UNCHANGED: Final = 0x0008
 DISABLE: Final = 0x0010
 
-_PARAMETERS = struct.Struct("<BBHHHIHxxIHxxI")
+_PARAMETERS = struct.Struct("<4xHHIHxxIHxxI")
+_PARAMETERS_HEADER = struct.Struct("<BBH")
 _CAPABILITIES = struct.Struct("<BBHIIIH")
 
 
@@ -81,18 +83,16 @@ class ReceiveScaling:
         return whole if 0 < size < 20 else whole + b"\0\0"
 
     def set_parameters(self, data: bytes) -> None:
-        """Takes NDIS_RECEIVE_SCALE_PARAMETERS. Raises :class:`OidError`."""
+        """Takes NDIS_RECEIVE_SCALE_PARAMETERS. Raises :class:`OidError`.
+
+        The header is not looked at: drivers exist that leave it empty. Without a hash function
+        there is no scaling.
+        """
         if len(data) < _PARAMETERS.size:
             raise OidLengthInvalid("info_buflen", len(data), 0)
-        kind, revision, _, flags, _, info, table_size, table_at, key_size, key_at = (
-            _PARAMETERS.unpack_from(data)
-        )
-        if kind != PARAMETERS_TYPE:
-            raise OidDataInvalid("hdr.type", kind, 0)
-        if not revision:
-            raise OidDataInvalid("hdr.rev", revision, 1)
+        flags, _, info, table_size, table_at, key_size, key_at = _PARAMETERS.unpack_from(data)
         old = self.current
-        if flags & DISABLE:
+        if flags & DISABLE or not (flags & HASH_INFO_UNCHANGED or info & _FUNCTIONS):
             self.current = Scaling(old.types, old.table, old.key, enabled=False)
             return
         types = old.types if flags & HASH_INFO_UNCHANGED else self._types(info)
@@ -102,7 +102,7 @@ class ReceiveScaling:
 
     @staticmethod
     def _types(info: int) -> int:
-        if info and not info & TOEPLITZ:
+        if not info & TOEPLITZ:
             raise OidDataInvalid("hashinfo", info, 8, "not Toeplitz")
         return info & HASH_TYPES
 
@@ -131,9 +131,6 @@ class ReceiveScaling:
         table = struct.pack(f"<{len(current.table)}I", *current.table)
         start = _PARAMETERS.size + 12
         head = _PARAMETERS.pack(
-            PARAMETERS_TYPE,
-            REVISION,
-            start,
             0 if current.enabled else DISABLE,
             0,
             current.types | TOEPLITZ if current.enabled else 0,
@@ -142,4 +139,5 @@ class ReceiveScaling:
             len(current.key),
             start + len(table),
         )
+        head = _PARAMETERS_HEADER.pack(PARAMETERS_TYPE, REVISION, start) + head[4:]
         return head + bytes(12) + table + current.key

@@ -148,13 +148,20 @@ static bool checksum_offload(const struct vvb_net_config *config, uint32_t wante
     uint32_t able = config->send_offloads, start = wanted >> 16 & 0x3ff;
     uint32_t ethertype = 0, network = 0, size, ip = 40;
 
+    if (!net_layer(head, len, &ethertype, &network)) {
+        ethertype = 0;
+    }
+    if (ipv4 == ipv6) { /* neither or both, as Windows has it: the frame says which */
+        ipv4 = ethertype == ETHERTYPE_IPV4;
+        ipv6 = ethertype == ETHERTYPE_IPV6;
+        if (ipv4 == ipv6 && !tcp && !udp && !ip_header) {
+            return true; /* nothing is wanted */
+        }
+    }
     if ((ip_header && !ipv6 && !(able & VVB_NET_IP_CHECKSUM)) ||
         (tcp && !(able & (ipv6 ? VVB_NET_TCP6 : VVB_NET_TCP4))) ||
         (udp && !(able & (ipv6 ? VVB_NET_UDP6 : VVB_NET_UDP4)))) {
-        return frame_wrong(fault, "transmit", wanted, 0, "checksums are not switched on");
-    }
-    if (!net_layer(head, len, &ethertype, &network)) {
-        ethertype = 0;
+        return frame_wrong(fault, "transmit", wanted, 0, "the link does no checksums");
     }
     if (ipv4 == ipv6 || ethertype != (ipv4 ? ETHERTYPE_IPV4 : ETHERTYPE_IPV6)) {
         return frame_wrong(fault, "ethertype", ethertype, 12,
@@ -237,7 +244,7 @@ static bool large_send(const struct vvb_net_config *config, uint32_t wanted, uin
     uint64_t sum;
 
     if (!(config->send_offloads & (ipv6 ? VVB_NET_LARGE6 : VVB_NET_LARGE4))) {
-        return frame_wrong(fault, "type", wanted, 0, "large sends are not switched on");
+        return frame_wrong(fault, "type", wanted, 0, "the link does no large sends");
     }
     if (!version2) {
         return frame_wrong(fault, "type", 0, 0, "a large send of version 1");
