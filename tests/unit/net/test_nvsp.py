@@ -193,7 +193,7 @@ def test_the_configuration() -> None:
     assert card.capabilities == Capability.RSC | Capability.IEEE8021Q
     assert card.coalescing
     assert card.tagging
-    assert card.section_size == 16384
+    assert card.section_size == 13312
     for version, capabilities, mtu, size in (
         (Version.V6, 0x88, 1500, 1728),
         (Version.V6_1, 0x08, 1500, 1728),
