@@ -74,9 +74,7 @@ class Sending:
         finally:
             if self.transaction.done:
                 self.release()
-        if len(answer) < 8 or struct.unpack_from("<I", answer)[0] != COMPLETE_RNDIS:
-            raise BadNetPacket(f"an RNDIS packet was completed with {answer.hex(' ')}")
-        return int(struct.unpack_from("<I", answer, 4)[0])
+        return self.driver.completed(answer)
 
     def release(self) -> None:
         """Gives section and pages back."""
@@ -313,6 +311,12 @@ class Netvsc:
         else:
             transaction = out.submit(body)
         return Sending(self, transaction, None if section is None else number, ranges)
+
+    def completed(self, answer: bytes) -> int:
+        """Returns the status in the completion of a packet with frames, or with a request."""
+        if len(answer) < 8 or struct.unpack_from("<I", answer)[0] != COMPLETE_RNDIS:
+            raise BadNetPacket(f"an RNDIS packet was completed with {answer.hex(' ')}")
+        return int(struct.unpack_from("<I", answer, 4)[0])
 
     def _scatter(self, data: bytes) -> list[GpaRange]:
         """Returns pages with ``data``: the first bytes in one range, the rest in another, as skbs

@@ -365,9 +365,7 @@ def test_a_completion_may_be_empty() -> None:
         assert r.card.stats()["errors"] == {}
 
 
-def test_a_frequent_mistake_does_not_hide_another(
-    r: Rig, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_frequent_mistake_does_not_hide_another(r: Rig, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(20):
         r.channel.send(rndis(1 << 20, 100))
     r.channel.send(rndis(0, 100, 2))
