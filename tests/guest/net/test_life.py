@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import random
 import struct
 import threading
@@ -16,8 +17,10 @@ from tests.support.net_card import MAC, SocketLink, ethernet, ip_frame, rig
 from tests.support.soak import times
 from vhostvmbus.devices.net import NetworkCard
 from vhostvmbus.devices.net.datapath import DataPath
+from vhostvmbus.devices.net.receiver import Receiver
 from vhostvmbus.guest import ReceiveTimeout, SoftwareGuest
 from vhostvmbus.guest.netvsc import RSC_CAPABLE, VLAN_CAPABLE, Netvsc
+from vhostvmbus.vhost_user.errors import RequestRefused
 
 ROUNDS = times(6, 40)
 KEY = bytes(range(40))
@@ -285,3 +288,23 @@ def test_an_mtu_that_the_link_refused_is_the_hosts_if_it_comes_later() -> None:
         driver.revoke(False)
         driver.initialize(mtu=1500)
         assert card.stats()["mtu"] == link.mtu == 9000
+
+
+def test_a_channel_that_could_not_be_opened_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thread can be made just now; the guest tries again later."""
+
+    def no_thread(receiver: Receiver) -> None:
+        os.close(receiver._wake_fd)
+        raise RuntimeError("can't start new thread")
+
+    link = SocketLink()
+    with contextlib.closing(NetworkCard(link)) as card, SoftwareGuest.for_device(card) as guest:
+        with monkeypatch.context() as patched:
+            patched.setattr(Receiver, "start", no_thread)
+            with pytest.raises(RequestRefused):
+                guest.enable(0)
+        assert card.stats()["channels"] == 0
+        driver = Netvsc(guest, guest.enable(0))
+        driver.initialize()
+        link.put(ethernet(to=MAC))
+        assert driver.receive().data == ethernet(to=MAC)

@@ -142,18 +142,20 @@ class NetworkCard(Device):
     def opened(self, channel: Channel) -> None:
         """Notes that a channel was opened; with the primary one, a new conversation begins."""
         with self._lock:
-            self._sent[channel.index] = Counters()
-            self._channels[channel.index] = channel
             self._path.connect(channel)
-            if channel.index:
-                return
-            self._outbox.forget()  # what has become of the link meanwhile, the guest asks itself
-            self.adapter.coalescing = False
-            self.adapter.reset()
-            self.protocol = Protocol(self.adapter, max_subchannels=self.max_channels - 1)
-            self.tagging = False
-            self._configure()
-            self._use_queues(1)
+            if not channel.index:
+                self._begin()
+            self._sent[channel.index] = Counters()  # last: what came before may fail
+            self._channels[channel.index] = channel
+
+    def _begin(self) -> None:
+        self._outbox.forget()  # what has become of the link meanwhile, the guest asks itself
+        self.adapter.coalescing = False
+        self.adapter.reset()
+        self.protocol = Protocol(self.adapter, max_subchannels=self.max_channels - 1)
+        self.tagging = False
+        self._configure()
+        self._use_queues(1)
 
     def resumed(self, channel: Channel) -> None:
         """Notes that the guest went on while there was no back end; what it had set up is not known
