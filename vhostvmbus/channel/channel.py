@@ -131,6 +131,15 @@ class Channel:
         return self.info.version
 
     @property
+    def draining(self) -> bool:
+        """Tells, from ``suspended`` on, whether completions still go to the guest.
+
+        They do while the guest keeps the channel open and only the connection ends; they do not
+        when the guest closes the channel or resets, and whatever is outstanding is for nobody.
+        """
+        return self._life.draining
+
+    @property
     def outstanding(self) -> int:
         """Counts the packets taken from the ring whose completion is not in the other one yet."""
         return self._completions.outstanding

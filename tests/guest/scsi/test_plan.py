@@ -44,7 +44,7 @@ class Rig:
 
     @property
     def stats(self) -> ChannelStats:
-        return self.controller._sessions[0][0].stats
+        return self.controller._open[0].channel.stats
 
     def planned(self, request: PendingRequest) -> bool:
         """Waits for a request that has to succeed; whether the engine did any since last time."""
@@ -414,8 +414,8 @@ def test_translated_code_is_discarded_before_the_completion(tmp_path: Path) -> N
                     assert pair[0] in pages_of(guest.invalidations), "published too early"
             firsts = {pair[0] for pair in pairs}
             assert pages_of(guest.invalidations) == {p for p in firsts if code.is_marked(p)}
-        assert controller._sessions[0][0].stats.packets_planned == 48
-        assert controller._sessions[0][0].stats.code_invalidations > 0
+        assert controller._open[0].channel.stats.packets_planned == 48
+        assert controller._open[0].channel.stats.code_invalidations > 0
         # Writing to the disk only reads the guest's pages.
         guest.invalidations.clear()
         packet = driver.packet(write10(0, 8), size=4096, direction=0)
@@ -443,7 +443,7 @@ def test_a_single_planned_completion_waits_for_the_front_end(tmp_path: Path) -> 
         driver = Storvsc(guest, channel)
         driver.initialize()
         assert driver.read(0, 8).wait().good
-        assert controller._sessions[0][0].stats.packets_planned == 1
+        assert controller._open[0].channel.stats.packets_planned == 1
         assert len(in_ring) >= 10
         assert set(in_ring) == {0}
 
@@ -462,7 +462,7 @@ def test_what_a_failed_plan_wrote_is_invalidated_too(tmp_path: Path) -> None:
         bad = driver.read(0, 16).wait()
         assert bad.sense_code == (3, 0x11, 0)
         assert bad.data[:4096] == b"i" * 4096
-        assert controller._sessions[0][0].stats.packets_planned == 0
+        assert controller._open[0].channel.stats.packets_planned == 0
         assert len(pages_of(guest.invalidations)) == 2
 
 
@@ -478,5 +478,5 @@ def test_the_command_line_can_do_without(tmp_path: Path, words: tuple[str, ...])
         driver = Storvsc(guest, guest.enable())
         driver.initialize()
         assert driver.write(0, bytes(512)).wait().good
-        planned = controller._sessions[0][0].stats.packets_planned
+        planned = controller._open[0].channel.stats.packets_planned
         assert planned == (0 if words else 1)

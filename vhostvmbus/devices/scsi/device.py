@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The synthetic SCSI controller: logical units behind a VMBus channel.
 
-A packet takes this way: the channel's :class:`~vhostvmbus.devices.scsi.session.Session` says
-what it is; a SCSI request is carried out by
-:func:`~vhostvmbus.devices.scsi.commands.execute` on the unit it addresses and completed.
-
-Cached reads and plain writes are done on the channel's own thread, because handing them over costs
-more than they do. Whatever may sleep (flushes, discards, verifications, reads that the host has
-to fetch) is done on a pool of threads, so that it does not hold up the queue behind it.
+Here are the disks, the channels and the device's callbacks. What a packet is says the channel's
+:class:`~vhostvmbus.devices.scsi.session.Session`; a SCSI request is carried out, and completed, by
+:class:`~vhostvmbus.devices.scsi.requests.Requests`.
 
 Invariants: every packet is completed exactly once, whatever is in it; a malformed one costs
 itself only; a unit's file stays open until the last request that uses it is completed.
@@ -24,33 +20,24 @@ import logging
 import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Protocol, assert_never, runtime_checkable
+from typing import Any, NamedTuple, Protocol, assert_never, runtime_checkable
 from uuid import UUID
 
 from vhostvmbus.channel import Channel, Packet, PacketChannel
 from vhostvmbus.device import Device
 from vhostvmbus.devices.scsi import sense, storvsp
-from vhostvmbus.devices.scsi.answers import Complaints, answer
-from vhostvmbus.devices.scsi.cdb import Opcode
-from vhostvmbus.devices.scsi.commands import Outcome, execute, is_slow
+from vhostvmbus.devices.scsi.answers import Complaints
 from vhostvmbus.devices.scsi.disk import DiskSpec, parse_disk
+from vhostvmbus.devices.scsi.lease import Lease
 from vhostvmbus.devices.scsi.leaving import Leaving
 from vhostvmbus.devices.scsi.plan import rules
+from vhostvmbus.devices.scsi.requests import Disk, Requests
 from vhostvmbus.devices.scsi.session import Answer, CreateSubChannels, Execute, Reset, Session
-from vhostvmbus.devices.scsi.storvsp import EXECUTE_SRB, Operation, Srb, SrbStatus
-from vhostvmbus.devices.scsi.unit import (
-    BLOCK_SIZE,
-    Backing,
-    DataBuffer,
-    Identity,
-    LogicalUnit,
-    NoData,
-    Request,
-)
+from vhostvmbus.devices.scsi.storvsp import EXECUTE_SRB, Operation, SrbStatus
+from vhostvmbus.devices.scsi.unit import BLOCK_SIZE, Backing, Identity, LogicalUnit
 from vhostvmbus.ring import Plan
-from vhostvmbus.wire.errors import ChannelClosed, GuestError, OfferRefused, VmbusError
+from vhostvmbus.wire.errors import ChannelClosed, GuestError, OfferRefused
 from vhostvmbus.wire.ntstatus import NtStatus
 
 _log = logging.getLogger(__name__)
@@ -64,7 +51,6 @@ MAX_LUN = 254
 """Linux scans LUNs 0 to 254 (``STORVSC_MAX_LUNS_PER_TARGET``)."""
 MAX_PLANNED = 32
 """Disks in a plan: the engine looks at one rule after the other."""
-_NO_DATA = NoData()
 
 
 @runtime_checkable
@@ -72,26 +58,12 @@ class _Closable(Protocol):
     def close(self) -> None: ...
 
 
-class _Disk:
-    """An attached disk: its logical unit and the packets that are using it."""
+class _Open(NamedTuple):
+    """An open channel: what was negotiated on it, and the right of its requests to act."""
 
-    __slots__ = ("removed", "unit", "users")
-
-    def __init__(self, unit: LogicalUnit) -> None:
-        self.unit = unit
-        self.users: set[Packet] = set()
-        self.removed = False
-
-
-class _Barrier:
-    """A reset that waits for the packets taken before it."""
-
-    __slots__ = ("packet", "pending", "reset")
-
-    def __init__(self, reset: Reset, packet: Packet) -> None:
-        self.reset = reset
-        self.packet = packet
-        self.pending: set[Packet] = set()
+    channel: Channel
+    session: Session
+    lease: Lease
 
 
 class ScsiController(Device):
@@ -134,15 +106,15 @@ class ScsiController(Device):
             self.plans = plans
         if instance_id is not None:
             self.instance_id = instance_id
-        self._disks: dict[int, _Disk] = {}
-        self._sessions: dict[int, tuple[Channel, Session]] = {}
-        self._barriers: list[_Barrier] = []
+        self._disks: dict[int, Disk] = {}
+        self._open: dict[int, _Open] = {}
         self._lock = threading.Lock()
         self._planning = threading.Lock()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"{self.name}-io")
         self._complaints = Complaints()
         self._leaving = Leaving()
-        self._requests = 0
+        self._requests = Requests(
+            self.name, threads, self._disks, self._leaving, self.replan, self._complain
+        )
         self._planned = 0
         self.malformed = 0
         """Packets that were refused as malformed."""
@@ -177,15 +149,15 @@ class ScsiController(Device):
                 raise ValueError(f"a LUN is 0 to {MAX_LUN}, not {lun}")
             if lun in self._disks:
                 raise ValueError(f"LUN {lun} is taken")
-            backing, identity = self._open(disk, lun)
+            backing, identity = self._open_disk(disk, lun)
             unit = LogicalUnit(backing, identity, MAX_TRANSFER_BYTES // BLOCK_SIZE)
-            unit.changed = self.replan
-            self._disks[lun] = _Disk(unit)
+            unit.changed = unit.stragglers.gone = self.replan
+            self._disks[lun] = Disk(unit)
         self.replan()
         self._announce()
         return lun
 
-    def _open(self, disk: str | DiskSpec | Backing, lun: int) -> tuple[Backing, Identity]:
+    def _open_disk(self, disk: str | DiskSpec | Backing, lun: int) -> tuple[Backing, Identity]:
         spec = parse_disk(disk) if isinstance(disk, str) else disk
         if isinstance(spec, DiskSpec):
             return spec.open(), spec.identity()
@@ -217,17 +189,24 @@ class ScsiController(Device):
 
     def _announce(self) -> None:
         """Sends ENUMERATE_BUS to a guest that has finished its initialization."""
-        for index, (channel, session) in list(self._sessions.items()):
-            if index == 0 and session.is_ready:
-                # A channel that closes just now needs no telling.
-                with contextlib.suppress(ChannelClosed):
-                    channel.send(storvsp.notification(Operation.ENUMERATE_BUS), transaction_id=0)
+        primary = self._open.get(0)
+        if primary is not None and primary.session.is_ready:
+            # A channel that closes just now needs no telling.
+            with contextlib.suppress(ChannelClosed):
+                primary.channel.send(
+                    storvsp.notification(Operation.ENUMERATE_BUS), transaction_id=0
+                )
 
     def close(self) -> None:
-        """Closes every disk.  The controller must not be serving any more."""
-        self._pool.shutdown(wait=True)
-        for disk in self._disks.values():
-            if isinstance(disk.unit.backing, _Closable):
+        """Closes every disk.  The controller must not be serving any more.
+
+        A disk that an operation hangs on stays open, and locked, until the process ends.
+        """
+        self._requests.close()
+        for lun, disk in self._disks.items():
+            if disk.users:
+                _log.error("%s: LUN %d does not answer; it is not closed", self.name, lun)
+            elif isinstance(disk.unit.backing, _Closable):
                 disk.unit.backing.close()
         self._disks.clear()
 
@@ -250,7 +229,7 @@ class ScsiController(Device):
         """
         if self.plans:
             with self._planning:
-                for channel, session in list(self._sessions.values()):
+                for channel, session, _ in list(self._open.values()):
                     channel.set_plan(self._plan(session))
 
     def _plan(self, session: Session) -> Plan | None:
@@ -267,17 +246,17 @@ class ScsiController(Device):
         """Starts the negotiation of a channel; a subchannel's is its primary's."""
         if not channel.index:
             self._leaving.end()
-        primary = self._sessions.get(0) if channel.index else None
-        if primary is not None and primary[1].is_ready and primary[1].version is None:
+        primary = self._open.get(0) if channel.index else None
+        if primary is not None and primary.session.is_ready and primary.session.version is None:
             self.resumed(channel)
             return
-        version = primary[1].version if primary is not None else None
+        version = primary.session.version if primary is not None else None
         session = Session(
             max_transfer_bytes=MAX_TRANSFER_BYTES,
             max_sub_channels=self.max_channels - 1,
             version=version,
         )
-        self._sessions[channel.index] = (channel, session)
+        self._open[channel.index] = _Open(channel, session, Lease())
         if session.is_ready:
             self.replan()
 
@@ -286,34 +265,45 @@ class ScsiController(Device):
         session = Session.resumed(
             max_transfer_bytes=MAX_TRANSFER_BYTES, max_sub_channels=self.max_channels - 1
         )
-        self._sessions[channel.index] = (channel, session)
+        self._open[channel.index] = _Open(channel, session, Lease())
         self.replan()
 
     def unplug_requested(self) -> None:
         """Returns when the guest has removed its disks, with all that it had to write."""
-        primary = self._sessions.get(0)
-        if primary is None or not primary[1].is_ready:
+        primary = self._open.get(0)
+        if primary is None or not primary.session.is_ready:
             return
         self._leaving.begin(self.luns)
         self._announce()
-        self._leaving.wait(self.name, lambda: [each for each, _ in list(self._sessions.values())])
+        self._leaving.wait(self.name, lambda: [each.channel for each in list(self._open.values())])
 
     @property
     def requests(self) -> int:
         """The number of SCSI requests carried out, about: threads count without a lock."""
-        open_channels = [channel for channel, _ in list(self._sessions.values())]
-        planned = sum(channel.stats.packets_planned for channel in open_channels)
-        return self._requests + self._planned + planned
+        planned = sum(each.channel.stats.packets_planned for each in list(self._open.values()))
+        return self._requests.count + self._planned + planned
 
     def stats(self) -> dict[str, Any]:
         """Returns the requests carried out, the packets refused as malformed, and the disks."""
         disks = {lun: repr(disk.unit.backing) for lun, disk in sorted(self._disks.items())}
         return {"requests": self.requests, "malformed": self.malformed, "disks": disks}
 
+    def suspended(self, channel: Channel) -> None:
+        """Cancels what is outstanding if nobody waits for it any more."""
+        opened = self._open.get(channel.index)
+        if opened is not None and not channel.draining:
+            opened.lease.stop()
+
     def closed(self, channel: Channel) -> None:
-        """Forgets the channel; with the primary, what the guest set in the mode pages as well."""
-        if self._sessions.pop(channel.index, None) is not None:
+        """Forgets the channel; with the primary, what the guest set in the mode pages as well.
+
+        When it returns nothing of what came on the channel acts on a disk, or the disk is not ready
+        until that has ended.
+        """
+        opened = self._open.pop(channel.index, None)
+        if opened is not None:
             self._planned += channel.stats.packets_planned
+            self._requests.channel_closed(channel, opened.lease)
         if not channel.index:
             self._leaving.end()
             for disk in list(self._disks.values()):
@@ -323,19 +313,19 @@ class ScsiController(Device):
 
     def packet_received(self, channel: Channel, packet: Packet) -> None:
         """Takes one packet; it is completed here or by the pool."""
-        session = self._sessions[channel.index][1]
+        _, session, lease = self._open[channel.index]
         sizes = session.request_sizes
         action = session.receive(packet.payload)
         if session.request_sizes != sizes:
             self.replan()
         if isinstance(action, Execute):
-            self._execute(packet, action.srb)
+            self._requests.execute(packet, action.srb, lease)
         elif isinstance(action, Answer):
             if action.error is not None:
                 self._complain(channel, action.error)
             packet.complete(action.payload)
         elif isinstance(action, Reset):
-            self._reset(packet, action)
+            self._requests.reset(packet, action, lease)
         elif isinstance(action, CreateSubChannels):
             packet.complete(self._create_sub_channels(channel, packet, action))
         else:
@@ -359,7 +349,7 @@ class ScsiController(Device):
         payload = packet.payload
         refusal = storvsp.answer_control(payload, NtStatus.INVALID_PARAMETER)
         if payload[:4] == EXECUTE_SRB:  # the only operation that changes no state of the session
-            action = self._sessions[channel.index][1].receive(payload)
+            action = self._open[channel.index].session.receive(payload)
             if isinstance(action, Execute):
                 refusal = action.srb.answer(
                     status=NtStatus.INVALID_PARAMETER, srb_status=SrbStatus.INVALID_REQUEST
@@ -370,104 +360,3 @@ class ScsiController(Device):
         self.malformed += 1
         if self._complaints.allowed():
             _log.warning("%s channel %d: %s", self.name, channel.index, error)
-
-    def _execute(self, packet: Packet, srb: Srb) -> None:
-        data: DataBuffer = packet.external_data or _NO_DATA
-        request = Request(srb.cdb, data, min(len(data), srb.transfer_length))
-        here = not (srb.path or srb.target)
-        disk = self._disks.get(srb.lun) if here else None
-        if disk is not None and self._leaving.hides(srb.lun, srb.cdb[0]):
-            disk = None
-        if disk is not None:
-            disk.users.add(packet)
-            if disk.removed:
-                disk.users.discard(packet)
-                disk = None
-        if disk is None:
-            self._finish(packet, srb, None, request, here)
-        elif is_slow(disk.unit, srb.cdb):
-            self._pool.submit(self._finish_later, packet, srb, disk, request)
-        else:
-            self._finish(packet, srb, disk, request, here)
-
-    def _finish_later(self, packet: Packet, srb: Srb, disk: _Disk, request: Request) -> None:
-        """Carries a request out in the pool, unless its channel was closed meanwhile."""
-        if packet.completed:
-            disk.users.discard(packet)
-            self._passed(packet)
-        else:
-            self._finish(packet, srb, disk, request, True)
-
-    def _finish(
-        self, packet: Packet, srb: Srb, disk: _Disk | None, request: Request, here: bool
-    ) -> None:
-        """Carries a request out and completes its packet, on whatever thread."""
-        unit = disk.unit if disk is not None else None
-        self._requests += 1
-        try:
-            looking = here and srb.cdb[0] == Opcode.REPORT_LUNS and not self._leaving.active
-            luns = self.luns if looking else []
-            payload = answer(srb, execute(unit, request, srb.cdb_length, luns))
-        except VmbusError as error:
-            # The guest's pages are gone, or the channel is.
-            if isinstance(error, GuestError):
-                self._complain(packet.channel, error)
-            payload = srb.answer(
-                status=NtStatus.INVALID_PARAMETER, srb_status=SrbStatus.INVALID_REQUEST
-            )
-        except Exception:
-            _log.exception("a defect: CDB %s", srb.cdb.hex(" "))
-            payload = answer(srb, Outcome.failed(sense.INTERNAL_FAILURE))
-        try:
-            packet.complete(payload)
-        except VmbusError as error:
-            _log.debug("completion not delivered: %s", error)
-        finally:
-            if disk is not None:
-                disk.users.discard(packet)
-                if self._barriers:
-                    self._passed(packet)
-
-    # Resets
-
-    def _reset(self, packet: Packet, reset: Reset) -> None:
-        # What the engine does by itself on other channels is over when there is a plan anew.
-        self.replan()
-        barrier = _Barrier(reset, packet)
-        with self._lock:
-            self._barriers.append(barrier)
-            for lun, disk in self._disks.items():
-                if reset.operation is not Operation.RESET_LUN or lun == reset.lun:
-                    barrier.pending |= disk.users.copy()
-            done = not barrier.pending
-            if done:
-                self._barriers.remove(barrier)
-        if done:
-            self._reset_now(barrier)
-
-    def _passed(self, packet: Packet) -> None:
-        """Carries out the resets that waited for this packet alone."""
-        due = []
-        with self._lock:
-            for barrier in list(self._barriers):
-                barrier.pending.discard(packet)
-                if not barrier.pending:
-                    self._barriers.remove(barrier)
-                    due.append(barrier)
-        for barrier in due:
-            self._reset_now(barrier)
-
-    def _reset_now(self, barrier: _Barrier) -> None:
-        reset = barrier.reset
-        if reset.operation is Operation.RESET_LUN:
-            disk = self._disks.get(reset.lun) if not (reset.path or reset.target) else None
-            if disk is not None:
-                disk.unit.reset(sense.DEVICE_RESET)
-        else:
-            for disk in list(self._disks.values()):
-                disk.unit.reset(sense.BUS_RESET, tell=False)
-            self.replan()
-        try:
-            barrier.packet.complete(reset.payload)
-        except VmbusError as error:
-            _log.debug("completion not delivered: %s", error)

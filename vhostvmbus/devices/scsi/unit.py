@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from vhostvmbus.devices.scsi.lease import Lease, Step, Stragglers
 from vhostvmbus.devices.scsi.sense import NO_SENSE, Sense
 
 BLOCK_SIZE = 512
@@ -181,6 +182,8 @@ class LogicalUnit:
     """START STOP UNIT stopped the unit."""
     attentions: deque[Sense] = field(default_factory=deque)
     """Unit attention conditions to report, oldest first."""
+    stragglers: Stragglers = field(default_factory=Stragglers)
+    """The steps of channels that are closed, as long as they go on: the unit is not ready then."""
     changed: Callable[[], None] = _nobody
     """Called after the state changed in a way that READ and WRITE depend on.  When it returns,
     nothing is done any more by the state before."""
@@ -238,6 +241,16 @@ class Request:
     data: DataBuffer
     room: int
     """Bytes of ``data`` that the request may use."""
+    lease: Lease = field(default_factory=Lease)
+    """The right to act, of the channel that the request came on."""
+
+    def step(self, unit: LogicalUnit) -> Step:
+        """Returns the context in which the request changes ``unit``, or what is on its disk.
+
+        Each holds what takes a bounded time. Beginning one raises
+        :exc:`~vhostvmbus.devices.scsi.lease.Cancelled` once the channel is closed.
+        """
+        return self.lease.step(unit.stragglers)
 
     def u16(self, offset: int) -> int:
         """Returns a big-endian field of the CDB."""

@@ -2,8 +2,9 @@
 """Dispatch: one CDB to one unit, whatever the bytes.
 
 Order of the checks (SAM-5 section 5.14, SPC-4 section 4.2): operation code, unit attention,
-length of the CDB, NACA, power state, then the command's own.  Invariant: :func:`execute` never
-raises for anything that a guest can send, nor for an error of the host's file.
+length of the CDB, NACA, whether it is ready, then the command's own.  Invariant: :func:`execute`
+never raises for anything that a guest can send, nor for an error of the host's file, as long as the
+request's channel is open.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from vhostvmbus.devices.scsi.commands.opcodes import report_supported_opcodes
 from vhostvmbus.devices.scsi.commands.status import report_luns
 from vhostvmbus.devices.scsi.commands.table import Command
 from vhostvmbus.devices.scsi.sense import (
+    BECOMING_READY,
     INVALID_OPCODE,
     LOGICAL_UNIT_NOT_SUPPORTED,
     STOPPED,
@@ -100,6 +102,8 @@ def _check(unit: LogicalUnit, command: Command, cdb: bytes, cdb_length: int) -> 
         raise invalid_field(cdb_length)
     if cdb[command.length - 1] & 0x04:  # NACA
         raise invalid_field(command.length - 1, 2)
+    if unit.stragglers and command.medium:
+        raise CheckCondition(BECOMING_READY)
     if unit.stopped and command.medium:
         raise CheckCondition(STOPPED)
 
@@ -110,8 +114,10 @@ def execute(
     """Carries out a command.
 
     ``unit`` is ``None`` where no logical unit is; ``luns`` are those of the addressed target,
-    in ascending order.  ``cdb_length`` is what the guest says, 1 to 16 bytes.
+    in ascending order.  ``cdb_length`` is what the guest says, 1 to 16 bytes.  Raises
+    :exc:`~vhostvmbus.devices.scsi.lease.Cancelled` if the request's channel closed meanwhile.
     """
+    request.lease.check()
     cdb = request.cdb
     command = find(cdb)
     try:

@@ -130,7 +130,9 @@ def _descriptor_is_ours(unit: LogicalUnit, descriptor: bytes) -> bool:
     return size in (0, BLOCK_SIZE) and blocks in (0, limit, min(unit.blocks, limit))
 
 
-def _select(unit: LogicalUnit, parameters: bytes, header: int, descriptors: int) -> None:
+def _select(
+    unit: LogicalUnit, request: Request, parameters: bytes, header: int, descriptors: int
+) -> None:
     """Checks the whole list, then applies it: a refused list changes nothing."""
     if len(parameters) < header + descriptors:
         raise CheckCondition(PARAMETER_LIST_LENGTH)
@@ -158,14 +160,16 @@ def _select(unit: LogicalUnit, parameters: bytes, header: int, descriptors: int)
         at += len(current)
     if write_cache == unit.write_cache:
         return
-    unit.set_write_cache(write_cache)
+    with request.step(unit):
+        unit.set_write_cache(write_cache)
     if not write_cache and not unit.backing.read_only:
         # What the cache holds must not be less durable than what follows. Flushed after the
         # switch: no write can slip in between and stay in the cache.
         try:
             unit.backing.flush()
         except OSError:
-            unit.set_write_cache(True)
+            with request.step(unit):
+                unit.set_write_cache(True)
             raise
 
 
@@ -189,5 +193,5 @@ def _take_list(unit: LogicalUnit, request: Request, length: int, header: int) ->
         raise CheckCondition(PARAMETER_LIST_LENGTH)
     parameters = request.data.read(0, length)
     descriptors = parameters[3] if header == 4 else int.from_bytes(parameters[6:8], "big")
-    _select(unit, parameters, header, descriptors)
+    _select(unit, request, parameters, header, descriptors)
     return length

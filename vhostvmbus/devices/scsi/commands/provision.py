@@ -11,6 +11,7 @@ import struct
 from vhostvmbus.devices.scsi.cdb import Opcode
 from vhostvmbus.devices.scsi.commands.inquiry import MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS
 from vhostvmbus.devices.scsi.commands.transfer import check_extent, extent
+from vhostvmbus.devices.scsi.lease import pieces
 from vhostvmbus.devices.scsi.sense import (
     INVALID_OPCODE,
     PARAMETER_LIST_LENGTH,
@@ -53,8 +54,9 @@ def unmap(unit: LogicalUnit, request: Request) -> int:
     for lba, blocks in extents:
         check_extent(unit, lba, blocks)
     for lba, blocks in extents:
-        if blocks:
-            backing.discard(lba * BLOCK_SIZE, blocks * BLOCK_SIZE)
+        for offset, size in pieces(lba * BLOCK_SIZE, blocks * BLOCK_SIZE):
+            with request.step(unit):
+                backing.discard(offset, size)
     return length
 
 
@@ -90,12 +92,15 @@ def write_same(unit: LogicalUnit, request: Request) -> int:
     else:
         block = request.data.read(0, BLOCK_SIZE)
     if not any(block):
-        backing.write_zeroes(lba * BLOCK_SIZE, blocks * BLOCK_SIZE, unmap=wants_unmap)
+        for offset, size in pieces(lba * BLOCK_SIZE, blocks * BLOCK_SIZE):
+            with request.step(unit):
+                backing.write_zeroes(offset, size, unmap=wants_unmap)
     else:
         chunk = block * min(blocks, _CHUNK_BLOCKS)
         for at in range(0, blocks, _CHUNK_BLOCKS):
             count = min(_CHUNK_BLOCKS, blocks - at) * BLOCK_SIZE
-            backing.write((lba + at) * BLOCK_SIZE, chunk[:count])
+            with request.step(unit):
+                backing.write((lba + at) * BLOCK_SIZE, chunk[:count])
     if not unit.write_cache:
         backing.flush()
     return 0 if no_data else BLOCK_SIZE

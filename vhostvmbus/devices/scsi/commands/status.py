@@ -72,12 +72,14 @@ def start_stop_unit(unit: LogicalUnit, request: Request) -> int:
         raise invalid_field(4, 1)
     start = bool(request.cdb[4] & 0x01)
     was_stopped = unit.stopped
-    unit.set_stopped(not start)
+    with request.step(unit):
+        unit.set_stopped(not start)
     if not start and not request.cdb[4] & 0x04 and not unit.backing.read_only:
         try:
             unit.backing.flush()
         except OSError:
-            unit.set_stopped(was_stopped)
+            with request.step(unit):
+                unit.set_stopped(was_stopped)
             raise
     return 0
 

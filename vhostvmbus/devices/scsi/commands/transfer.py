@@ -101,7 +101,8 @@ def write(unit: LogicalUnit, request: Request) -> int:
     _refuse_protection(request)
     offset, length = _range(unit, request, data=True)
     if length:
-        unit.backing.write_from(request.data, offset, length)
+        with request.step(unit):
+            unit.backing.write_from(request.data, offset, length)
         if must_be_durable(unit, request.cdb):
             unit.backing.flush()
     return length
@@ -114,9 +115,10 @@ def _byte_check(request: Request) -> int:
     return check
 
 
-def _compare(unit: LogicalUnit, offset: int, wanted: bytes) -> None:
+def _compare(unit: LogicalUnit, request: Request, offset: int, wanted: bytes) -> None:
     """Raises MISCOMPARE at the first byte of the medium that differs from ``wanted``."""
     for at in range(0, len(wanted), _CHUNK):
+        request.lease.check()
         expected = wanted[at : at + _CHUNK]
         found = unit.backing.read(offset + at, len(expected))
         if found != expected:
@@ -124,8 +126,9 @@ def _compare(unit: LogicalUnit, offset: int, wanted: bytes) -> None:
             raise miscompare(at + next(i for i, (a, b) in enumerate(pairs) if a != b))
 
 
-def _read_through(unit: LogicalUnit, offset: int, length: int) -> None:
+def _read_through(unit: LogicalUnit, request: Request, offset: int, length: int) -> None:
     for at in range(0, length, _CHUNK):
+        request.lease.check()
         unit.backing.read(offset + at, min(_CHUNK, length - at))
 
 
@@ -140,15 +143,15 @@ def verify(unit: LogicalUnit, request: Request) -> int:
     if not length:
         return 0
     if check == 0:
-        _read_through(unit, offset, length)
+        _read_through(unit, request, offset, length)
         return 0
     if check == 1:
-        _compare(unit, offset, request.data.read(0, length))
+        _compare(unit, request, offset, request.data.read(0, length))
         return length
     if request.room < BLOCK_SIZE:
         raise invalid_field(1, 2)
     block = request.data.read(0, BLOCK_SIZE)
-    _compare(unit, offset, block * (length // BLOCK_SIZE))
+    _compare(unit, request, offset, block * (length // BLOCK_SIZE))
     return BLOCK_SIZE
 
 
@@ -166,12 +169,13 @@ def write_and_verify(unit: LogicalUnit, request: Request) -> int:
     if not length:
         return 0
     payload = request.data.read(0, length)
-    unit.backing.write(offset, payload)
+    with request.step(unit):
+        unit.backing.write(offset, payload)
     unit.backing.flush()
     if check:
-        _compare(unit, offset, payload)
+        _compare(unit, request, offset, payload)
     else:
-        _read_through(unit, offset, length)
+        _read_through(unit, request, offset, length)
     return length
 
 
