@@ -9,7 +9,7 @@ channels and the guest's memory; sockets are the business of ``vhost_user.server
 from vhostvmbus.channel import Channel, ChannelState, ChannelStats, Packet
 from vhostvmbus.device.device import Device
 from vhostvmbus.device.host import DeviceHost
-from vhostvmbus.device.quiet import wait_until_quiet
+from vhostvmbus.device.quiet import GuestClock, wait_until_quiet
 from vhostvmbus.memory import CodeMap, ExternalData
 from vhostvmbus.ring import AnyPlan, Number, Operation, Plan, RingState, Rule
 from vhostvmbus.ring.plan import PLAN_BYTES
@@ -75,6 +75,7 @@ __all__ = [
     "GpaRangeTooLong",
     "GpaRangeTruncated",
     "GpadlUnknown",
+    "GuestClock",
     "GuestError",
     "GuestMemoryLost",
     "NtStatus",

@@ -157,11 +157,11 @@ class Device:
         Runs on a thread of its own. Have the guest's driver stop here: once the channels are
         rescinded, Linux takes nothing from their rings any more, and some drivers wait for ever for
         the completion of what they have sent. When this returns, or raises, the front end is asked
-        to rescind the device; it does so by itself after 10 seconds, or when it is asked a second
-        time. A guest that uses no channel is not waited for, so this may not come at all. It may
-        come while channels are opened or closed, and has to return soon after they have been
-        closed: the end of the connection waits for it. The device stays on offer to the next front
-        end. The default returns at once.
+        to rescind the device; it does so by itself when the guest has run for 10 seconds, or when
+        it is asked a second time. A guest that uses no channel is not waited for, so this may not
+        come at all. It may come while channels are opened or closed, and has to return soon after
+        they have been closed: the end of the connection waits for it. The device stays on offer to
+        the next front end. The default returns at once.
         """
 
     def closed(self, channel: Channel) -> None:

@@ -28,23 +28,56 @@ def _activity(channels: Sequence[Channel]) -> tuple[int, int]:
     return came, pending
 
 
+class GuestClock:
+    """The seconds in which a guest could act, for whoever is patient with it.
+
+    A guest that is stopped leaves in its rings what is put there. As long as something lies there
+    and nothing else happens either, the clock stands still. A guest that has nothing to take cannot
+    be told from one that is stopped: whoever waits sends something now and then.
+    """
+
+    def __init__(self, channels: Callable[[], Sequence[Channel]]) -> None:
+        self._channels = channels
+        self._seconds = 0.0
+        self._looked_at = time.monotonic()
+        self._before: tuple[int, ...] = ()
+        self._lay = 0
+
+    def __call__(self) -> float:
+        """Returns the seconds so far; to be called often, for it sees only what changes between."""
+        now = time.monotonic()
+        rings = [
+            (each.stats.packets_received, ring.tx_free, ring.tx_size - ring.tx_free)
+            for each in self._channels()
+            if each.state is ChannelState.RUNNING and (ring := each.ring_state) is not None
+        ]
+        lies = sum(pending for _, _, pending in rings)
+        seen = tuple(part for came, free, _ in rings for part in (came, free))
+        if not (lies and self._lay) or seen != self._before:
+            self._seconds += now - self._looked_at
+        self._looked_at, self._before, self._lay = now, seen, lies
+        return self._seconds
+
+
 def wait_until_quiet(
     channels: Callable[[], Sequence[Channel]],
     least: float,
     patience: float = PATIENCE_SECONDS,
     *,
     calm: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> bool:
     """Waits until the guest sends nothing any more and has taken every completion.
 
     Waits ``least`` seconds at any rate, and ``patience`` at most; it does not wait for a channel
     that is closed meanwhile. ``calm`` is for how many seconds nothing has to come, by default 0.3.
+    With a :class:`GuestClock` for ``clock`` all of this is time in which the guest can act.
     Returns whether the guest became quiet.
     """
     calm = CALM_SECONDS if calm is None else calm
-    begin = calm_since = time.monotonic()
+    begin = calm_since = clock()
     before = -1
-    while (now := time.monotonic()) - begin < patience:
+    while (now := clock()) - begin < patience:
         alive = [channel for channel in channels() if channel.state is ChannelState.RUNNING]
         if not alive:
             return False

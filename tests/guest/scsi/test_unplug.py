@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ import pytest
 from tests.support.scsi_guest import make_image
 from tests.support.waiting import eventually, in_thread
 from vhostvmbus.channel import Channel
+from vhostvmbus.device import quiet
 from vhostvmbus.devices.scsi import ScsiController, leaving
-from vhostvmbus.guest import GuestChannel, SoftwareGuest, serving
+from vhostvmbus.guest import ChannelNotOpen, GuestChannel, SoftwareGuest, serving
 from vhostvmbus.guest.errors import ReceiveTimeout
 from vhostvmbus.guest.storvsc import ENUMERATE_BUS, Storvsc
 from vhostvmbus.vhost_user import messages as m
@@ -131,7 +133,30 @@ def test_a_slow_flush_is_waited_for(controller: Watched, monkeypatch: pytest.Mon
         assert guest.channel_offers == []
         go.set()
         assert slow.wait().good
+        assert driver.flush(lun=1).good
         guest.wait_for_rescind(0)
+
+
+@contextlib.contextmanager
+def takes_notifications(driver: Storvsc) -> Iterator[list[int]]:
+    """A driver that takes what the host sends, and does nothing about it."""
+    taken: list[int] = []
+    over = threading.Event()
+
+    def take() -> None:
+        while not over.is_set():
+            try:
+                if notification := next_notification(driver.channel, 0.02):
+                    taken.append(notification)
+            except ChannelNotOpen:
+                return
+
+    thread, _ = in_thread(take)
+    try:
+        yield taken
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_a_guest_that_does_not_look(
@@ -139,14 +164,70 @@ def test_a_guest_that_does_not_look(
 ) -> None:
     """It is waited for, but not for ever; nor is one that looks and goes on."""
     monkeypatch.setattr(leaving, "LOOK_SECONDS", 0.2)
-    monkeypatch.setattr(leaving, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(leaving, "AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(leaving, "PATIENCE_SECONDS", 0.2)
     with SoftwareGuest.for_device(controller) as guest:
-        Storvsc(guest, guest.enable()).initialize()
-        begin = time.monotonic()
-        assert guest.unplug()
-        assert 0.7 <= time.monotonic() - begin < 5.0
+        driver = Storvsc(guest, guest.enable())
+        driver.initialize()
+        with takes_notifications(driver) as taken:
+            assert guest.unplug()
+        assert len(taken) > 1, "it is told more than once"
+        assert set(taken) == {ENUMERATE_BUS}
     assert "does not look" in caplog.text
     assert "does not come to rest" in caplog.text
+
+
+class StoppedClock:
+    """Stands in for the time module: the test says how late it is."""
+
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("looks", [0, 1, 2])
+def test_a_guest_that_is_stopped_keeps_its_time(
+    controller: Watched, monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    """A minute passes, and it has taken nothing: it goes on where it was, with all its disks."""
+    clock = StoppedClock()
+    monkeypatch.setattr(quiet, "time", clock)
+    with SoftwareGuest.for_device(controller) as guest:
+        driver = Storvsc(guest, guest.enable())
+        driver.initialize()
+        guest.front_end.request(m.Unplug())
+        assert next_notification(driver.channel, 10) == ENUMERATE_BUS
+        for lun in range(looks):
+            assert driver.command(TEST_UNIT_READY, lun=lun).srb_status == INVALID_LUN
+
+        def told() -> bool:
+            clock.now += 0.02
+            return driver.channel.ring.state.rx_available > 0
+
+        eventually(told)  # once more, and it does not take it
+        begin = clock.now
+        while clock.now < begin + 60:
+            clock.now += 0.5
+            time.sleep(0.001)
+        assert guest.channel_offers == []
+        assert next_notification(driver.channel, 10) == ENUMERATE_BUS
+        for lun in range(looks, 2):
+            assert driver.command(TEST_UNIT_READY, lun=lun).srb_status == INVALID_LUN
+        assert driver.flush(lun=0).good
+        assert driver.flush(lun=1).good
+
+        def gone() -> bool:
+            clock.now += 0.02
+            with contextlib.suppress(ChannelNotOpen):
+                next_notification(driver.channel, 0.001)
+            return guest.channel_offers == [m.RescindChannel(0)]
+
+        eventually(gone)
 
 
 def test_a_controller_that_is_not_in_use(

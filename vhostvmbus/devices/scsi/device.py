@@ -275,7 +275,9 @@ class ScsiController(Device):
             return
         self._leaving.begin(self.luns)
         self._announce()
-        self._leaving.wait(self.name, lambda: [each.channel for each in list(self._open.values())])
+        self._leaving.wait(
+            self.name, lambda: [each.channel for each in list(self._open.values())], self._announce
+        )
 
     @property
     def requests(self) -> int:

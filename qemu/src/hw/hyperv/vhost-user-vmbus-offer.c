@@ -164,7 +164,7 @@ static bool wait_for_rest(VHostUserVMBus *s)
     } else if (status) {
         return false;
     }
-    timer_mod(s->offers.unplug_timer, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
+    timer_mod(s->offers.unplug_timer, qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL) +
               VUV_UNPLUG_TIMEOUT_MS);
     return true;
 }
@@ -230,7 +230,8 @@ void vuv_offers_init(VHostUserVMBus *s)
     s->offers.changes = g_array_new(false, false, sizeof(VuvChange));
     s->offers.max_channels = VUV_MAX_CHANNELS;
     s->offers.bh = qemu_bh_new(vuv_offers_bh, s);
-    s->offers.unplug_timer = timer_new_ms(QEMU_CLOCK_REALTIME,
+    /* the guest's time: a machine that is stopped uses none of it */
+    s->offers.unplug_timer = timer_new_ms(QEMU_CLOCK_VIRTUAL,
                                           vuv_unplug_timeout, s);
 }
 
