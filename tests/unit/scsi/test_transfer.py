@@ -89,8 +89,21 @@ def test_zero_blocks_move_nothing_but_are_checked() -> None:
     for cdb, opcode in (READS + WRITES)[1:4] + WRITES[1:] + CHECKED + VERIFIES:
         outcome, _ = run(unit, cdb(opcode, 5, 0))
         assert (outcome.status, outcome.transferred) == (0, 0)
-        assert code(run(unit, cdb(opcode, 256, 0))[0]) == OUT_OF_RANGE
+        assert run(unit, cdb(opcode, 256, 0))[0].status == 0, "there is nothing at the end either"
+        assert code(run(unit, cdb(opcode, 257, 0))[0]) == OUT_OF_RANGE
+    for lba in (0, 255, 256):
+        parameters = struct.pack(">HH4xQI4x", 22, 16, lba, 0)
+        assert run(unit, "42 00 00000000 00 0018 00", parameters)[0].status == 0
+    parameters = struct.pack(">HH4xQI4x", 22, 16, 257, 0)
+    assert code(run(unit, "42 00 00000000 00 0018 00", parameters)[0]) == OUT_OF_RANGE
     assert disk.calls == []
+    for lba in (0, 256):  # "to the end"
+        assert run(unit, cdb10(0x35, lba, 0))[0].status == 0
+        assert run(unit, cdb16(0x91, lba, 0))[0].status == 0
+    assert code(run(unit, cdb10(0x35, 257, 0))[0]) == OUT_OF_RANGE
+    for lba in (0, 256):  # not "to the end": page B0h says so
+        assert code(run(unit, cdb10(0x41, lba, 0), bytes(512))[0]) == INVALID_FIELD
+        assert code(run(unit, cdb16(0x93, lba, 0), bytes(512))[0]) == INVALID_FIELD
 
 
 def test_out_of_range_tells_where() -> None:

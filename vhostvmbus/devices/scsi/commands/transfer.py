@@ -42,9 +42,9 @@ def extent(cdb: bytes) -> tuple[int, int, int]:
 
 
 def check_extent(unit: LogicalUnit, lba: int, blocks: int) -> None:
-    """Raises LBA OUT OF RANGE unless the range lies on the disk."""
+    """Raises LBA OUT OF RANGE unless the range lies on the disk; an empty one may be at its end."""
     total = unit.blocks
-    if lba >= total:
+    if lba > total or (lba == total and blocks):
         raise out_of_range(lba)
     if lba + blocks > total:
         raise out_of_range(total)
