@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -157,6 +158,58 @@ def test_odd_size(tmp_path: Path) -> None:
         disk.close()
 
 
+@pytest.mark.parametrize(
+    ("offset", "signature", "says"),
+    [
+        (0, b"QFI\xfb", "-f qcow2 -O raw"),
+        (0, b"vhdxfile", "-f vhdx -O raw"),
+        (0, b"conectix", "-f vpc -O raw"),
+        (-512, b"conectix", "-f vpc -O raw"),
+        (-511, b"conectix", "-f vpc -O raw"),
+        (0, b"KDMV", "-f vmdk -O raw"),
+        (0, b"COWD", "-f vmdk -O raw"),
+        (0, b"# Disk DescriptorFile\n", "-f vmdk -O raw"),
+        (0x40, b"\x7f\x10\xda\xbe", "-f vdi -O raw"),
+        (0x8001, b"CD001", "an ISO 9660 image"),
+    ],
+)
+@pytest.mark.parametrize("size", [65536, 65536 + 100])
+def test_what_is_another_format(
+    tmp_path: Path, offset: int, signature: bytes, says: str, size: int
+) -> None:
+    """It is refused whatever its length, never with the advice to change that."""
+    path = tmp_path / "an image.qcow2"
+    content = bytearray(size)
+    at = offset if offset >= 0 else size + offset
+    content[at : at + len(signature)] = signature
+    path.write_bytes(content)
+    for read_only in (False, True):
+        with pytest.raises(DiskError) as caught:
+            FileDisk(path, read_only=read_only)
+        assert says in str(caught.value)
+        assert "format=raw" in str(caught.value)
+        assert "truncate" not in str(caught.value)
+    assert path.read_bytes() == content
+    disk = parse_disk(f"{path},ro,format=raw").open()
+    assert disk.read(0, 512) == content[:512]
+    disk.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"), [("my disk.qcow2", "my disk.raw"), ("disk.raw", "disk.raw.raw")]
+)
+def test_the_command_that_is_advised_works(tmp_path: Path, name: str, raw: str) -> None:
+    """As far as it can be seen without qemu-img: the words are quoted, the file is another one."""
+    path = tmp_path / name
+    path.write_bytes(b"QFI\xfb".ljust(1024, b"\0"))
+    with pytest.raises(DiskError) as caught:
+        FileDisk(path)
+    command = str(caught.value).partition("(")[2].partition(")")[0]
+    assert shlex.split(command) == [
+        "qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(path), str(tmp_path / raw),
+    ]  # fmt: skip
+
+
 def test_what_is_no_image(tmp_path: Path) -> None:
     empty = tmp_path / "empty.raw"
     empty.touch()
@@ -181,8 +234,7 @@ def test_truncated_image_is_an_error_not_zeroes(disk: FileDisk, image: Path) -> 
     disk.read_into(buffer, 0, 1024)
 
 
-def test_write_beyond_the_file_size_limit(disk: FileDisk, image: Path) -> None:
-    os.truncate(image, 0)
+def test_write_beyond_the_file_size_limit(disk: FileDisk) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
@@ -229,6 +281,8 @@ def test_create_only_what_is_not_there(image: Path, tmp_path: Path) -> None:
         ("a.raw,serial=S-1", DiskSpec("a.raw", serial="S-1")),
         ("a.raw,ro,serial=S", DiskSpec("a.raw", None, True, "S")),
         ("a,b.raw", DiskSpec("a,b.raw")),
+        ("a.qcow2,format=raw", DiskSpec("a.qcow2", raw=True)),
+        ("a.raw,format=raw,ro", DiskSpec("a.raw", read_only=True, raw=True)),
         ("host:disk.raw", DiskSpec("host:disk.raw")),
         ("a:b:64k", DiskSpec("a:b", 65536)),
     ],
@@ -238,7 +292,17 @@ def test_parse_disk(text: str, spec: DiskSpec) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", ",ro", ":2G,ro", "new.raw:1K,ro", "new.raw:100", "new.raw:0", "a,serial="]
+    "text",
+    [
+        "",
+        ",ro",
+        ":2G,ro",
+        "new.raw:1K,ro",
+        "new.raw:100",
+        "new.raw:0",
+        "a,serial=",
+        "a,format=qcow2",
+    ],
 )
 def test_parse_disk_refuses(text: str) -> None:
     with pytest.raises((DiskError, FileNotFoundError)):

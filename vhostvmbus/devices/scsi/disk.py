@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from vhostvmbus.devices.scsi.formats import advice, find_format
 from vhostvmbus.devices.scsi.locking import DiskLocked, lock_image
 from vhostvmbus.devices.scsi.unit import BLOCK_SIZE, DataBuffer, Direct, Identity
 
@@ -64,11 +65,14 @@ class FileDisk:
     threads; after :meth:`close` each raises ``OSError(EBADF)``.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, read_only: bool = False, raw: bool = False
+    ) -> None:
         """Opens and locks the image.
 
         Raises :class:`DiskError` if it is no raw image (neither file nor block device, empty,
-        odd size), :class:`~vhostvmbus.devices.scsi.locking.DiskLocked` if it is in use,
+        odd size, or, unless ``raw`` says that it is to be taken for one, in another format),
+        :class:`~vhostvmbus.devices.scsi.locking.DiskLocked` if it is in use,
         ``OSError`` if it cannot be opened.
         """
         self.path = os.fspath(path)
@@ -85,6 +89,9 @@ class FileDisk:
         try:
             lock_image(self._fd, self.path, read_only=read_only)
             self._bytes = self._find_size()
+            found = None if raw else find_format(self._fd, self._bytes)
+            if found is not None:
+                raise DiskError(advice(self.path, found))
             self.size = -(-self._bytes // BLOCK_SIZE) * BLOCK_SIZE
             self._check_size()
             self.can_discard = not read_only and self._probe_discard()
@@ -325,6 +332,8 @@ class DiskSpec:
     read_only: bool = False
     serial: str | None = None
     """Unit serial number; by default made from the path."""
+    raw: bool = False
+    """Take the image for a raw one whatever it looks like."""
 
     def identity(self) -> Identity:
         """Returns what the disk will call itself: always the same for the same path or serial."""
@@ -337,21 +346,27 @@ class DiskSpec:
         """Creates the image if asked to, opens and locks it."""
         if self.size is not None:
             create_image(self.path, self.size)
-        return FileDisk(self.path, read_only=self.read_only)
+        return FileDisk(self.path, read_only=self.read_only, raw=self.raw)
 
 
 def parse_disk(text: str) -> DiskSpec:
-    """Returns the :class:`DiskSpec` that ``PATH[:SIZE][,ro][,serial=TEXT]`` stands for.
+    """Returns the :class:`DiskSpec` for ``PATH[:SIZE][,ro][,serial=TEXT][,format=raw]``.
 
     ``SIZE`` creates a sparse image if there is none.  Commas in a path are fine unless what
     follows is one of the options.  Raises :class:`DiskError`.
     """
-    read_only, serial = False, None
+    read_only, raw, serial = False, False, None
     path = text
     while "," in path:
         rest, option = path.rsplit(",", 1)
         if option == "ro":
             read_only = True
+        elif option.startswith("format="):
+            raw = True
+            if option != "format=raw":
+                raise DiskError(
+                    f"{text!r}: raw is the only format; convert the image (qemu-img convert -O raw)"
+                )
         elif option.startswith("serial="):
             serial = option.removeprefix("serial=")
             if not re.fullmatch(r"[!-~]{1,32}", serial):
@@ -367,4 +382,4 @@ def parse_disk(text: str) -> DiskSpec:
         raise DiskError(f"{text!r}: no path")
     if size is not None and read_only and not os.path.exists(path):
         raise DiskError(f"{text!r}: a new image that is read-only would stay empty")
-    return DiskSpec(path, size, read_only, serial)
+    return DiskSpec(path, size, read_only, serial, raw)

@@ -26,8 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=_disk,
         metavar="DISK",
-        help="PATH[:SIZE][,ro][,serial=TEXT], LUN 0 first; with SIZE (2G) a sparse image is made "
-        "if there is none",
+        help="PATH[:SIZE][,ro][,serial=TEXT][,format=raw], LUN 0 first; with SIZE (2G) a sparse "
+        "image is made if there is none; with format=raw an image that looks like one in another "
+        "format is served as it is",
     )
     parser.add_argument("--instance-id", type=UUID, metavar="UUID", help="of the VMBus device")
     parser.add_argument(
