@@ -266,6 +266,7 @@ class vvb_batch:
     span_count: int
     spans_cap: int
     spans: vvb_span_p
+    whole: vvb_rule_p
 
 @type_check_only
 class vvb_batch_p(vvb_batch, Pointer[vvb_batch]): ...

@@ -188,8 +188,10 @@ struct vvb_number {
  * payload_length bytes, of which (payload & mask) == value; with 0 < length <= max_length, length
  * not more than the external data nor than room, and position + length <= file_size.
  *
- * Then length bytes are transferred between the start of the external data and fd at position. The
- * completion is (payload & keep) | set, with length at done.
+ * Then length bytes are transferred between the start of the external data and fd at position,
+ * unless they would be written to a file that is shorter than file_size, which is looked at once in
+ * a batch: writing there would make it grow again. The completion is (payload & keep) | set, with
+ * length at done.
  */
 struct vvb_rule {
     uint64_t file_size;
@@ -273,6 +275,7 @@ struct vvb_batch {
     uint32_t span_count;
     uint32_t spans_cap;
     struct vvb_span *spans; /* guest memory that was written */
+    const struct vvb_rule *whole; /* its file was found to be as long as it says */
 };
 
 struct vvb_limits {

@@ -40,6 +40,7 @@ static inline void vvb_batch_start(struct vvb_batch *batch)
     batch->done_external = 0;
     batch->answers_len = 0;
     batch->span_count = 0;
+    batch->whole = NULL;
     memset(&batch->fault, 0, sizeof(batch->fault));
 }
 

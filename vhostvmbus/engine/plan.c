@@ -12,6 +12,7 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "ringbuf.h"
 
@@ -248,15 +249,29 @@ static void answer(struct vvb_batch *batch, const struct vvb_todo *todo)
     number_put(&rule->done, out, todo->length);
 }
 
+/* Whether the file is as long as it was: writing to one that was cut off would make it grow again. */
+static bool still_whole(struct vvb_batch *batch, const struct vvb_rule *rule)
+{
+    if (batch->whole != rule && lseek(rule->fd, 0, SEEK_END) >= (off_t)rule->file_size) {
+        batch->whole = rule;
+    }
+    return batch->whole == rule;
+}
+
 /* Whether all of it was moved. Half of it is nothing: the device does the whole once more. */
 static bool transfer(struct vvb_batch *batch, const struct vvb_todo *todo)
 {
     struct vvb_packet *packet = &batch->packets[todo->packet];
     const struct vvb_seg *segs = batch->segs.v + packet->first_seg;
     const struct vvb_rule *rule = todo->rule;
-    int64_t moved = vvb_file_io(segs, packet->seg_count, 0, todo->length, rule->fd,
-                                (int64_t)todo->position, rule->operation == VVB_PLAN_WRITE,
-                                rule->nowait);
+    int64_t moved;
+
+    if (rule->operation == VVB_PLAN_WRITE && !still_whole(batch, rule)) {
+        return false;
+    }
+    moved = vvb_file_io(segs, packet->seg_count, 0, todo->length, rule->fd,
+                        (int64_t)todo->position, rule->operation == VVB_PLAN_WRITE,
+                        rule->nowait);
 
     if (rule->operation == VVB_PLAN_READ) {
         packet->written = todo->length; /* some of it, perhaps, even if it failed */

@@ -232,10 +232,21 @@ def test_truncated_image_is_a_medium_error(rig: Rig) -> None:
     part = rig.driver.read(2040, 16).wait()
     assert part.sense_code == (3, 0x11, 0)
     assert rig.driver.read(0, 8).wait().good
+    same = struct.pack(">BBQIxx", 0x93, 0, 4096, 8)
+    writes = [
+        rig.driver.write(4096, bytes(4096)),
+        rig.driver.write(0, bytes(4096), fua=True),
+        rig.driver.submit(same, data=bytes(512)),
+        rig.driver.submit(same, data=b"x" * 512),
+    ]
+    for write in writes:
+        assert write.wait().sense_code == (3, 0x0C, 0)
+    assert rig.image.stat().st_size == MIB, "it has not grown again, with a hole"
+    os.truncate(rig.image, 8 * MIB)
+    assert rig.driver.write(0, bytes(4096)).wait().good
 
 
 def test_write_that_the_host_refuses_is_a_medium_error(rig: Rig) -> None:
-    os.truncate(rig.image, 0)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
     try:
@@ -253,6 +264,7 @@ def test_full_file_system(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         with monkeypatch.context() as patch:
             patch.setattr(backing, "_fd", full)
+            patch.setattr(backing, "_is_block", True)  # its length says nothing
             rig.controller.replan()
             bad = rig.driver.write(0, bytes(512)).wait()
         rig.controller.replan()

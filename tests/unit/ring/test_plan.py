@@ -260,6 +260,20 @@ def test_what_fits_and_fails_holds_up_nothing(rig: Rig) -> None:
     assert [packet.transaction_id for packet in batch.packets] == [2, 4]
 
 
+def test_a_file_that_was_cut_off_does_not_grow_again(rig: Rig) -> None:
+    """It is not for the engine to do: the device finds out, and says so."""
+    os.ftruncate(rig.fd, SIZE - 1)
+    rig.send(request(0, op=b"WRIT"))
+    rig.send(request(SIZE // 512 - 1, op=b"WRIT"))
+    batch = rig.host.receive(plan=rig.plan)
+    assert batch.done is None
+    assert [packet.transaction_id for packet in batch.packets] == [1, 2]
+    assert os.fstat(rig.fd).st_size == SIZE - 1
+    os.ftruncate(rig.fd, SIZE)
+    rig.send(request(0, op=b"WRIT"))
+    assert rig.host.receive(plan=rig.plan).done is not None
+
+
 def test_a_batch_is_bounded(rig: Rig) -> None:
     for i in range(40):
         rig.send(request(i))

@@ -234,6 +234,20 @@ def test_truncated_image_is_an_error_not_zeroes(disk: FileDisk, image: Path) -> 
     disk.read_into(buffer, 0, 1024)
 
 
+def test_truncated_image_does_not_grow_again(disk: FileDisk, image: Path) -> None:
+    os.truncate(image, 1024)
+    for write in (
+        lambda: disk.write(4096, bytes(512)),
+        lambda: disk.write_from(BytesBuffer(512), 0, 512),
+        lambda: disk.write_zeroes(4096, 512, unmap=False),
+        lambda: disk.write_zeroes(4096, 512, unmap=True),
+    ):
+        with pytest.raises(OSError, match="shorter") as caught:
+            write()
+        assert caught.value.errno == errno.EIO
+    assert image.read_bytes() == pattern(MIB)[:1024]
+
+
 def test_write_beyond_the_file_size_limit(disk: FileDisk) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))

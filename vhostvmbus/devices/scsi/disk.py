@@ -199,8 +199,16 @@ class FileDisk:
         if offset < self._bytes:
             raise OSError(errno.EIO, "the image is shorter than when it was opened", self.path)
 
+    def _check_end(self) -> None:
+        """Refuses to write to an image that somebody has cut off: it would grow again, with a hole
+        in the place of what was lost, which nobody would notice.
+        """
+        if not self._is_block and os.lseek(self._fd, 0, os.SEEK_END) < self._bytes:
+            raise OSError(errno.EIO, "the image is shorter than when it was opened", self.path)
+
     def write_from(self, data: DataBuffer, offset: int, length: int) -> None:
         """Writes straight from the guest's pages."""
+        self._check_end()
         done = 0
         while done < length:
             more = data.pwritev(self._fd, offset + done, done, length - done)
@@ -223,6 +231,7 @@ class FileDisk:
 
     def write(self, offset: int, payload: bytes) -> None:
         """Writes bytes of the device's own."""
+        self._check_end()
         rest = memoryview(payload)
         while rest:
             put = os.pwrite(self._fd, rest, offset)
@@ -250,6 +259,7 @@ class FileDisk:
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
         """Zeroes a range: as a hole if ``unmap``, else allocated, else by writing."""
+        self._check_end()
         modes = (_ZERO_RANGE | _KEEP_SIZE, _PUNCH_HOLE | _KEEP_SIZE)
         for mode in reversed(modes) if unmap else modes[:1]:
             try:
