@@ -119,14 +119,9 @@ def test_a_unit_attention_is_not_overtaken(rig: Rig) -> None:
     assert rig.planned(rig.driver.write(0, bytes(512)))
 
 
-def test_a_stopped_unit_transfers_nothing(rig: Rig) -> None:
-    stop = rig.driver.submit(bytes.fromhex(STOP))
-    assert stop.wait().good
-    before = rig.image.read_bytes()
-    assert rig.driver.write(0, b"x" * 512).wait().sense_code == (2, 4, 2)
-    assert rig.driver.read(0, 1).wait().sense_code == (2, 4, 2)
-    assert rig.image.read_bytes() == before
-    assert rig.driver.command(START).good
+def test_a_stopped_unit_still_transfers(rig: Rig) -> None:
+    assert rig.driver.command(STOP).good
+    assert rig.planned(rig.driver.write(0, b"x" * 512))
     assert rig.planned(rig.driver.read(0, 1))
 
 

@@ -228,11 +228,12 @@ def test_start_stop() -> None:
     unit, disk = make_unit()
     assert run(unit, "1b 00 00 00 00 00")[0].status == 0
     assert disk.calls == [("flush", 0, 0)], "stopping flushes"
-    assert code(run(unit, "28 00 00000000 00 0001 00", 512)[0]) == (2, 4, 2)
-    assert code(run(unit, "00" * 6)[0]) == (2, 4, 2)
-    assert run(unit, "12 00 00 00 24 00", 36)[0].status == 0
-    assert run(unit, "1b 00 00 00 01 00")[0].status == 0
+    assert run(unit, "28 00 00000000 00 0001 00", 512)[0].status == 0, "and no more than that"
     assert run(unit, "00" * 6)[0].status == 0
+    disk.calls.clear()
+    for cdb in ("1b 00 00 00 01 00", "1b 00 00 00 04 00"):
+        assert run(unit, cdb)[0].status == 0
+    assert disk.calls == []
     assert run(unit, "1b 00 00 00 10 00")[0].status == 0
     assert code(run(unit, "1b 00 00 00 70 00")[0]) == INVALID_FIELD
     assert code(run(unit, "1b 00 00 00 02 00")[0]) == INVALID_FIELD

@@ -6,8 +6,8 @@ A rule stands for one command of one unit in one packet layout. It fits only req
 :mod:`~vhostvmbus.devices.scsi.commands.transfer` would let through without a word; all others, good
 or bad, are theirs. The completion is that of :meth:`Srb.answer`.
 
-Invariants: no rule for a unit that is stopped, not ready, or has a unit attention to report; none
-for writing to a read-only disk or to one whose write cache is off; no rule does a command with FUA.
+Invariants: no rule for a unit that is not ready or has a unit attention to report; none for writing
+to a read-only disk or to one whose write cache is off; no rule does a command with FUA.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def rules(lun: int, unit: LogicalUnit, packet_sizes: tuple[int, ...]) -> Iterato
     """Yields the rules for a unit as it is now; none if every command has to be looked at."""
     backing = unit.backing
     target = backing.direct() if isinstance(backing, DirectBacking) else None
-    if target is None or unit.stopped or unit.attentions or unit.stragglers:
+    if target is None or unit.attentions or unit.stragglers:
         return
     for command in _COMMANDS:
         if command.operation is Operation.WRITE and (backing.read_only or not unit.write_cache):

@@ -178,8 +178,6 @@ class LogicalUnit:
     """Blocks that one command may transfer; announced in VPD page B0h and enforced."""
     write_cache: bool = True
     """WCE of the caching mode page; without it every write is durable when completed."""
-    stopped: bool = False
-    """START STOP UNIT stopped the unit."""
     attentions: deque[Sense] = field(default_factory=deque)
     """Unit attention conditions to report, oldest first."""
     stragglers: Stragglers = field(default_factory=Stragglers)
@@ -213,18 +211,12 @@ class LogicalUnit:
         self.write_cache = on
         self.changed()
 
-    def set_stopped(self, stopped: bool) -> None:
-        """Stops or starts; no transfer begins after a stop returned."""
-        self.stopped = stopped
-        self.changed()
-
     def reset(self, attention: Sense | None, *, tell: bool = True) -> None:
-        """Resets the unit (SAM-5 section 6.3.3): mode pages and power return to default.
+        """Resets the unit (SAM-5 section 6.3.3): the mode pages return to their defaults.
 
         Without ``tell`` the caller sees to what :attr:`changed` is for, once for several units.
         """
         self.write_cache = True
-        self.stopped = False
         self.attentions.clear()
         if attention is not None:
             self.attentions.append(attention)

@@ -23,7 +23,6 @@ from vhostvmbus.devices.scsi.sense import (
     BECOMING_READY,
     INVALID_OPCODE,
     LOGICAL_UNIT_NOT_SUPPORTED,
-    STOPPED,
     CheckCondition,
     Sense,
     from_os_error,
@@ -104,8 +103,6 @@ def _check(unit: LogicalUnit, command: Command, cdb: bytes, cdb_length: int) -> 
         raise invalid_field(command.length - 1, 2)
     if unit.stragglers and command.medium:
         raise CheckCondition(BECOMING_READY)
-    if unit.stopped and command.medium:
-        raise CheckCondition(STOPPED)
 
 
 def execute(

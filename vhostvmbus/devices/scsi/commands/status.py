@@ -62,7 +62,12 @@ def get_lba_status(unit: LogicalUnit, request: Request) -> int:
 
 
 def start_stop_unit(unit: LogicalUnit, request: Request) -> int:
-    """Does START STOP UNIT (SBC-3 section 5.25). Active, idle and standby change nothing."""
+    """Does START STOP UNIT (SBC-3 section 5.25): a stop flushes, and nothing is refused after it.
+
+    There is no motor. A unit that wants to be started first would be lost to a guest that forgets
+    it, and some have no way to remember: Linux returns the error to whoever reads or writes, and
+    what writes a memory dump or a hibernation file starts no disk.
+    """
     condition = request.cdb[4] >> 4
     if condition:
         if condition > 3:
@@ -70,17 +75,9 @@ def start_stop_unit(unit: LogicalUnit, request: Request) -> int:
         return 0
     if request.cdb[4] & 0x02:  # LOEJ: the medium is not removable
         raise invalid_field(4, 1)
-    start = bool(request.cdb[4] & 0x01)
-    was_stopped = unit.stopped
-    with request.step(unit):
-        unit.set_stopped(not start)
-    if not start and not request.cdb[4] & 0x04 and not unit.backing.read_only:
-        try:
-            unit.backing.flush()
-        except OSError:
-            with request.step(unit):
-                unit.set_stopped(was_stopped)
-            raise
+    start, no_flush = request.cdb[4] & 0x01, request.cdb[4] & 0x04
+    if not (start or no_flush or unit.backing.read_only):
+        unit.backing.flush()
     return 0
 
 

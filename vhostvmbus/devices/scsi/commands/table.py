@@ -36,7 +36,7 @@ class Command:
     """``None`` for what needs the target, not a unit: REPORT LUNS and the operation codes."""
     service_action: int | None = None
     medium: bool = False
-    """Needs a started unit."""
+    """Needs a unit that is ready."""
     despite_attention: bool = False
     """Carried out although a unit attention is pending (SAM-5 section 5.14)."""
     slow: bool = False
