@@ -171,7 +171,8 @@ def test_a_scan_as_linux_does_it(rig: Rig) -> None:
         assert luns.good
         assert struct.unpack_from(">I", luns.data)[0] == (0 if target else 8)
     missing = rig.driver.command("00" * 6, lun=7)
-    assert (missing.srb_status, missing.scsi_status, missing.sense) == (0x20, 0, b"")
+    assert (missing.srb_status, missing.scsi_status, missing.sense) == (0x20, 2, b"")
+    assert missing.status == 0xC00000C0
     assert rig.driver.command("12 00 00 00 24 00", room=36, lun=7).data[0] == 0x7F
 
 

@@ -77,7 +77,9 @@ def test_properties() -> None:
     action = session.receive(control(10))
     assert isinstance(action, Answer)
     assert action.payload[12:36] == struct.pack("<IHHIIQ", 0, 3, 0, 1, 2 << 20, 0)
-    assert storvsp.properties(0, 4096)[8:12] == bytes(4), "no multi-channel flag without any"
+    for version in VERSIONS:
+        flags = storvsp.properties(version, 0, 4096)[8:12]
+        assert flags == struct.pack("<I", version >= 0x0501), "whether there are any or not"
 
 
 def test_unknown_version_then_a_known_one() -> None:
@@ -209,7 +211,7 @@ def test_resets(operation: int) -> None:
 
 def test_sub_channels() -> None:
     session = negotiated(max_sub_channels=2)
-    for count, accepted in ((0, False), (1, True), (2, True), (3, False)):
+    for count, accepted in ((0, True), (1, True), (2, True), (3, False)):
         action = session.receive(control(13, struct.pack("<H", count)))
         assert isinstance(action, CreateSubChannels) is accepted
         assert header(action.payload)[2] == (0 if accepted else NtStatus.INVALID_PARAMETER)
@@ -227,10 +229,66 @@ def test_fibre_channel_data_is_refused() -> None:
     assert header(action.payload)[2] == NtStatus.INVALID_DEVICE_REQUEST
 
 
-def test_notification_is_long_enough_for_a_driver() -> None:
-    packet = storvsp.notification(Operation.ENUMERATE_BUS)
+@pytest.mark.parametrize("version", VERSIONS, ids=str)
+def test_notification_is_as_long_as_every_packet(version: Version) -> None:
+    session = negotiated(version)
+    assert session.packet_size == version.packet_size
+    packet = storvsp.notification(Operation.ENUMERATE_BUS, session.packet_size)
     assert header(packet) == (11, 0, 0)
-    assert len(packet) == 64
+    assert len(packet) == version.packet_size
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=str)
+@pytest.mark.parametrize("size", [0, 8, 40, 48, 56, 64, 72, 256])
+def test_every_answer_is_as_long_as_the_version_says(version: Version, size: int) -> None:
+    session = negotiated(version, max_sub_channels=1)
+    for operation in range(16):
+        if operation == 7:
+            continue  # it would start over
+        action = session.receive(control(operation, b"\1", size)[:size])
+        payload = action.srb.answer() if isinstance(action, Execute) else action.payload
+        assert len(payload) == version.packet_size
+    action = session.receive(srb_packet(bytes(6), version.packet_size).ljust(size, b"\0"))
+    assert isinstance(action, Execute)
+    assert len(action.srb.answer(sense=bytes(18))) == version.packet_size
+
+
+@pytest.mark.parametrize("newest", VERSIONS, ids=str)
+def test_versions_above_the_newest_are_declined(newest: Version) -> None:
+    session = Session(max_transfer_bytes=4096, max_version=newest)
+    session.receive(control(7))
+    for version in sorted(VERSIONS, reverse=True):
+        action = session.receive(control(9, struct.pack("<H", version)))
+        assert isinstance(action, Answer)
+        assert header(action.payload)[2] == (NtStatus.REVISION_MISMATCH if version > newest else 0)
+        if version <= newest:
+            break
+    assert session.version is newest
+
+
+def test_sub_channels_before_the_end_of_the_initialization() -> None:
+    session = Session(max_transfer_bytes=4096, max_sub_channels=2)
+    create = control(13, struct.pack("<H", 2))
+    for packet in (control(7), control(9, b"\x02\x06"), control(10)):
+        assert header(session.receive(create).payload)[2] == NtStatus.INVALID_DEVICE_STATE  # type: ignore[union-attr]
+        session.receive(packet)
+    assert isinstance(session.receive(create), CreateSubChannels)
+    assert session.state is State.END
+    session.receive(control(8))
+    assert isinstance(session.receive(create), CreateSubChannels)
+
+
+@pytest.mark.parametrize("version", [Version.V2_0, Version.V4_2], ids=str)
+def test_old_versions_know_no_sub_channels(version: Version) -> None:
+    session = Session(max_transfer_bytes=4096, max_sub_channels=2)
+    session.receive(control(7, size=48))
+    session.receive(control(9, struct.pack("<H", version), 48))
+    action = session.receive(control(10, size=48))
+    assert isinstance(action, Answer)
+    assert action.payload[12:36] == struct.pack("<IHHIIQ", 0, 0, 0, 0, 4096, 0)
+    action = session.receive(control(13, struct.pack("<H", 1), 48))
+    assert isinstance(action, Answer)
+    assert header(action.payload)[2] == NtStatus.INVALID_PARAMETER
 
 
 packets = st.one_of(

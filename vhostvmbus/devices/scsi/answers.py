@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import time
 
-from vhostvmbus.devices.scsi.commands import Outcome
+from vhostvmbus.devices.scsi.commands import Outcome, Status
 from vhostvmbus.devices.scsi.storvsp import Srb, SrbStatus
 from vhostvmbus.wire.ntstatus import NtStatus
 
 
 def answer(srb: Srb, outcome: Outcome) -> bytes:
-    """Returns the SRB and NT status for what became of a command, as Linux expects them."""
+    """Returns the SRB and NT status for what became of a command, as drivers expect them."""
     if outcome.no_unit:
-        return srb.answer(status=NtStatus.NO_SUCH_DEVICE, srb_status=SrbStatus.INVALID_LUN)
+        return srb.answer(
+            status=NtStatus.DEVICE_DOES_NOT_EXIST,
+            srb_status=SrbStatus.INVALID_LUN,
+            scsi_status=Status.CHECK_CONDITION,
+        )
     if outcome.sense is None:
         return srb.answer(transferred=outcome.transferred)
     return srb.answer(

@@ -34,7 +34,7 @@ from vhostvmbus.devices.scsi.leaving import Leaving
 from vhostvmbus.devices.scsi.plan import rules
 from vhostvmbus.devices.scsi.requests import Disk, Requests
 from vhostvmbus.devices.scsi.session import Answer, CreateSubChannels, Execute, Reset, Session
-from vhostvmbus.devices.scsi.storvsp import EXECUTE_SRB, Operation, SrbStatus
+from vhostvmbus.devices.scsi.storvsp import EXECUTE_SRB, Operation, SrbStatus, Version
 from vhostvmbus.devices.scsi.unit import BLOCK_SIZE, Backing, Identity, LogicalUnit
 from vhostvmbus.ring import Plan
 from vhostvmbus.wire.errors import ChannelClosed, GuestError, OfferRefused
@@ -89,19 +89,22 @@ class ScsiController(Device):
         instance_id: UUID | None = None,
         threads: int = 8,
         sub_channels: int = MAX_SUB_CHANNELS,
+        protocol: Version = Version.V6_2,
         plans: bool | None = None,
     ) -> None:
         """Makes a controller whose LUNs 0, 1, ... are ``disks``.
 
         A string is read by :func:`~vhostvmbus.devices.scsi.disk.parse_disk`.  ``threads`` bounds
         the requests that sleep in the host at a time, ``sub_channels`` how many the guest may have
-        besides the first channel; ``plans`` overrides :attr:`plans`.  Raises ``ValueError`` and
+        besides the first channel, ``protocol`` which version it may agree upon at most; ``plans``
+        overrides :attr:`plans`.  Raises ``ValueError``, ``OSError`` if there are no threads, and
         what :meth:`~vhostvmbus.devices.scsi.disk.DiskSpec.open` raises.
         """
         super().__init__()
         if not 0 <= sub_channels <= MAX_SUB_CHANNELS:
             raise ValueError(f"sub_channels is 0 to {MAX_SUB_CHANNELS}, not {sub_channels}")
         self.max_channels = 1 + sub_channels
+        self._protocol = protocol
         if plans is not None:
             self.plans = plans
         if instance_id is not None:
@@ -193,8 +196,9 @@ class ScsiController(Device):
         if primary is not None and primary.session.is_ready:
             # A channel that closes just now needs no telling.
             with contextlib.suppress(ChannelClosed):
+                size = primary.session.packet_size
                 primary.channel.send(
-                    storvsp.notification(Operation.ENUMERATE_BUS), transaction_id=0
+                    storvsp.notification(Operation.ENUMERATE_BUS, size), transaction_id=0
                 )
 
     def close(self) -> None:
@@ -254,6 +258,7 @@ class ScsiController(Device):
         session = Session(
             max_transfer_bytes=MAX_TRANSFER_BYTES,
             max_sub_channels=self.max_channels - 1,
+            max_version=self._protocol,
             version=version,
         )
         self._open[channel.index] = _Open(channel, session, Lease())
@@ -263,7 +268,9 @@ class ScsiController(Device):
     def resumed(self, channel: Channel) -> None:
         """Takes the guest as initialized: it went on while there was no back end."""
         session = Session.resumed(
-            max_transfer_bytes=MAX_TRANSFER_BYTES, max_sub_channels=self.max_channels - 1
+            max_transfer_bytes=MAX_TRANSFER_BYTES,
+            max_sub_channels=self.max_channels - 1,
+            max_version=self._protocol,
         )
         self._open[channel.index] = _Open(channel, session, Lease())
         self.replan()
@@ -342,16 +349,17 @@ class ScsiController(Device):
             # The guest goes on with what it has.
             if self._complaints.allowed():
                 _log.warning("%s channel %d: %s", self.name, channel.index, error)
-            return storvsp.answer_control(packet.payload, error.status)
+            return self._open[channel.index].session.answer(packet.payload, error.status)
         return action.payload
 
     def packet_rejected(self, channel: Channel, packet: Packet, error: GuestError) -> None:
         """Refuses external data that is malformed or too large, in the protocol's own words."""
         self._complain(channel, error)
         payload = packet.payload
-        refusal = storvsp.answer_control(payload, NtStatus.INVALID_PARAMETER)
+        session = self._open[channel.index].session
+        refusal = session.answer(payload, NtStatus.INVALID_PARAMETER)
         if payload[:4] == EXECUTE_SRB:  # the only operation that changes no state of the session
-            action = self._open[channel.index].session.receive(payload)
+            action = session.receive(payload)
             if isinstance(action, Execute):
                 refusal = action.srb.answer(
                     status=NtStatus.INVALID_PARAMETER, srb_status=SrbStatus.INVALID_REQUEST

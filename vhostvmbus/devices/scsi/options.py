@@ -8,6 +8,7 @@ from uuid import UUID
 
 from vhostvmbus.devices.scsi.device import MAX_SUB_CHANNELS, ScsiController
 from vhostvmbus.devices.scsi.disk import DiskError, DiskSpec, parse_disk
+from vhostvmbus.devices.scsi.storvsp import Version
 
 HELP = "a SCSI controller with disks from image files and block devices"
 
@@ -17,6 +18,13 @@ def _disk(text: str) -> DiskSpec:
         return parse_disk(text)
     except DiskError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _version(text: str) -> Version:
+    for version in Version:
+        if str(version) == text:
+            return version
+    raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(map(str, Version))}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +52,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=MAX_SUB_CHANNELS,
         choices=range(MAX_SUB_CHANNELS + 1),
         metavar="N",
-        help=f"how many the guest may have besides its first channel (default {MAX_SUB_CHANNELS})",
+        help="how many the guest may have besides its first channel (default "
+        f"{MAX_SUB_CHANNELS}: one for each vCPU; Hyper-V has one channel for four)",
+    )
+    parser.add_argument(
+        "--protocol",
+        type=_version,
+        default=Version.V6_2,
+        choices=tuple(Version),
+        metavar="VERSION",
+        help="the newest version of the storage protocol to agree upon with the guest: "
+        f"{', '.join(map(str, reversed(Version)))} (default 6.2)",
     )
     parser.add_argument(
         "--no-plan",
@@ -60,5 +78,6 @@ def make_device(options: argparse.Namespace) -> ScsiController:
         instance_id=options.instance_id,
         threads=options.threads,
         sub_channels=options.subchannels,
+        protocol=options.protocol,
         plans=not options.no_plan,
     )

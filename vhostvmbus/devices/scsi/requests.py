@@ -137,7 +137,10 @@ class Requests:
         try:
             looking = here and srb.cdb[0] == Opcode.REPORT_LUNS and not self._leaving.active
             luns = sorted(self._disks) if looking else []
-            payload = answer(srb, execute(unit, request, srb.cdb_length, luns))
+            outcome = execute(unit, request, srb.cdb_length, luns)
+            if unit is not None and outcome.sense is not None and not srb.takes_sense:
+                unit.kept_sense = outcome.sense
+            payload = answer(srb, outcome)
         except Cancelled:
             payload = b""  # nobody gets it: the channel is closed
         except VmbusError as error:

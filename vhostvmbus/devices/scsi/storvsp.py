@@ -73,6 +73,11 @@ class Version(IntEnum):
         """Bytes that every packet of this version has at least."""
         return PACKET_SIZE if self >= Version.V5_1 else SHORT_PACKET_SIZE
 
+    @property
+    def has_sub_channels(self) -> bool:
+        """Tells whether a guest that speaks this version may ask for subchannels."""
+        return self >= Version.V5_1
+
     def __str__(self) -> str:
         return f"{self >> 8}.{self & 0xFF}"
 
@@ -110,7 +115,7 @@ class DataDirection(IntEnum):
 
 
 MULTI_CHANNEL: Final = 0x1
-"""Channel property flag ``STORAGE_CHANNEL_SUPPORTS_MULTI_CHANNEL``."""
+"""Channel property flag ``STORAGE_CHANNEL_SUPPORTS_MULTI_CHANNEL``, set from 5.1 on."""
 
 _HEADER = struct.Struct("<III")
 _SRB = struct.Struct("<4xI4xH2x4B4BI16s")
@@ -168,6 +173,11 @@ class Srb:
         value: int = _SRB_FLAGS.unpack_from(self.raw, _SRB_FLAGS_OFFSET)[0]
         return value
 
+    @property
+    def takes_sense(self) -> bool:
+        """Tells whether sense data can go with the completion: else the guest asks for them."""
+        return bool(self.sense_room) and not self.srb_flags & SrbFlags.DISABLE_AUTOSENSE
+
     def answer(
         self,
         *,
@@ -185,9 +195,7 @@ class Srb:
         raw = self.raw
         if sense:
             room = SENSE_SIZE if len(raw) >= PACKET_SIZE else SHORT_SENSE_SIZE
-            sense = sense[: min(room, self.sense_room)]
-            if self.srb_flags & SrbFlags.DISABLE_AUTOSENSE:
-                sense = b""
+            sense = sense[: min(room, self.sense_room)] if self.takes_sense else b""
             if sense:
                 srb_status |= AUTOSENSE_VALID
         return b"".join(
@@ -211,8 +219,11 @@ def decode_header(payload: bytes) -> tuple[int, int, int]:
     return operation, flags, status
 
 
-def decode_srb(payload: bytes, packet_size: int) -> Srb:
+def decode_srb(payload: bytes, packet_size: int, *, exact: bool = True) -> Srb:
     """Returns the SCSI request of an EXECUTE_SRB or RESET packet of ``packet_size`` bytes or more.
+
+    What is behind those is no part of it, unless ``exact`` is false: then the length tells which of
+    the two layouts it is.
 
     The CDB and the LUN are not judged here: that has an answer in SCSI's terms.
     """
@@ -222,7 +233,7 @@ def decode_srb(payload: bytes, packet_size: int) -> Srb:
         payload
     )
     return Srb(
-        payload[: PACKET_SIZE if len(payload) >= PACKET_SIZE else SHORT_PACKET_SIZE],
+        payload[: packet_size if exact else size_of(payload)],
         flags,
         length,
         port,
@@ -245,29 +256,35 @@ def decode_u16(payload: bytes, field: str) -> int:
     return value
 
 
-def answer_control(payload: bytes, status: int, body: bytes | None = None) -> bytes:
+def size_of(payload: bytes) -> int:
+    """Returns how long a packet of the guest's layout is, by the length of one that it sent."""
+    return SHORT_PACKET_SIZE if SHORT_PACKET_SIZE <= len(payload) < PACKET_SIZE else PACKET_SIZE
+
+
+def answer_control(payload: bytes, status: int, body: bytes | None = None, size: int = 0) -> bytes:
     """Returns the completion of a control operation: the guest's packet with status and ``body``.
 
-    The answer is as long as a packet of the guest's layout (48 or 64 bytes): a driver drops a
-    completion shorter than its own packet.  Works for a request of any length, even zero.
+    It has ``size`` bytes or, as long as no version is agreed upon, as many as a packet of the
+    guest's layout: Linux drops a completion that is shorter than its own packet, Windows wants
+    exactly what the version says.  Works for a request of any length, even zero.
     """
-    size = SHORT_PACKET_SIZE if len(payload) == SHORT_PACKET_SIZE else PACKET_SIZE
+    size = size or size_of(payload)
     flags = _HEADER.unpack_from(payload)[1] if len(payload) >= HEADER_SIZE else 0
     union = payload[HEADER_SIZE:] if body is None else body
     packet = _HEADER.pack(Operation.COMPLETE_IO, flags, status) + union
     return packet[:size].ljust(size, b"\0")
 
 
-def properties(max_sub_channels: int, max_transfer_bytes: int) -> bytes:
+def properties(version: Version, max_sub_channels: int, max_transfer_bytes: int) -> bytes:
     """Returns a ``struct vmstorage_channel_properties``, 24 bytes."""
-    flags = MULTI_CHANNEL if max_sub_channels else 0
+    flags = MULTI_CHANNEL if version.has_sub_channels else 0
     return _PROPERTIES.pack(0, max_sub_channels, 0, flags, max_transfer_bytes, 0)
 
 
-def notification(operation: Operation) -> bytes:
+def notification(operation: Operation, size: int) -> bytes:
     """Returns a packet of the host's own accord: ENUMERATE_BUS, REMOVE_DEVICE.
 
-    Sent with transaction id 0, in the long layout whatever the version: Linux reads only the
-    operation, and wants at least those four bytes.
+    Sent with transaction id 0. ``size`` is that of every packet of the version: Linux reads the
+    operation alone, Windows looks at the length as well.
     """
-    return _HEADER.pack(operation, 0, 0).ljust(PACKET_SIZE, b"\0")
+    return _HEADER.pack(operation, 0, 0).ljust(size, b"\0")

@@ -178,6 +178,8 @@ class LogicalUnit:
     """Blocks that one command may transfer; announced in VPD page B0h and enforced."""
     write_cache: bool = True
     """WCE of the caching mode page; without it every write is durable when completed."""
+    kept_sense: Sense | None = None
+    """The sense data of a command that could not take them along, for REQUEST SENSE to fetch."""
     attentions: deque[Sense] = field(default_factory=deque)
     """Unit attention conditions to report, oldest first."""
     stragglers: Stragglers = field(default_factory=Stragglers)
@@ -206,6 +208,11 @@ class LogicalUnit:
         self.changed()
         return attention
 
+    def take_sense(self) -> Sense:
+        """Reports what REQUEST SENSE asks for: what was kept, else a unit attention."""
+        sense, self.kept_sense = self.kept_sense, None
+        return sense if sense is not None else self.take_attention()
+
     def set_write_cache(self, on: bool) -> None:
         """Sets WCE; writes that begin after the return keep to it."""
         self.write_cache = on
@@ -217,6 +224,7 @@ class LogicalUnit:
         Without ``tell`` the caller sees to what :attr:`changed` is for, once for several units.
         """
         self.write_cache = True
+        self.kept_sense = None
         self.attentions.clear()
         if attention is not None:
             self.attentions.append(attention)

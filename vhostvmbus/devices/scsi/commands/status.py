@@ -20,8 +20,11 @@ def test_unit_ready(unit: LogicalUnit, request: Request) -> int:
 
 
 def request_sense(unit: LogicalUnit, request: Request) -> int:
-    """Does REQUEST SENSE (SPC-4 section 6.39): a pending unit attention, else NO SENSE."""
-    sense = unit.take_attention()
+    """Does REQUEST SENSE (SPC-4 section 6.39).
+
+    Reports what an earlier command kept, else a pending unit attention, else NO SENSE.
+    """
+    sense = unit.take_sense()
     payload = sense.descriptor() if request.cdb[1] & 0x01 else sense.fixed()
     return request.reply(payload, request.cdb[4])
 
