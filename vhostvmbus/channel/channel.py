@@ -140,6 +140,15 @@ class Channel:
         return self._life.draining
 
     @property
+    def worker(self) -> threading.Thread:
+        """The thread that takes packets, and does those that a plan is for.
+
+        It has ended when ``closed`` comes, unless it hangs in the device's code or on the host's
+        disk and could not be waited for any longer.
+        """
+        return self._receiver.thread
+
+    @property
     def outstanding(self) -> int:
         """Counts the packets taken from the ring whose completion is not in the other one yet."""
         return self._completions.outstanding

@@ -64,6 +64,8 @@ class _Open(NamedTuple):
     channel: Channel
     session: Session
     lease: Lease
+    planning: threading.Lock
+    """Held while the channel gets a plan: the last one made is the last one given."""
 
 
 class ScsiController(Device):
@@ -112,7 +114,7 @@ class ScsiController(Device):
         self._disks: dict[int, Disk] = {}
         self._open: dict[int, _Open] = {}
         self._lock = threading.Lock()
-        self._planning = threading.Lock()
+        self._ending: set[Channel] = set()
         self._complaints = Complaints()
         self._leaving = Leaving()
         self._requests = Requests(
@@ -208,7 +210,7 @@ class ScsiController(Device):
         """
         self._requests.close()
         for lun, disk in self._disks.items():
-            if disk.users:
+            if disk.users or disk.unit.stragglers:
                 _log.error("%s: LUN %d does not answer; it is not closed", self.name, lun)
             elif isinstance(disk.unit.backing, _Closable):
                 disk.unit.backing.close()
@@ -232,9 +234,10 @@ class ScsiController(Device):
         answer now.  When it returns, nothing is done by the plans before.
         """
         if self.plans:
-            with self._planning:
-                for channel, session, _ in list(self._open.values()):
-                    channel.set_plan(self._plan(session))
+            for each in list(self._open.values()):
+                with each.planning:
+                    if each.channel not in self._ending:
+                        each.channel.set_plan(self._plan(each.session))
 
     def _plan(self, session: Session) -> Plan | None:
         sizes = session.request_sizes
@@ -261,7 +264,7 @@ class ScsiController(Device):
             max_version=self._protocol,
             version=version,
         )
-        self._open[channel.index] = _Open(channel, session, Lease())
+        self._open[channel.index] = _Open(channel, session, Lease(), threading.Lock())
         if session.is_ready:
             self.replan()
 
@@ -272,7 +275,7 @@ class ScsiController(Device):
             max_sub_channels=self.max_channels - 1,
             max_version=self._protocol,
         )
-        self._open[channel.index] = _Open(channel, session, Lease())
+        self._open[channel.index] = _Open(channel, session, Lease(), threading.Lock())
         self.replan()
 
     def unplug_requested(self) -> None:
@@ -299,6 +302,7 @@ class ScsiController(Device):
 
     def suspended(self, channel: Channel) -> None:
         """Cancels what is outstanding if nobody waits for it any more."""
+        self._ending.add(channel)  # it may hang in the engine: it is not to be waited for
         opened = self._open.get(channel.index)
         if opened is not None and not channel.draining:
             opened.lease.stop()
@@ -309,9 +313,11 @@ class ScsiController(Device):
         When it returns nothing of what came on the channel acts on a disk, or the disk is not ready
         until that has ended.
         """
+        self._ending.discard(channel)
         opened = self._open.pop(channel.index, None)
         if opened is not None:
-            self._planned += channel.stats.packets_planned
+            if not channel.worker.is_alive():
+                self._planned += channel.stats.packets_planned
             self._requests.channel_closed(channel, opened.lease)
         if not channel.index:
             self._leaving.end()
@@ -322,19 +328,20 @@ class ScsiController(Device):
 
     def packet_received(self, channel: Channel, packet: Packet) -> None:
         """Takes one packet; it is completed here or by the pool."""
-        _, session, lease = self._open[channel.index]
+        opened = self._open[channel.index]
+        session = opened.session
         sizes = session.request_sizes
         action = session.receive(packet.payload)
         if session.request_sizes != sizes:
             self.replan()
         if isinstance(action, Execute):
-            self._requests.execute(packet, action.srb, lease)
+            self._requests.execute(packet, action.srb, opened.lease)
         elif isinstance(action, Answer):
             if action.error is not None:
                 self._complain(channel, action.error)
             packet.complete(action.payload)
         elif isinstance(action, Reset):
-            self._requests.reset(packet, action, lease)
+            self._requests.reset(packet, action, opened.lease)
         elif isinstance(action, CreateSubChannels):
             packet.complete(self._create_sub_channels(channel, packet, action))
         else:

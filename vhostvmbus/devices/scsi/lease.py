@@ -20,8 +20,9 @@ from typing import Final
 
 STEP_BYTES: Final = 16 << 20
 """How much of a disk one step changes at most."""
-PATIENCE_SECONDS: Final = 2.0
-"""The seconds that the end of channels waits for steps under way, of all channels together."""
+PATIENCE_SECONDS: Final = 0.1
+"""The seconds that the end of channels waits for steps under way, of all channels together. Before
+that packets had a second to be completed, in which no new step began."""
 _TOGETHER_SECONDS: Final = 10.0
 """Channels that are closed within so many seconds share that patience."""
 

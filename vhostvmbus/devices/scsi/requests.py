@@ -15,6 +15,7 @@ disk any more, or the disk is not ready.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
@@ -87,6 +88,10 @@ class Requests:
     def channel_closed(self, channel: Channel, lease: Lease) -> None:
         """Ends what came on a channel. What hangs in the host makes its disk not ready."""
         left = lease.end(self._patience.deadline())
+        if channel.worker.is_alive():
+            # It may be doing a plan, on any disk, and has more of it to do.
+            left += 1
+            self._await(channel.worker, [disk.unit for disk in list(self._disks.values())])
         if left:
             _log.error(
                 "%s channel %d is closed, and the host is still at %d of its operations; "
@@ -99,6 +104,21 @@ class Requests:
             self._pool.submit(self._replan)
         for barrier in self._resets.closed(channel):
             self._pool.submit(partial(self._reset_now, barrier))
+
+    def _await(self, worker: threading.Thread, units: list[LogicalUnit]) -> None:
+        """Has ``units`` be not ready until a thread has ended."""
+        for unit in units:
+            unit.stragglers.add()
+
+        def wait() -> None:
+            worker.join()
+            for unit in units:
+                unit.stragglers.remove()
+
+        try:
+            threading.Thread(target=wait, name=f"{self._name} closed", daemon=True).start()
+        except RuntimeError:  # there are no more threads: one of ours has to do it
+            self._pool.submit(wait)
 
     def execute(self, packet: Packet, srb: Srb, lease: Lease) -> None:
         """Carries a request out and completes its packet, here or in the pool."""
