@@ -405,6 +405,48 @@ def test_guest_goes_on_with_a_new_back_end(tmp_path: Path) -> None:
     assert image.read_bytes()[:512] == b"n" * 512
 
 
+def test_another_file_is_not_taken_for_the_guests_disk(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The image is deleted while there is no back end, and PATH:SIZE makes a new one."""
+    path, kept = tmp_path / "disk.raw", tmp_path / "kept.raw"
+    spec, no_medium = f"{path}:1M", (2, 0x3A, 0)
+    with ScsiController([spec]) as first, SoftwareGuest.for_device(first) as guest:
+        driver = Storvsc(guest, guest.enable())
+        driver.initialize()
+        assert driver.write(0, b"o" * 4096).wait().good
+        guest.disconnect()
+        first.close()
+        os.link(path, kept)
+        path.unlink()
+        for _ in range(2):  # it does not become the guest's disk by waiting
+            with ScsiController([spec]) as second, serving(second) as (_, socket, _):
+                guest.reconnect(socket)
+                for request in (driver.write(0, b"n" * 512), driver.read(0, 8)):
+                    assert request.wait().sense_code == no_medium
+                assert driver.command("12 00 00 00 24 00", room=36).good
+                assert second.attach(f"{tmp_path / 'more.raw'}:1M") == 1
+                assert driver.write(0, b"n" * 512, lun=1).wait().good
+                guest.disconnect()
+            assert path.read_bytes() == bytes(MIB)
+        assert "is another file than the guest has had" in caplog.text
+        with ScsiController([str(kept)]) as third, serving(third) as (_, socket, _):
+            guest.reconnect(socket)
+            assert driver.read(0, 8).wait().data == b"o" * 4096, "whatever its name"
+            guest.disconnect()
+        with ScsiController([spec]) as fourth, serving(fourth) as (_, socket, _):
+            guest.reconnect(socket)
+            assert driver.read(0, 8).wait().sense_code == no_medium
+            guest.reset()
+            driver = Storvsc(guest, guest.enable())
+            driver.initialize()
+            assert driver.read(0, 8).wait().data == bytes(4096), "a guest that starts has it"
+            guest.disconnect()
+            guest.reconnect(socket)
+            assert driver.read(0, 8).wait().data == bytes(4096)
+            guest.close()
+
+
 def test_malformed_packets_cost_themselves_only(rig: Rig) -> None:
     chance = random.Random(5)
     for size in (0, 1, 4, 8, 12, 40, 48, 63, 64, 200, 256):

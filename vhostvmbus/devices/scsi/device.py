@@ -26,13 +26,13 @@ from uuid import UUID
 
 from vhostvmbus.channel import Channel, Packet, PacketChannel
 from vhostvmbus.device import Device
-from vhostvmbus.devices.scsi import sense, storvsp
+from vhostvmbus.devices.scsi import marks, sense, storvsp
 from vhostvmbus.devices.scsi.answers import Complaints
 from vhostvmbus.devices.scsi.disk import DiskSpec, parse_disk
 from vhostvmbus.devices.scsi.lease import Lease
 from vhostvmbus.devices.scsi.leaving import Leaving
 from vhostvmbus.devices.scsi.plan import rules
-from vhostvmbus.devices.scsi.requests import Disk, Requests
+from vhostvmbus.devices.scsi.requests import Disk, Requests, mark_of
 from vhostvmbus.devices.scsi.session import Answer, CreateSubChannels, Execute, Reset, Session
 from vhostvmbus.devices.scsi.storvsp import EXECUTE_SRB, Operation, SrbStatus, Version
 from vhostvmbus.devices.scsi.unit import BLOCK_SIZE, Backing, Identity, LogicalUnit
@@ -158,6 +158,7 @@ class ScsiController(Device):
             unit = LogicalUnit(backing, identity, MAX_TRANSFER_BYTES // BLOCK_SIZE)
             unit.changed = unit.stragglers.gone = self.replan
             self._disks[lun] = Disk(unit)
+        self._keep_marks()
         self.replan()
         self._announce()
         return lun
@@ -178,6 +179,7 @@ class ScsiController(Device):
         with self._lock:
             disk = self._disks.pop(lun)
         disk.removed = True
+        self._keep_marks()
         self.replan()
         self._announce()
         deadline = time.monotonic() + timeout
@@ -191,6 +193,33 @@ class ScsiController(Device):
     def resized(self, lun: int) -> None:
         """Tells the guest that the capacity of a disk has changed (unit attention 2Ah/09h)."""
         self._disks[lun].unit.raise_attention(sense.CAPACITY_CHANGED)
+
+    def _keep_marks(self) -> None:
+        """Notes which file each disk of the running guest is, for the next back end."""
+        primary = self._open.get(0)
+        if primary is not None:
+            kept = {lun: disk.mark for lun, disk in list(self._disks.items()) if disk.mark}
+            with contextlib.suppress(ChannelClosed):
+                primary.channel.note = marks.pack(kept)
+
+    def _compare_marks(self, note: bytes) -> None:
+        """Hides what is in the place of a disk that the guest has had from an earlier back end."""
+        for lun, mark in marks.parse(note).items():
+            disk = self._disks.get(lun)
+            if disk is not None and disk.mark and disk.mark != mark:
+                disk.mark = mark  # it is what the guest has had, for whoever comes next
+                disk.unit.replaced = True
+                _log.error(
+                    "%s: LUN %d, %r, is another file than the guest has had; the guest finds no "
+                    "medium until it starts again, or this is restarted with the right file",
+                    self.name, lun, disk.unit.backing,
+                )  # fmt: skip
+
+    def _show_all(self) -> None:
+        """Forgets which files a guest before had: this one has not seen any."""
+        for disk in list(self._disks.values()):
+            disk.unit.replaced = False
+            disk.mark = mark_of(disk.unit.backing)
 
     def _announce(self) -> None:
         """Sends ENUMERATE_BUS to a guest that has finished its initialization."""
@@ -253,6 +282,7 @@ class ScsiController(Device):
         """Starts the negotiation of a channel; a subchannel's is its primary's."""
         if not channel.index:
             self._leaving.end()
+            self._show_all()
         primary = self._open.get(0) if channel.index else None
         if primary is not None and primary.session.is_ready and primary.session.version is None:
             self.resumed(channel)
@@ -267,15 +297,21 @@ class ScsiController(Device):
         self._open[channel.index] = _Open(channel, session, Lease(), threading.Lock())
         if session.is_ready:
             self.replan()
+        if not channel.index:
+            self._keep_marks()
 
     def resumed(self, channel: Channel) -> None:
         """Takes the guest as initialized: it went on while there was no back end."""
+        if not channel.index:
+            self._compare_marks(channel.note)
         session = Session.resumed(
             max_transfer_bytes=MAX_TRANSFER_BYTES,
             max_sub_channels=self.max_channels - 1,
             max_version=self._protocol,
         )
         self._open[channel.index] = _Open(channel, session, Lease(), threading.Lock())
+        if not channel.index:
+            self._keep_marks()
         self.replan()
 
     def unplug_requested(self) -> None:

@@ -25,6 +25,7 @@ from typing import Final
 
 from vhostvmbus.devices.scsi.formats import advice, find_format
 from vhostvmbus.devices.scsi.locking import DiskLocked, lock_image
+from vhostvmbus.devices.scsi.marks import mark_of
 from vhostvmbus.devices.scsi.unit import BLOCK_SIZE, DataBuffer, Direct, Identity
 
 _KEEP_SIZE: Final = 0x01
@@ -148,6 +149,10 @@ class FileDisk:
     def fileno(self) -> int:
         """Returns the open file, which stays the disk's."""
         return self._fd
+
+    def mark(self) -> bytes:
+        """Returns what tells this file from all others, whatever their names."""
+        return mark_of(self._fd)
 
     def direct(self) -> Direct | None:
         """Returns the file, for a plan; without the padding of an odd-sized image."""

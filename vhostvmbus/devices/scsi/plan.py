@@ -55,7 +55,7 @@ def rules(lun: int, unit: LogicalUnit, packet_sizes: tuple[int, ...]) -> Iterato
     """Yields the rules for a unit as it is now; none if every command has to be looked at."""
     backing = unit.backing
     target = backing.direct() if isinstance(backing, DirectBacking) else None
-    if target is None or unit.attentions or unit.stragglers:
+    if target is None or unit.attentions or unit.stragglers or unit.replaced:
         return
     for command in _COMMANDS:
         if command.operation is Operation.WRITE and (backing.read_only or not unit.write_cache):

@@ -27,11 +27,12 @@ from vhostvmbus.devices.scsi.cdb import Opcode
 from vhostvmbus.devices.scsi.commands import Outcome, execute, is_slow
 from vhostvmbus.devices.scsi.lease import Cancelled, Lease, Patience
 from vhostvmbus.devices.scsi.leaving import Leaving
+from vhostvmbus.devices.scsi.marks import Marked
 from vhostvmbus.devices.scsi.pool import IoPool
 from vhostvmbus.devices.scsi.resets import Barrier, Barriers
 from vhostvmbus.devices.scsi.session import Reset
 from vhostvmbus.devices.scsi.storvsp import Operation, Srb, SrbStatus
-from vhostvmbus.devices.scsi.unit import DataBuffer, LogicalUnit, NoData, Request
+from vhostvmbus.devices.scsi.unit import Backing, DataBuffer, LogicalUnit, NoData, Request
 from vhostvmbus.wire.errors import GuestError, VmbusError
 from vhostvmbus.wire.ntstatus import NtStatus
 
@@ -42,13 +43,20 @@ CLOSE_SECONDS: Final = 5.0
 _NO_DATA: Final = NoData()
 
 
+def mark_of(backing: Backing) -> bytes:
+    """Returns what tells a disk from others, empty if nothing does."""
+    return backing.mark() if isinstance(backing, Marked) else b""
+
+
 class Disk:
     """An attached disk: its logical unit and the packets that are using it."""
 
-    __slots__ = ("removed", "unit", "users")
+    __slots__ = ("mark", "removed", "unit", "users")
 
     def __init__(self, unit: LogicalUnit) -> None:
         self.unit = unit
+        self.mark = mark_of(unit.backing)
+        """The mark of the disk that the guest has had; empty if the backing has none."""
         self.users: set[Packet] = set()
         self.removed = False
 

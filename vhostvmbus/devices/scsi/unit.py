@@ -182,6 +182,9 @@ class LogicalUnit:
     """The sense data of a command that could not take them along, for REQUEST SENSE to fetch."""
     attentions: deque[Sense] = field(default_factory=deque)
     """Unit attention conditions to report, oldest first."""
+    replaced: bool = False
+    """The disk is another one than the guest has had, and is not shown until the guest starts
+    again."""
     stragglers: Stragglers = field(default_factory=Stragglers)
     """The steps of channels that are closed, as long as they go on: the unit is not ready then."""
     changed: Callable[[], None] = _nobody

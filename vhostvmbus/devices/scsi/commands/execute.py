@@ -23,6 +23,7 @@ from vhostvmbus.devices.scsi.sense import (
     BECOMING_READY,
     INVALID_OPCODE,
     LOGICAL_UNIT_NOT_SUPPORTED,
+    MEDIUM_NOT_PRESENT,
     CheckCondition,
     Sense,
     from_os_error,
@@ -101,6 +102,8 @@ def _check(unit: LogicalUnit, command: Command, cdb: bytes, cdb_length: int) -> 
         raise invalid_field(cdb_length)
     if cdb[command.length - 1] & 0x04:  # NACA
         raise invalid_field(command.length - 1, 2)
+    if unit.replaced and command.medium:
+        raise CheckCondition(MEDIUM_NOT_PRESENT)
     if unit.stragglers and command.medium:
         raise CheckCondition(BECOMING_READY)
 
