@@ -18,7 +18,7 @@ from tests.support.scsi_guest import MIB, Rig, make_image
 from tests.support.waiting import eventually, in_thread
 from vhostvmbus.devices.scsi import ScsiController, lease
 from vhostvmbus.devices.scsi.disk import FileDisk
-from vhostvmbus.guest import SoftwareGuest
+from vhostvmbus.guest import SoftwareGuest, serving
 from vhostvmbus.guest.storvsc import RESET_BUS, PendingRequest, Storvsc
 
 BLOCKS = 8 * MIB // 512
@@ -122,6 +122,29 @@ def test_nothing_is_changed_after_the_acknowledgement(
     assert disk.steps == steps == 1
     assert driver.read(BLOCKS - 8, 8).wait().data == new
     assert rig.image.read_bytes() == content[:-4096] + new
+
+
+def test_the_connection_ends(disk: HeldDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then nothing goes on either; the next connection does once more what was not done."""
+    monkeypatch.setattr(lease, "STEP_BYTES", MIB)
+    with ScsiController([disk]) as controller, serving(controller) as (_, path, _):
+        guest = SoftwareGuest.connect(path)
+        rig = Rig(Path(disk.path), controller, guest)
+        disk.held = True
+        request = write_same(rig.driver)
+        assert disk.running.wait(10)
+        held = controller._open[0].lease
+        ending, _ = in_thread(guest.disconnect)
+        eventually(lambda: held.over)
+        disk.go.set()
+        ending.join(20)
+        eventually(lambda: not controller._disks[0].users)
+        assert disk.steps == 1
+        disk.held = False
+        guest.reconnect(path)
+        assert request.wait().good
+        assert rig.image.read_bytes() == b"\xaa" * 8 * MIB
+        guest.close()
 
 
 @pytest.mark.parametrize("end", ENDS, ids=["close", "reset"])
