@@ -10,6 +10,8 @@ Invariants:
   in order.
 * A run's folder is held by a lock. One that nobody holds was left by a process that was killed,
   and the next run removes it.
+* What a run writes is in folders that nobody else can write to: what lies in ``/tmp`` under our
+  name may be somebody else's, and is used only if it is a folder of ours, and closed to others.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ import fcntl
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,10 +37,7 @@ class RunFolder:
     """A folder for the sockets, disks and logs of one run; gone after :meth:`close`."""
 
     def __init__(self) -> None:
-        room = cache_root() / "runs"
-        if len(str(room)) > SOCKET_PATH_LIMIT:
-            room = Path(tempfile.gettempdir()) / f"vhostvmbus-{os.getuid()}"
-        room.mkdir(mode=0o700, exist_ok=True)
+        room = room_for_runs()
         with _held(room / ".lock"):
             # Nobody makes a folder meanwhile, so one that is not held is one that was left.
             for folder in left_over(room):
@@ -52,6 +52,45 @@ class RunFolder:
             shutil.rmtree(self.path, ignore_errors=True)
             os.close(self._lock)
             self._lock = -1
+
+
+def room_for_runs() -> Path:
+    """Returns the folder that the folders of runs are in, made if absent.
+
+    It is in the cache, unless its path would be too long for a socket in it, or it is not ours.
+    """
+    room = cache_root() / "runs"
+    if len(str(room)) <= SOCKET_PATH_LIMIT:
+        room.mkdir(mode=0o700, exist_ok=True)
+        if _is_ours(room.resolve()):
+            return room
+    return _short_room()
+
+
+def _short_room() -> Path:
+    """Returns a folder of ours in ``/tmp``: the same one for every run that finds it.
+
+    Whoever else has put something there under the usual name does not get our runs into it.
+    """
+    usual = Path(tempfile.gettempdir()) / f"vhostvmbus-{os.geteuid()}"
+    with contextlib.suppress(FileExistsError):
+        usual.mkdir(mode=0o700)
+    for room in (usual, *sorted(usual.parent.glob(f"{usual.name}-*"))):
+        if _is_ours(room):
+            return room
+    return Path(tempfile.mkdtemp(prefix=f"{usual.name}-"))
+
+
+def _is_ours(room: Path) -> bool:
+    """Returns whether ``room`` is a folder, no link to one, that only we can write to."""
+    try:
+        found = room.lstat()
+    except OSError:  # it has just gone
+        return False
+    others = stat.S_IWGRP | stat.S_IWOTH
+    return (
+        stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & others
+    )
 
 
 def _open_lock(path: Path) -> int:
