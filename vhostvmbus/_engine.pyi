@@ -829,6 +829,7 @@ class Lib:
     VVB_NET_E_RNDIS: Final[int]
     VVB_NET_E_INFO: Final[int]
     VVB_NET_E_FRAME: Final[int]
+    def vvb_file_page_size(self, fd: int, /) -> int: ...
     def vvb_region_new(
         self, gpa: int, size: int, fd: int, offset: int, err: Address[c_int], /
     ) -> Pointer[vvb_region]: ...

@@ -82,6 +82,8 @@ struct vvb_segs {
     uint64_t total; /* bytes */
 };
 
+/* The size of the pages that a file is mapped in: more than 4096 for one of hugetlbfs. */
+uint64_t vvb_file_page_size(int fd);
 struct vvb_region *vvb_region_new(uint64_t gpa, uint64_t size, int fd, uint64_t offset, int *err);
 void vvb_region_free(struct vvb_region *region);
 /* Replaces the file's pages by private zero pages; stale views stay harmless. */

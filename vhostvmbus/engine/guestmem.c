@@ -25,15 +25,14 @@ static pthread_mutex_t users_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t users_gone = PTHREAD_COND_INITIALIZER;
 static int users_waiters;
 
-/* The size of the pages that back fd: what one SIGBUS costs, and what a mapping is aligned to. */
-static size_t backing_page_size(int fd)
+uint64_t vvb_file_page_size(int fd)
 {
     struct statfs fs;
 
     if (!fstatfs(fd, &fs) && fs.f_type == HUGETLBFS_MAGIC) {
-        return (size_t)fs.f_bsize;
+        return (uint64_t)fs.f_bsize;
     }
-    return (size_t)sysconf(_SC_PAGESIZE);
+    return (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
 struct vvb_region *vvb_region_new(uint64_t gpa, uint64_t size, int fd, uint64_t offset, int *err)
@@ -60,7 +59,7 @@ struct vvb_region *vvb_region_new(uint64_t gpa, uint64_t size, int fd, uint64_t 
         *err = errno;
         goto fail;
     }
-    region->guard = vvb_guard_add(region->host, size, backing_page_size(region->fd));
+    region->guard = vvb_guard_add(region->host, size, vvb_file_page_size(region->fd));
     if (region->guard < 0) {
         *err = -region->guard;
         goto fail;

@@ -154,11 +154,18 @@ def _check(shared: SharedRegion) -> _Wanted:
         if not is_shared_memory(fd):
             raise RegionInvalid(
                 "a memory region's descriptor is not a file of shared memory: a memfd, or one of"
-                " tmpfs or hugetlbfs"
+                " tmpfs"
             )
         status = os.fstat(fd)
     except OSError as error:
         raise RegionInvalid(f"a memory region's descriptor: {error}") from error
+    page = lib.vvb_file_page_size(fd)
+    if page != PAGE_SIZE:
+        raise RegionInvalid(
+            f"guest memory in pages of {page >> 10} KiB: rings are mapped in pages of 4 KiB; start"
+            " QEMU with memory that is not hugetlb (transparent huge pages will do)",
+            NtStatus.NOT_SUPPORTED,
+        )
     if status.st_size < offset + size:
         raise RegionInvalid(
             f"the region ends at {offset + size:#x} of its file, which has"

@@ -83,6 +83,18 @@ def test_no_other_program_inherits_guest_memory() -> None:
     os.close(fd)
 
 
+def test_huge_pages_are_refused_with_the_reason() -> None:
+    """At once: the first region, which could be mapped, like those whose rings could not be."""
+    fd = os.memfd_create("huge", os.MFD_CLOEXEC | os.MFD_HUGETLB)
+    os.ftruncate(fd, 4 * MIB)
+    memory = GuestMemory()
+    for offset in (0, 768 << 10):
+        with pytest.raises(errors.RegionInvalid, match=r"2048 KiB.*not hugetlb") as caught:
+            memory.add_region(offset, 640 << 10, fd, offset)
+        assert caught.value.status == NtStatus.NOT_SUPPORTED
+    os.close(fd)
+
+
 def test_the_number_of_regions_is_bounded(ram: Ram) -> None:
     memory = GuestMemory()
     for number in range(MAX_REGIONS):
