@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import pwd
 import shutil
 import sys
 import tempfile
@@ -24,7 +25,9 @@ KEY_LENGTH = 20
 
 def cache_root() -> Path:
     """Returns the cache folder, ``$XDG_CACHE_HOME`` or ``~/.cache``, and makes it if absent."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    base = os.environ.get("XDG_CACHE_HOME")
+    if not base:
+        base = os.path.join(os.environ.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir, ".cache")
     root = Path(base) / "vhostvmbus"
     root.mkdir(parents=True, exist_ok=True)
     return root

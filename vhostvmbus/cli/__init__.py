@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from vhostvmbus.cli import serve, stats, trial, vm
+from vhostvmbus.cli.words import in_words, say
 
 
 class Terminated(KeyboardInterrupt):
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, _on_signal)
     try:
         status = options.run(options)
+        sys.stdout.flush()
     except Terminated:
         status = 128 + signal.SIGTERM
     except KeyboardInterrupt:
@@ -56,6 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = 128 + signal.SIGINT
     except BrokenPipeError:
         # Whoever read our output has gone; say nothing more, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         status = 128 + signal.SIGPIPE
+    except OSError as error:
+        say(f"vhostvmbus {options.command}: {in_words(error)}")
+        _drop_output()
+        status = 1
     return int(status)
+
+
+def _drop_output() -> None:
+    """Has what is in stdout's buffer go nowhere at exit, as it cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,11 +3,11 @@
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
+from vhostvmbus.cli.words import in_words, say
 from vhostvmbus.observe.statistics import read_statistics, statistics_path
 
 HELP = "show the counters of a device that is being served"
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
             found = read_statistics(options.socket)
         except (OSError, ValueError) as error:
             where = statistics_path(options.socket)
-            print(f"vhostvmbus stats: {where}: {error}", file=sys.stderr)
+            say(f"vhostvmbus stats: {where}: {in_words(error)}")
             return 1
         print(
             json.dumps(found, indent=None if options.watch else 2)

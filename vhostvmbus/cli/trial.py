@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Callable
 
+from vhostvmbus.cli.words import say
 from vhostvmbus.device import Device
 from vhostvmbus.device.loading import LoadError, load_device
 from vhostvmbus.guest import Exchange, GuestRam, GuestSideError, SoftwareGuest, Trial, try_channel
@@ -74,10 +75,10 @@ def run(options: argparse.Namespace) -> int:
         with SoftwareGuest.for_device(device, ram=_ram(options)) as guest:
             trial, errors = _try(guest, options)
     except RequestRefused as error:
-        print(f"vhostvmbus try: the device refused: {error}", file=sys.stderr)
+        say(f"vhostvmbus try: the device refused: {error}")
         return 1
     except (LoadError, GuestSideError, VmbusError, ValueError) as error:
-        print(f"vhostvmbus try: {error}", file=sys.stderr)
+        say(f"vhostvmbus try: {error}")
         return 2
     return _report(device, trial, errors, check, options)
 

@@ -7,7 +7,6 @@ Only a command's own output goes to stdout; everything else is said on stderr.
 import argparse
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import vhostvmbus
 from vhostvmbus.cli.printer import Printer
+from vhostvmbus.cli.words import in_words, say
 from vhostvmbus.devices.net.link import LinkDown
 from vhostvmbus.devices.net.link.passt import Passt
 from vhostvmbus.devices.net.link.spec import SpecError, parse
@@ -28,7 +28,8 @@ HELP = "start a guest whose disks Python serves over VMBus"
 EPILOG = f"""\
 Without --cmd you get a root shell on the guest's serial console. {terminal.HELP}.
 
-exit status: the command's own; 124 when the time was up; 125 when the machine failed
+exit status: the command's own; 124 when the time was up; 125 when the machine failed, or the
+command's output could not be written
 """
 PACKAGE = Path(vhostvmbus.__file__).parent
 TIMED_OUT = 124
@@ -87,11 +88,6 @@ def _processors(text: str) -> int:
     return value
 
 
-def say(text: str) -> None:
-    """Tells the user something, on stderr."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def run(options: argparse.Namespace) -> int:
     """Starts the machine and does what was asked."""
     try:
@@ -101,6 +97,11 @@ def run(options: argparse.Namespace) -> int:
         return TIMED_OUT
     except VmError as error:
         say(f"vhostvmbus vm: {error}")
+        return FAILED
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk, a folder that may not be written to ...
+        say(f"vhostvmbus vm: {in_words(error)}")
         return FAILED
 
 
@@ -201,7 +202,9 @@ def _run(plan: MachinePlan, options: argparse.Namespace) -> int:
         left = max(1.0, deadline - time.monotonic())
         result = machine.run(script, left, stdout=_sink(1), stderr=_sink(2))
         machine.poweroff()
-        return result.status
+        for port, error in result.lost.items():
+            say(f"vhostvmbus vm: the command's {port} could not be written: {in_words(error)}")
+        return FAILED if result.lost else result.status
 
 
 @contextlib.contextmanager
@@ -211,6 +214,8 @@ def _told_at_the_end(machine: Machine, printer: Printer) -> Iterator[None]:
         yield
     finally:
         printer.close()
+        if error := machine.streams.log_error:
+            say(f"the console log is not whole: {in_words(error)}")
         for output in machine.outputs:
             if output.fate:
                 say(output.fate)
@@ -223,7 +228,7 @@ def _made(disks: Sequence[Path | str]) -> list[str]:
         for spec in specs:
             spec.open().close()
     except (ValueError, OSError) as error:
-        raise SetupError(str(error)) from error
+        raise SetupError(in_words(error)) from error
     return [spec.path for spec in specs]
 
 

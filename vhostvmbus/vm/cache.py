@@ -13,10 +13,13 @@ Invariants:
 import contextlib
 import fcntl
 import os
+import pwd
 import re
 import shutil
 import time
 from pathlib import Path
+
+from vhostvmbus.vm.errors import SetupError
 
 UNUSED_SECONDS = 30 * 86400
 KEPT_LOGS = 10
@@ -26,11 +29,25 @@ KEY = re.compile(r"(?:.+-)?[0-9a-f]{20}(?:\.cpio)?")
 
 
 def cache_root() -> Path:
-    """Returns the project's cache folder, made if absent: ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    """Returns the project's cache folder, made if absent: ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Raises SetupError if neither says where that is.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(_home(), ".cache")
+    if not os.path.isabs(base):
+        raise SetupError(f"the cache cannot be in {base}: XDG_CACHE_HOME and HOME begin with a /")
     root = Path(base) / "vhostvmbus"
     root.mkdir(parents=True, exist_ok=True)
     return root
+
+
+def _home() -> str:
+    if home := os.environ.get("HOME"):
+        return home
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        raise SetupError("there is no folder for the cache: set HOME or XDG_CACHE_HOME") from None
 
 
 def new_log(kind: str, name: str) -> Path:
@@ -39,7 +56,7 @@ def new_log(kind: str, name: str) -> Path:
     Of the logs of its kind that are there, removes all but the newest.
     """
     logs = cache_root() / "logs"
-    logs.mkdir(exist_ok=True)
+    logs.mkdir(mode=0o700, exist_ok=True)  # what guests and devices write is their owner's
     for path in sorted(logs.glob(f"{kind}-*.log"), key=_last_written)[:-KEPT_LOGS]:
         path.unlink(missing_ok=True)
     return logs / f"{kind}-{name}.log"

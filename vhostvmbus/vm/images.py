@@ -6,6 +6,7 @@ what is missing and print where it is; their progress goes to stderr. Without th
 package installed by itself) a caller must name QEMU, kernel and root disk.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -136,9 +137,16 @@ def find_initramfs(kernel: Kernel) -> Path:
     if not use(result):
         data = build_initramfs(scripts, inittab, busybox, kernel.modules, extras)
         with tempfile.NamedTemporaryFile(dir=room, prefix=".work-", delete=False) as work:
-            work.write(data)
-        os.chmod(work.name, 0o644)
-        os.replace(work.name, result)
+            try:
+                work.write(data)
+                work.flush()
+                os.chmod(work.name, 0o644)
+                os.replace(work.name, result)
+            except BaseException as error:
+                os.unlink(work.name)
+                if isinstance(error, OSError):
+                    raise SetupError(f"{result} cannot be made: {error.strerror}") from error
+                raise
     return result
 
 
@@ -152,21 +160,26 @@ def copy_sparse(source: Path, target: Path) -> None:
     with open(source, "rb") as from_file, open(target, "xb") as to_file:
         from_fd, to_fd = from_file.fileno(), to_file.fileno()
         size = os.fstat(from_fd).st_size
-        os.ftruncate(to_fd, size)
         try:
-            fcntl.ioctl(to_fd, 0x40049409, from_fd)  # FICLONE
-            return
-        except OSError:
-            pass
-        offset = 0
-        while offset < size:
-            try:
-                start = os.lseek(from_fd, offset, os.SEEK_DATA)
-            except OSError:  # ENXIO: nothing but a hole up to the end
-                break
-            offset = os.lseek(from_fd, start, os.SEEK_HOLE)
-            while start < offset:
-                start += _copy_some(from_fd, to_fd, start, offset - start)
+            os.ftruncate(to_fd, size)
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(to_fd, 0x40049409, from_fd)  # FICLONE
+                return
+            _copy_data(from_fd, to_fd, size)
+        except OSError as error:
+            raise SetupError(f"{source} cannot be copied to {target}: {error.strerror}") from error
+
+
+def _copy_data(from_fd: int, to_fd: int, size: int) -> None:
+    offset = 0
+    while offset < size:
+        try:
+            start = os.lseek(from_fd, offset, os.SEEK_DATA)
+        except OSError:  # ENXIO: nothing but a hole up to the end
+            break
+        offset = os.lseek(from_fd, start, os.SEEK_HOLE)
+        while start < offset:
+            start += _copy_some(from_fd, to_fd, start, offset - start)
 
 
 def _copy_some(from_fd: int, to_fd: int, offset: int, length: int) -> int:

@@ -10,10 +10,11 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from uuid import NAMESPACE_URL, uuid5
 
 from vhostvmbus.vm import images
 from vhostvmbus.vm.backend import SERVE, BackEndProcess
@@ -28,6 +29,8 @@ from vhostvmbus.vm.streams import Sink, Streams, discard
 
 POWEROFF_PATIENCE = 60.0
 LOOK_INTERVAL = 0.2
+REPORT_PATIENCE = 1.0
+"""Seconds that a kernel gets to finish its report of what went wrong."""
 ROOT_SERIAL = "vhostvmbus-root"
 """The serial number by which the guest knows its root disk, however Linux names it."""
 
@@ -92,6 +95,8 @@ class Result:
     status: int
     stdout: bytes
     stderr: bytes
+    lost: Mapping[str, OSError] = field(default_factory=dict)
+    """The streams, ``stdout`` and ``stderr``, of which a sink did not take all, and why."""
 
 
 class Machine:
@@ -102,11 +107,15 @@ class Machine:
         self.backends: list[BackEndProcess] = []
         self.backends_may_end = False
         """True while a test kills back ends on purpose."""
-        self._folder = RunFolder()
         self.outputs: list[DeviceOutput] = []
         """The output of the devices of the user's own, if it is shown."""
-        self._log_path = plan.console_log or new_log("console", self._folder.path.name)
-        self._log = open(self._log_path, "wb", buffering=0)  # noqa: SIM115 - closed by close()
+        self._folder = RunFolder()
+        try:
+            self._log_path = plan.console_log or new_log("console", self._folder.path.name)
+            self._log = open(self._log_path, "wb", buffering=0)  # noqa: SIM115 - close()
+        except BaseException:
+            self._folder.close()
+            raise
         self._streams = Streams(self._log)
         self._qemu: Child | None = None
         self._monitor: Monitor | None = None
@@ -266,9 +275,16 @@ class Machine:
             return self._streams.console.last_lines()
 
     def _check(self) -> None:
-        if self._streams.console.panic is not None:
-            time.sleep(1.0)  # let it finish its report
-            raise GuestFailure(f"the guest died: {self._streams.console.panic}", self._last_lines())
+        console = self._streams.console
+        if console.panic is not None:
+            time.sleep(REPORT_PATIENCE)
+            raise GuestFailure(f"the guest died: {console.panic}", self._last_lines())
+        if console.booting and console.trouble is not None:
+            time.sleep(REPORT_PATIENCE)
+            if console.booting:  # it may have come up all the same
+                with self._streams.changed:
+                    report = list(console.report)
+                raise GuestFailure(f"the guest did not come up: {console.trouble}", report)
         status = self.qemu.status
         if status is not None:
             time.sleep(LOOK_INTERVAL)  # what it wrote last is still on its way
@@ -317,6 +333,7 @@ class Machine:
         Output goes to the sinks as it comes, or else into the result.
         """
         out, err = bytearray(), bytearray()
+        self._streams.lost.clear()
         self._streams.stdout = stdout or out.extend
         self._streams.stderr = stderr or err.extend
         boots = self.boots
@@ -332,7 +349,7 @@ class Machine:
                 raise GuestFailure("the guest rebooted while the command ran", self._last_lines())
         finally:
             self._streams.stdout = self._streams.stderr = discard
-        return Result(control.exits[number], bytes(out), bytes(err))
+        return Result(control.exits[number], bytes(out), bytes(err), dict(self._streams.lost))
 
     def check(self, script: str | bytes, timeout: float = 120.0) -> str:
         """Runs a script that has to succeed; returns its standard output."""

@@ -6,16 +6,24 @@ sees one; :class:`Control` speaks the line protocol of the guest's agent, which 
 ``guest-images/initramfs/agent``.
 """
 
+import contextlib
 import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 KEPT_LINES = 40
-PANIC = re.compile(
-    r"^\[ *\d+\.\d+\](?:\[[^\]]*\])? (Kernel panic - not syncing.*)"
-    r"|^(vhostvmbus: fatal: .*)"
+REPORT_LINES = 80
+"""The most lines of a kernel's report that are kept."""
+_KERNEL = r"^\[ *\d+\.\d+\](?:\[[^\]]*\])? "
+"""The beginning of a line of the kernel's: the time, and who said it if that is shown."""
+PANIC = re.compile(rf"{_KERNEL}(Kernel panic - not syncing.*)|^(vhostvmbus: fatal: .*)")
+TROUBLE = re.compile(
+    _KERNEL + r"(BUG: unable to handle .*|BUG: kernel NULL pointer .*|kernel BUG at .*"
+    r"|.*: [0-9a-f]{4} \[#\d+\].*|watchdog: BUG: soft lockup .*)"
 )
+"""Lines after which a kernel does not come up, as a rule: an oops, a processor that hangs."""
+BEGINNING = re.compile(_KERNEL + "Linux version ")
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -25,21 +33,36 @@ class Console:
 
     sinks: list[Callable[[bytes], None]] = field(default_factory=list)
     panic: str | None = None
+    booting: bool = True
+    """Set while a boot is under way: from a kernel's first line until the guest is ready."""
+    trouble: str | None = None
+    """The first thing that went wrong in the kernel in the boot that is under way or was last."""
+    report: list[str] = field(default_factory=list)
+    """The lines from :attr:`trouble` on."""
     _partial: bytes = b""
     _lines: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_LINES))
 
     def feed(self, data: bytes) -> None:
         """Takes bytes from the port."""
         for sink in self.sinks:
-            sink(data)
+            with contextlib.suppress(OSError):  # what comes is looked at all the same
+                sink(data)
         lines = (self._partial + data).split(b"\n")
         self._partial = lines.pop()[-4096:]
         for raw in lines:
             line = ESCAPES.sub("", raw.decode(errors="replace")).rstrip("\r")
             self._lines.append(line)
-            found = PANIC.match(line)
-            if found and self.panic is None:
-                self.panic = found[1] or found[2]
+            self._look(line)
+
+    def _look(self, line: str) -> None:
+        if (found := PANIC.match(line)) and self.panic is None:
+            self.panic = found[1] or found[2]
+        if BEGINNING.match(line):
+            self.booting, self.trouble, self.report = True, None, []
+        elif self.booting and self.trouble is None and (found := TROUBLE.match(line)):
+            self.trouble = found[1]
+        if self.trouble is not None and len(self.report) < REPORT_LINES:
+            self.report.append(line)
 
     @property
     def pending(self) -> bytes:

@@ -24,15 +24,16 @@ def discard(data: bytes) -> None:
     """Drops output that nobody asked for."""
 
 
-def _write(log: BinaryIO, data: bytes) -> None:
-    log.write(data)
-
-
 class Streams:
     """The four ports of one machine. Give :attr:`guest_fds` to QEMU, then :meth:`start`."""
 
     def __init__(self, log: BinaryIO) -> None:
-        self.console = Console(sinks=[lambda data: _write(log, data)])
+        self.log_error: OSError | None = None
+        """The error that kept some of the console's output from its log."""
+        self.lost: dict[str, OSError] = {}
+        """The outputs that a sink did not take, and why; a reader that has gone is no loss."""
+        self._log = log
+        self.console = Console(sinks=[self._write_log])
         self.control = Control()
         self.stdout: Sink = discard
         self.stderr: Sink = discard
@@ -112,13 +113,24 @@ class Streams:
                 self._deliver(name, data)
 
     def _deliver(self, name: str, data: bytes) -> None:
-        # Whoever reads our output may have gone; the command goes on, as in a pipe without signals.
-        with contextlib.suppress(OSError):
-            if name == "console":
-                self.console.feed(data)
-            elif name == "control":
-                self.control.feed(data)
-            elif name == "stdout":
-                self.stdout(data)
-            else:
-                self.stderr(data)
+        if name == "console":
+            self.console.feed(data)
+        elif name == "control":
+            ready = self.control.ready
+            self.control.feed(data)
+            if self.control.ready > ready:
+                self.console.booting = False
+        elif name not in self.lost:  # what comes behind a gap is of no use
+            try:
+                (self.stdout if name == "stdout" else self.stderr)(data)
+            except BrokenPipeError:
+                pass  # the command goes on, as in a pipe without signals
+            except OSError as error:
+                self.lost[name] = error
+
+    def _write_log(self, data: bytes) -> None:
+        try:
+            while data:
+                data = data[self._log.write(data) :]
+        except OSError as error:
+            self.log_error = self.log_error or error

@@ -6,6 +6,7 @@ import hashlib
 import os
 import pty
 import re
+import resource
 import select
 import signal
 import subprocess
@@ -138,6 +139,33 @@ def test_a_mistake_gets_a_clear_message(words: Sequence[str], message: bytes, qe
     done = vm("--cmd", "true", *words, qemu=qemu)
     assert done.returncode == 125
     assert message in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_output_that_is_lost_is_a_failure(qemu: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*VM, "--qemu", qemu, "--no-root", "--net", "none", "--cmd", "echo lost"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            timeout=300,
+        )
+    assert done.returncode == 125
+    assert b"the command's stdout could not be written: No space left on device" in done.stderr
+
+
+def test_a_disk_that_is_too_full_for_an_image_is_said_in_words(qemu: Path) -> None:
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))  # noqa: E731
+    done = subprocess.run(
+        [*VM, "--qemu", qemu, "--cmd", "true"],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+        preexec_fn=limit,
+    )
+    assert done.returncode == 125
+    assert re.search(rb"vhostvmbus vm: .*\.(img|cpio).*: File too large\n$", done.stderr)
     assert b"Traceback" not in done.stderr
 
 
