@@ -22,6 +22,10 @@ from vhostvmbus.vhost_user.codec import MAX_FDS
 from vhostvmbus.vhost_user.errors import NotASocket, SocketInUse, WrongFds, WrongFdType
 
 _FD_SIZE = 4
+OWNER_ONLY = 0o600
+"""Permissions: nobody but the owner."""
+LOCK_PATIENCE = 10.0
+"""The seconds for which another process may be just replacing a socket."""
 
 
 def close_all(fds: Iterable[int]) -> None:
@@ -119,34 +123,65 @@ def require_stream_socket(fd: int, name: str) -> socket.socket:
 
 
 @contextlib.contextmanager
-def bind_listener(path: Path, mode: int | None = None) -> Iterator[socket.socket]:
+def bind_listener(
+    path: Path, mode: int = OWNER_ONLY, group: int | None = None
+) -> Iterator[socket.socket]:
     """Gives a socket that listens at ``path``; the file is removed in the end.
 
-    ``mode`` are the file's permissions, from the moment it exists (default: the umask's).
+    ``mode`` are the file's permissions, whatever the umask is, and ``group`` is the number of the
+    group that it gets. Nobody can connect to whom they do not allow it, at no moment.
 
     Raises :class:`SocketInUse` if a live process listens there, :class:`NotASocket` if something
-    else lies there.
+    else lies there, ``OSError`` that names the path if it cannot be listened at.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with _locked_directory(path.parent):
+        with _naming(path), _locked(path):
             _remove_stale(path)
-            if mode is not None:
-                # Linux takes the file's mode from the socket's (less the umask): no moment
-                # at which somebody else could connect.
-                os.fchmod(listener.fileno(), mode)
+            # Linux takes the file's mode from the socket's (less the umask).
+            os.fchmod(listener.fileno(), OWNER_ONLY)
             listener.bind(str(path))
             identity = _identity(path)
-            listener.listen(8)
+            try:
+                _permit(path, mode, group)
+                listener.listen(8)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
         try:
             yield listener
         finally:
-            with _locked_directory(path.parent):
-                # Somebody may have replaced it in the meantime; theirs stays.
-                if _identity(path) == identity:
-                    path.unlink()
+            # While it is listened at, nobody takes it for one that was left, and replaces it.
+            # Who did all the same keeps theirs.
+            if _identity(path) == identity:
+                path.unlink(missing_ok=True)
     finally:
         listener.close()
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Has an ``OSError`` name ``path``, which those of sockets do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        number, words = error.errno or errno.EINVAL, error.strerror or str(error)
+        raise OSError(number, words, str(path)) from error
+
+
+def _permit(path: Path, mode: int, group: int | None) -> None:
+    """Gives the socket's file its group, then its permissions."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        # By the descriptor: what lies at the path now may be another one.
+        this = f"/proc/self/fd/{fd}"
+        if group is not None:
+            os.chown(this, -1, group)
+        os.chmod(this, mode)
+    finally:
+        os.close(fd)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -158,18 +193,50 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def _locked_directory(directory: Path) -> Iterator[None]:
-    """Locks ``directory``: of two processes that find a stale socket, only one replaces it."""
+def _locked(path: Path) -> Iterator[None]:
+    """Locks ``path``: of two processes that find a stale socket, only one replaces it.
+
+    The lock is a file beside it that only its owner can open, and so only its owner can lock; it is
+    gone afterwards. Raises ``OSError`` if somebody has held it for :data:`LOCK_PATIENCE` seconds.
+    """
+    beside = path.with_name(f".{path.name}.lock")
+    deadline = time.monotonic() + LOCK_PATIENCE
+    while (fd := _try_lock(beside)) is None:
+        if time.monotonic() > deadline:
+            raise OSError(errno.EAGAIN, "another process holds this lock", str(beside))
+        time.sleep(0.01)
     try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield  # gone together with the socket; binding says so by itself
-        return
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
+        beside.unlink(missing_ok=True)
         os.close(fd)
+
+
+def _try_lock(path: Path) -> int | None:
+    """Returns the descriptor of the locked file ``path``, or ``None`` if another process has it."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags, OWNER_ONLY)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EROFS):
+            raise
+        words = f"{error.strerror}: the folder for a socket"
+        raise OSError(error.errno, words, str(path.parent)) from error
+    try:
+        found = os.fstat(fd)
+        if found.st_uid != os.geteuid():
+            raise OSError(errno.EPERM, "somebody else's lock is in the way", str(path))
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Who had the lock before has removed the file: it is another one that counts now.
+        if (found.st_dev, found.st_ino) == _identity(path):
+            return fd
+    except BlockingIOError:
+        pass
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return None
 
 
 def _remove_stale(path: Path) -> None:

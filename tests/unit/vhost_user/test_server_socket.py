@@ -5,8 +5,10 @@ connecting."""
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
+import stat
 import threading
 from pathlib import Path
 
@@ -14,12 +16,16 @@ import pytest
 
 from tests.support.vhost_user_server import Recorder, Running, running
 from tests.support.vhost_user_session import FEATURES, OFFER
+from tests.support.waiting import together
 from vhostvmbus.guest.front_end import FrontEnd
+from vhostvmbus.vhost_user import sockets
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.codec import encode
 from vhostvmbus.vhost_user.errors import NotASocket, SocketInUse
 from vhostvmbus.vhost_user.server import Server, serve
 from vhostvmbus.vhost_user.sockets import bind_listener
+
+NOBODY = 65534
 
 
 def test_connections_one_after_the_other(run: Running) -> None:
@@ -112,8 +118,85 @@ def test_somebody_elses_socket_is_left_alone_at_the_end(tmp_path: Path) -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="the folder for a socket") as caught:
         Server(Recorder(), tmp_path / "no" / "sock").run()
+    assert caught.value.filename == str(tmp_path / "no")
+
+
+def test_a_path_that_is_too_long_is_named(tmp_path: Path) -> None:
+    path = tmp_path / ("s" * 108)
+    with pytest.raises(OSError, match="too long") as caught:
+        Server(Recorder(), path).run()
+    assert caught.value.filename == str(path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o777])
+def test_a_socket_is_its_owners_alone_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with bind_listener(tmp_path / "sock"):
+            found = (tmp_path / "sock").stat()
+        with bind_listener(tmp_path / "shared", 0o660, NOBODY):
+            shared = (tmp_path / "shared").stat()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(found.st_mode) == 0o600
+    assert (stat.S_IMODE(shared.st_mode), shared.st_gid) == (0o660, NOBODY)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nobody_else_can_hold_up_start_and_end(tmp_path: Path) -> None:
+    """Whoever can read the folder can lock it."""
+    reader = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(reader, fcntl.LOCK_EX)
+    with running(tmp_path / "sock") as run, run.front_end() as front_end:
+        front_end.request(m.Reset())
+    os.close(reader)
+
+
+def test_somebody_elses_lock_is_an_error_at_once(tmp_path: Path) -> None:
+    lock = tmp_path / ".sock.lock"
+    lock.touch()
+    os.chown(lock, NOBODY, NOBODY)
+    with pytest.raises(PermissionError, match="somebody else's lock"):
+        Server(Recorder(), tmp_path / "sock").run()
+    assert list(tmp_path.iterdir()) == [lock]
+
+
+def test_a_lock_that_is_held_for_too_long_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "LOCK_PATIENCE", 0.02)
+    lock = tmp_path / ".sock.lock"
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    with pytest.raises(OSError, match="holds this lock"):
+        Server(Recorder(), tmp_path / "sock").run()
+    os.close(fd)
+
+
+def test_of_many_that_start_at_once_one_gets_a_stale_socket(tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+    everybody = threading.Barrier(6)
+    outcomes: list[str] = []
+
+    def start() -> None:
+        try:
+            with bind_listener(path):
+                outcomes.append("listens")
+                everybody.wait(10)
+        except SocketInUse:
+            outcomes.append("in use")
+            everybody.wait(10)
+
+    for _ in range(10):
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(path))
+        together(*[start] * 6)
+        assert sorted(outcomes) == ["in use"] * 5 + ["listens"]
+        outcomes.clear()
+    assert not list(tmp_path.iterdir())
 
 
 def test_connecting_server_waits_reconnects_and_stops(tmp_path: Path) -> None:

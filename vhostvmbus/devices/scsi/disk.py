@@ -316,10 +316,12 @@ def parse_size(text: str) -> int:
 def create_image(path: str, size: int) -> bool:
     """Makes a sparse image; returns ``False`` if it is there already with that size.
 
+    Only its owner can read it, whatever the umask is.
+
     Raises :class:`DiskError` if it is there with another size: an image is never resized.
     """
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         found = os.stat(path).st_size
         if found != size:
