@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Serves one device to front ends, one after the other, on a UNIX socket.
 
+One that comes while another one is served is turned away at once.
+
 Either side may listen ("vhost-user-vmbus", introduction). A connection that breaks the protocol is
 logged and closed, and the next one is served. Nothing is left behind: no descriptor of an old
 connection, no socket file after :meth:`Server.run`.
@@ -8,6 +10,7 @@ connection, no socket file after :meth:`Server.run`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -19,7 +22,9 @@ from pathlib import Path
 from vhostvmbus.vhost_user.backchannel import ANSWER_TIMEOUT
 from vhostvmbus.vhost_user.backend import BackEnd
 from vhostvmbus.vhost_user.connection import Connection
+from vhostvmbus.vhost_user.doorkeeper import turning_away
 from vhostvmbus.vhost_user.limits import ConnectionLimits
+from vhostvmbus.vhost_user.session import State
 from vhostvmbus.vhost_user.sockets import bind_listener
 from vhostvmbus.wire.errors import FrontEndError
 
@@ -99,7 +104,7 @@ class Server:
                 if self._wake in readable:
                     return
                 sock, _ = listener.accept()
-                self._serve(sock)
+                self._serve(sock, listener)
 
     def _run_connecting(self, ready: Callable[[], None] | None) -> None:
         if ready is not None:
@@ -117,7 +122,7 @@ class Server:
                 raise
             self._serve(sock)
 
-    def _serve(self, sock: socket.socket) -> None:
+    def _serve(self, sock: socket.socket, listener: socket.socket | None = None) -> None:
         self.connections += 1
         self.last_error = None
         log.info("a front end connected")
@@ -130,7 +135,13 @@ class Server:
                     limits=self._limits,
                     answer_timeout=self._answer_timeout,
                 )
-                connection.run()
+                session = connection.session
+                with contextlib.ExitStack() as stack:
+                    if listener is not None:
+                        stack.enter_context(
+                            turning_away(listener, sock, lambda: session.state is State.READY)
+                        )
+                    connection.run()
             except FrontEndError as error:
                 self.protocol_errors += 1
                 self.last_error = error

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.vhost_user_server import Recorder, Running, running
+from tests.support.vhost_user_server import Recorder, Running, assert_closed, running
 from tests.support.vhost_user_session import FEATURES, OFFER
-from tests.support.waiting import together
+from tests.support.waiting import eventually, in_thread, together
 from vhostvmbus.guest.front_end import FrontEnd
-from vhostvmbus.vhost_user import sockets
+from vhostvmbus.vhost_user import doorkeeper, sockets
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.codec import encode
 from vhostvmbus.vhost_user.errors import NotASocket, SocketInUse
@@ -36,16 +36,81 @@ def test_connections_one_after_the_other(run: Running) -> None:
     assert run.server.connections == 5
 
 
-def test_the_second_front_end_waits_for_the_first_to_leave(run: Running) -> None:
-    with run.front_end(), run.raw() as second:
+def test_a_second_front_end_is_turned_away_at_once(
+    run: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    with run.front_end() as first:
+        for _ in range(3):
+            with run.raw() as second:
+                with contextlib.suppress(OSError):
+                    second.sendall(encode(m.GetFeatures()))
+                assert_closed(second)
+        first.request(m.Reset())
+    assert caplog.messages == ["another front end is turned away: one is connected already"] * 3
+    run.wait_for_disconnect()
+    with run.front_end() as second_one:
+        second_one.request(m.Reset())
+    assert run.server.connections == 2
+
+
+def test_a_second_front_end_is_turned_away_while_a_request_is_carried_out(run: Running) -> None:
+    busy, done = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        busy.set()
+        assert done.wait(10)
+
+    run.back_end.reset = slow  # type: ignore[method-assign]
+    with run.front_end() as first:
+        thread, outcome = in_thread(lambda: first.request(m.Reset()))
+        assert busy.wait(10)
+        with run.raw() as second:
+            assert_closed(second)
+        done.set()
+        thread.join(10)
+    assert outcome == [m.Value(0)]
+
+
+def test_who_comes_while_the_first_one_leaves_is_served(run: Running) -> None:
+    leaving, go_on = threading.Event(), threading.Event()
+    disconnect = run.back_end.disconnect
+
+    def slow() -> None:
+        leaving.set()
+        assert go_on.wait(10)
+        disconnect()
+
+    run.back_end.disconnect = slow  # type: ignore[method-assign]
+    with run.raw():
+        eventually(lambda: run.server.connections)
+    assert leaving.wait(10)
+    with run.raw() as second:
         second.sendall(encode(m.GetFeatures()))
-        second.settimeout(0.2)
-        with pytest.raises(TimeoutError):
-            second.recv(1)
-        first_gone = second.dup()
-        first_gone.settimeout(10)
-    assert len(first_gone.recv(100)) == 20
-    first_gone.close()
+        go_on.set()
+        assert len(second.recv(100)) == 20
+
+
+def test_a_silent_one_makes_room(run: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doorkeeper, "HANDSHAKE_PATIENCE", 0.05)
+    with run.raw() as silent, run.raw() as half_way:
+        half_way.sendall(encode(m.GetFeatures()))
+        with run.front_end() as front_end:
+            front_end.request(m.Reset())
+            assert_closed(silent)
+        assert len(half_way.recv(100)) == 20
+        assert_closed(half_way)
+    assert run.server.connections == 3
+
+
+def test_a_silent_one_that_nobody_waits_for_may_take_its_time(
+    run: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doorkeeper, "HANDSHAKE_PATIENCE", 0.0)
+    with run.front_end(negotiate=False) as front_end:
+        eventually(lambda: run.server.connections)
+        assert front_end.negotiate() == OFFER.offer
+        front_end.request(m.Reset())
+    assert run.server.connections == 1
 
 
 def test_socket_file_is_removed_at_the_end(tmp_path: Path) -> None:
