@@ -7,23 +7,29 @@ The devices are found by themselves: a package ``vhostvmbus.devices.NAME`` with 
 
 import argparse
 import contextlib
+import grp
 import importlib
 import importlib.util
 import io
 import logging
 import os
 import pkgutil
+import socket
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from vhostvmbus import devices
+from vhostvmbus.cli.activation import ActivationError, handed_over
 from vhostvmbus.cli.log import set_up
+from vhostvmbus.cli.words import in_words, say
 from vhostvmbus.device import Device, DeviceHost
 from vhostvmbus.device.loading import LoadError, load_device
 from vhostvmbus.observe.statistics import serving_statistics
 from vhostvmbus.vhost_user.errors import NotASocket, SocketInUse
 from vhostvmbus.vhost_user.server import Server
+from vhostvmbus.vhost_user.sockets import OWNER_ONLY, bind_listener
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +101,12 @@ def device_names() -> list[str]:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--socket", required=True, metavar="PATH", help="the UNIX socket")
+    parser.add_argument("--socket", metavar="PATH",
+        help="the UNIX socket; not for one that systemd hands over")  # fmt: skip
+    parser.add_argument("--socket-mode", type=_mode, metavar="MODE",
+        help="the socket's permissions (0600); who may write may connect")  # fmt: skip
+    parser.add_argument("--socket-group", type=_group, metavar="GROUP",
+        help="the socket's group, a name or a number")  # fmt: skip
     parser.add_argument(
         "--connect",
         action="store_true",
@@ -108,12 +119,46 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
 
 
+def _mode(text: str) -> int:
+    value = int(text, 8)
+    if not 0 <= value <= 0o777:
+        raise argparse.ArgumentTypeError("three octal digits, 660 for instance")
+    return value
+
+
+def _group(text: str) -> int:
+    if text.isdigit():
+        return int(text)
+    try:
+        return grp.getgrnam(text).gr_gid
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"there is no group {text}") from None
+
+
+def _parse(options: argparse.Namespace) -> tuple[argparse.Namespace, socket.socket | None]:
+    """Returns what was asked for, and the socket that was handed over, if there is one."""
+    parser = _device_parser(options.device)
+    options = parser.parse_args(options.arguments)
+    handed = handed_over()
+    access = (options.socket_mode, options.socket_group)
+    if handed is None:
+        if options.socket is None:
+            parser.error("the following arguments are required: --socket")
+        if options.connect and access != (None, None):
+            parser.error("with --connect the socket is QEMU's, and so are its mode and group")
+        return options, None
+    if options.socket is not None or options.connect or access != (None, None):
+        parser.error("the socket is handed over: leave out --socket and what belongs to it")
+    options.socket = handed.getsockname()
+    return options, handed
+
+
 def run(options: argparse.Namespace) -> int:
     """Serves until interrupted."""
     try:
-        options = _device_parser(options.device).parse_args(options.arguments)
-    except ServeError as error:
-        print(f"vhostvmbus serve: {error}", file=sys.stderr)
+        options, handed = _parse(options)
+    except (ServeError, ActivationError) as error:
+        say(f"vhostvmbus serve: {error}")
         return 2
     set_up(options.verbose)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -123,19 +168,31 @@ def run(options: argparse.Namespace) -> int:
         make: Callable[[argparse.Namespace], Device] = options.make_device
         device = make(options)
     except (LoadError, ValueError, OSError) as error:
-        print(f"vhostvmbus serve: {error}", file=sys.stderr)
+        say(f"vhostvmbus serve: {in_words(error)}")
         return 1
     host = DeviceHost(device)
-    server = Server(host, options.socket, listen=not options.connect)
+    server = Server(
+        host, options.socket, listen=not options.connect, listener=_listener(options, handed)
+    )
     try:
         with _statistics(options, host):
             server.run(lambda: _tell(options))
     except (SocketInUse, NotASocket, OSError) as error:
-        print(f"vhostvmbus serve: {error}", file=sys.stderr)
+        say(f"vhostvmbus serve: {in_words(error)}")
         return 1
     finally:
         host.close()
     return 0
+
+
+def _listener(
+    options: argparse.Namespace, handed: socket.socket | None
+) -> contextlib.AbstractContextManager[socket.socket]:
+    """Returns what gives the socket to listen at, made when it is entered."""
+    if handed is not None:
+        return handed
+    mode = OWNER_ONLY if options.socket_mode is None else options.socket_mode
+    return bind_listener(Path(options.socket), mode, options.socket_group)
 
 
 @contextlib.contextmanager
@@ -146,7 +203,7 @@ def _statistics(options: argparse.Namespace, host: DeviceHost) -> Iterator[None]
             try:
                 stack.enter_context(serving_statistics(options.socket, host.stats))
             except (SocketInUse, NotASocket, OSError) as error:
-                log.warning("no statistics: %s", error)
+                log.warning("no statistics: %s", in_words(error))
         yield
 
 
@@ -155,4 +212,4 @@ def _tell(options: argparse.Namespace) -> None:
         os.write(options.ready_fd, b"\n")
         os.close(options.ready_fd)
     elif not options.connect:
-        print(f"listening on {options.socket}; Ctrl-C ends it", file=sys.stderr)
+        say(f"listening on {options.socket}; Ctrl-C ends it")

@@ -40,6 +40,7 @@ class Server:
     """A server of ``back_end``: :meth:`run` blocks, :meth:`stop` may be called from any thread.
 
     If ``listen`` is false it connects to ``path`` instead, again and again as connections end.
+    ``listener`` gives the socket to listen at, if that is not simply one at ``path``.
     ``limits`` and ``answer_timeout`` (seconds that a front end has to answer a back-end request)
     are for tests mostly.
     """
@@ -50,12 +51,14 @@ class Server:
         path: str | os.PathLike[str],
         *,
         listen: bool = True,
+        listener: contextlib.AbstractContextManager[socket.socket] | None = None,
         limits: ConnectionLimits | None = None,
         answer_timeout: float = ANSWER_TIMEOUT,
     ) -> None:
         self._back_end = back_end
         self._path = Path(path)
         self._listen = listen
+        self._listener = listener or bind_listener(self._path)
         self._limits = limits
         self._answer_timeout = answer_timeout
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -96,7 +99,7 @@ class Server:
         return bool(select.select([self._wake], [], [], timeout)[0])
 
     def _run_listening(self, ready: Callable[[], None] | None) -> None:
-        with bind_listener(self._path) as listener:
+        with self._listener as listener:
             if ready is not None:
                 ready()
             while True:

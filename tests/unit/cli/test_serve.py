@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``vhostvmbus serve`` as a process, at its edges: descriptors, folders, permissions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import EXAMPLES
+from tests.support.waiting import eventually
+from vhostvmbus.cli import activation, make_parser
+from vhostvmbus.cli.activation import ActivationError, handed_over
+from vhostvmbus.guest import SoftwareGuest
+
+SERVE = (sys.executable, "-m", "vhostvmbus", "serve")
+DEVICE = f"{EXAMPLES / 'pfn_digest.py'}:PfnDigest"
+NOBODY = 65534
+
+
+def listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+@contextlib.contextmanager
+def serving(
+    words: Sequence[str | Path], path: Path, **keywords: object
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs a program that serves at ``path``, until it is asked to end, which it has to do."""
+    process = subprocess.Popen(words, **keywords)  # type: ignore[call-overload]
+    try:
+        eventually(lambda: listens(path) or process.poll() is not None)
+        yield process
+        process.terminate()
+        assert process.wait(20) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "a.sock"
+
+
+def test_nothing_becomes_a_standard_descriptor(path: Path, tmp_path: Path) -> None:
+    words = [*SERVE, "scsi", f"{tmp_path / 'new.raw'}:1M", "--socket", str(path)]
+    with serving(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *words], path) as process:
+        for fd in range(3):
+            assert os.readlink(f"/proc/{process.pid}/fd/{fd}") == os.devnull
+
+
+def test_neither_the_umask_nor_a_full_disk_behind_stderr_matters(
+    path: Path, tmp_path: Path
+) -> None:
+    image = tmp_path / "new.raw"
+    words = [*SERVE, "scsi", f"{image}:1M", "--socket", path]
+    words += ["--socket-mode", "660", "--socket-group", str(NOBODY)]
+    with open("/dev/full", "wb") as full, serving(words, path, umask=0, stderr=full):
+        found = path.stat()
+        assert (stat.S_IMODE(found.st_mode), found.st_gid) == (0o660, NOBODY)
+        assert stat.S_IMODE(image.stat().st_mode) == 0o600
+
+
+def test_a_socket_that_is_handed_over(path: Path) -> None:
+    """As systemd does it: descriptor 3, and the process's own number in the environment."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        script = f'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3<&{listener.fileno()}'
+        words = ["bash", "-c", script, "bash", *SERVE, DEVICE]
+        with (
+            serving(words, path, pass_fds=[listener.fileno()], stderr=subprocess.DEVNULL),
+            SoftwareGuest.connect(path) as guest,
+        ):
+            assert guest.offer.channels == 1
+    assert path.is_socket()  # it is not ours to remove
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["--socket", "no/a.sock"], 1, "no: No such file or directory: the folder for a socket"),
+        (["--socket", "a" * 108], 1, "a" * 108 + ": AF_UNIX path too long"),
+        ([], 2, "required: --socket"),
+        (["--socket", "a", "--socket-group", "no such"], 2, "there is no group no such"),
+        (["--socket", "a", "--socket-mode", "1777"], 2, "three octal digits"),
+        (["--socket", "a", "--connect", "--socket-mode", "660"], 2, "the socket is QEMU's"),
+    ],
+)
+def test_a_mistake_is_said_in_words(
+    words: list[str],
+    status: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = make_parser().parse_args(["serve", DEVICE, *words])
+    try:
+        found = options.run(options)
+    except SystemExit as ended:
+        found = ended.code
+    assert found == status
+    said = capfd.readouterr().err
+    assert message in said
+    assert "Errno" not in said
+
+
+def test_what_is_handed_over_and_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b"}
+    with pytest.raises(ActivationError, match="one socket"):
+        handed_over(environment)
+    assert environment == {}
+    assert handed_over({"LISTEN_PID": "1", "LISTEN_FDS": "1"}) is None
+    with socket.socket(socket.AF_UNIX) as one, open(os.devnull) as file, socket.socket() as inet:
+        for fd, words in ((one, "listens"), (file, "is no socket"), (inet, "no UNIX stream")):
+            copy = os.dup(fd.fileno())
+            monkeypatch.setattr(activation, "FIRST", copy)
+            with pytest.raises(ActivationError, match=words):
+                handed_over({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"})
+            with contextlib.suppress(OSError):
+                os.close(copy)
+
+
+def test_ctrl_c_at_the_very_beginning_says_nothing() -> None:
+    program = """
+import runpy, sys
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "vhostvmbus.cli.serve":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+sys.argv = ["vhostvmbus"]
+runpy.run_module("vhostvmbus", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
