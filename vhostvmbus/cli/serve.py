@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid5
 
 from vhostvmbus import devices
 from vhostvmbus.cli.activation import ActivationError, handed_over
@@ -83,12 +84,21 @@ def _device_parser(name: str) -> argparse.ArgumentParser:
         options.add_arguments(parser)
         parser.set_defaults(make_device=options.make_device)
     elif ":" in name:
-        parser.set_defaults(make_device=lambda options: load_device(name))
+        parser.add_argument("--instance-id", type=UUID, metavar="UUID",
+            help="of the VMBus device (default: the class's, or the socket path's)")  # fmt: skip
+        parser.set_defaults(make_device=lambda options: _load(name, options.instance_id))
     else:
         known = ", ".join(device_names())
         raise ServeError(f"no device {name}; there are {known}, and path.py:Class")
     _add_common(parser)
     return parser
+
+
+def _load(name: str, instance_id: UUID | None) -> Device:
+    device = load_device(name)
+    if instance_id is not None:
+        device.instance_id = instance_id
+    return device
 
 
 def device_names() -> list[str]:
@@ -116,6 +126,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--no-stats", action="store_true", help="do not serve statistics at PATH.stats"
     )
     parser.add_argument("--verbose", "-v", action="store_true", help="log what happens")
+    parser.add_argument("--instance-name", help=argparse.SUPPRESS)
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
 
 
@@ -170,6 +181,10 @@ def run(options: argparse.Namespace) -> int:
     except (LoadError, ValueError, OSError) as error:
         say(f"vhostvmbus serve: {in_words(error)}")
         return 1
+    if device.instance_id is None:
+        # The socket's path: no other device of a guest has it, and it is the same at each start.
+        name = options.instance_name or os.path.abspath(options.socket)
+        device.instance_id = uuid5(device.class_id, name)
     host = DeviceHost(device)
     server = Server(
         host, options.socket, listen=not options.connect, listener=_listener(options, handed)

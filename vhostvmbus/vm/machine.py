@@ -186,9 +186,15 @@ class Machine:
             self._add_backend("scsi", ["scsi", *disks])
             disks = []
         for index, link in enumerate(plan.networks):
-            self._add_backend(f"{CARD}{index}", ["net", "--link", with_address(link)])
+            name = f"{CARD}{index}"
+            card = ["net", "--link", with_address(link)]
+            if ",mac=" not in link:  # the address is another one each time; the instance is not
+                card += ["--instance-id", str(uuid5(NAMESPACE_URL, f"vhostvmbus:{name}"))]
+            self._add_backend(name, card)
         for index, title in enumerate(titles([words[0] for words in plan.backends])):
-            self._add_backend(f"device{index}", plan.backends[index], self._follow(title))
+            name = f"device{index}"
+            device = [*plan.backends[index], "--instance-name", name]
+            self._add_backend(name, device, self._follow(title))
         ours, theirs = socket.socketpair()
         hardware = Hardware(
             qemu=plan.qemu,

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from uuid import UUID, uuid5
 
 import pytest
 
@@ -19,6 +20,9 @@ from tests.support.paths import EXAMPLES
 from tests.support.waiting import eventually
 from vhostvmbus.cli import activation, make_parser
 from vhostvmbus.cli.activation import ActivationError, handed_over
+from vhostvmbus.cli.serve import _device_parser
+from vhostvmbus.devices.net import NetworkCard
+from vhostvmbus.devices.scsi import ScsiController
 from vhostvmbus.guest import SoftwareGuest
 
 SERVE = (sys.executable, "-m", "vhostvmbus", "serve")
@@ -82,7 +86,8 @@ def test_a_socket_that_is_handed_over(path: Path) -> None:
             serving(words, path, pass_fds=[listener.fileno()], stderr=subprocess.DEVNULL),
             SoftwareGuest.connect(path) as guest,
         ):
-            assert guest.offer.channels == 1
+            # A device that has no instance of its own gets the same one at each start.
+            assert guest.offer.instance_id == uuid5(guest.offer.class_id, str(path))
     assert path.is_socket()  # it is not ours to remove
 
 
@@ -131,6 +136,30 @@ def test_what_is_handed_over_and_cannot_be_used(monkeypatch: pytest.MonkeyPatch)
                 handed_over({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"})
             with contextlib.suppress(OSError):
                 os.close(copy)
+
+
+def instance(device: str, *words: str) -> UUID | None:
+    """The instance id that a device gets of itself."""
+    options = _device_parser(device).parse_args([*words, "--socket", "a"])
+    made = options.make_device(options)
+    if isinstance(made, (ScsiController, NetworkCard)):
+        made.close()
+    return made.instance_id
+
+
+def test_the_instance_is_the_same_at_each_start(tmp_path: Path) -> None:
+    first, second = f"{tmp_path / 'a.raw'}:1M", f"{tmp_path / 'b.raw'}:1M"
+    assert instance("scsi", first) == instance("scsi", first, second) is not None
+    assert instance("scsi", first) != instance("scsi", second)
+    assert instance("scsi", f"{first},serial=x") == instance("scsi", f"{second},serial=x")
+    cards = [instance("net", "--link", f"none,mac=52:54:00:00:00:0{n}") for n in (1, 1, 2)]
+    assert cards[0] == cards[1] != cards[2]
+    assert cards[0] is not None
+    # Two cards without an address of their own are told apart by their sockets.
+    assert instance("net", "--link", "none") is None
+    asked = UUID("01234567-89ab-cdef-0123-456789abcdef")
+    for words in (("scsi", first), ("net", "--link", "none"), (DEVICE,)):
+        assert instance(*words, "--instance-id", str(asked)) == asked
 
 
 def test_ctrl_c_at_the_very_beginning_says_nothing() -> None:

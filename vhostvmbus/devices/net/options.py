@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import atexit
 from typing import TYPE_CHECKING
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from vhostvmbus.devices.net.link import spec
 
@@ -34,15 +34,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--link", type=parsed_link, default="user", metavar="LINK", help=f"{LINK_HELP}; user"
     )
-    parser.add_argument("--instance-id", type=UUID, metavar="UUID", help="of the VMBus device")
+    parser.add_argument(
+        "--instance-id",
+        type=UUID,
+        metavar="UUID",
+        help="of the VMBus device (default: made from mac=, a TAP's name or the socket's path)",
+    )
 
 
 def make_device(options: argparse.Namespace) -> NetworkCard:
     """Makes the card. Raises what making its link raises."""
     from vhostvmbus.devices.net import NetworkCard
+    from vhostvmbus.devices.net.card import address_for
     from vhostvmbus.devices.net.link.opening import open_link
 
     link = open_link(options.link)
     # What has a name on the host does not go by itself.
     atexit.register(link.close)
-    return NetworkCard(link, instance_id=options.instance_id)
+    instance = options.instance_id
+    wanted: spec.LinkSpec = options.link
+    if instance is None and (wanted.mac or (wanted.kind == "tap" and wanted.name)):
+        # The address is one that lasts, and no other card's.
+        address = wanted.mac or link.mac or address_for(link.name)
+        instance = uuid5(NetworkCard.class_id, address.hex(":"))
+    return NetworkCard(link, instance_id=instance)

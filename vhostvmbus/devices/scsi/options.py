@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import argparse
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from vhostvmbus.devices.scsi.device import MAX_SUB_CHANNELS, ScsiController
 from vhostvmbus.devices.scsi.disk import DiskError, DiskSpec, parse_disk
@@ -38,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "image is made if there is none; with format=raw an image that looks like one in another "
         "format is served as it is",
     )
-    parser.add_argument("--instance-id", type=UUID, metavar="UUID", help="of the VMBus device")
+    parser.add_argument(
+        "--instance-id",
+        type=UUID,
+        metavar="UUID",
+        help="of the VMBus device (default: made from LUN 0's serial or path)",
+    )
     parser.add_argument(
         "--threads",
         type=int,
@@ -71,11 +76,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def instance_for(disk: DiskSpec) -> UUID:
+    """Returns the instance id of a controller with ``disk`` at LUN 0: always the same for the same
+    serial or path.
+    """
+    return uuid5(ScsiController.class_id, disk.identity().naa.hex())
+
+
 def make_device(options: argparse.Namespace) -> ScsiController:
     """Returns the controller; raises what opening a disk raises."""
     return ScsiController(
         options.disks,
-        instance_id=options.instance_id,
+        instance_id=options.instance_id or instance_for(options.disks[0]),
         threads=options.threads,
         sub_channels=options.subchannels,
         protocol=options.protocol,
