@@ -22,6 +22,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from vhostvmbus import devices
+from vhostvmbus.cli import sandbox
 from vhostvmbus.cli.activation import ActivationError, handed_over
 from vhostvmbus.cli.log import set_up
 from vhostvmbus.cli.words import in_words, say
@@ -82,11 +83,22 @@ def _device_parser(name: str) -> argparse.ArgumentParser:
         options = _options(name)
         parser.description = options.HELP
         options.add_arguments(parser)
-        parser.set_defaults(make_device=options.make_device)
+        parser.set_defaults(
+            make_device=options.make_device,
+            sandbox="on",
+            capabilities=getattr(options, "CAPABILITIES", ()),
+            system_calls=getattr(options, "SYSTEM_CALLS", ()),
+        )
     elif ":" in name:
         parser.add_argument("--instance-id", type=UUID, metavar="UUID",
             help="of the VMBus device (default: the class's, or the socket path's)")  # fmt: skip
-        parser.set_defaults(make_device=lambda options: _load(name, options.instance_id))
+        # Nobody knows what a device of the user's own does with the rights that it has.
+        parser.set_defaults(
+            make_device=lambda options: _load(name, options.instance_id),
+            sandbox="off",
+            capabilities=(),
+            system_calls=(),
+        )
     else:
         known = ", ".join(device_names())
         raise ServeError(f"no device {name}; there are {known}, and path.py:Class")
@@ -125,6 +137,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-stats", action="store_true", help="do not serve statistics at PATH.stats"
     )
+    parser.add_argument("--sandbox", choices=("on", "off"),
+        help="give up what rights the device does without once all is open; default: on, but off "
+        "for a device of your own")  # fmt: skip
     parser.add_argument("--verbose", "-v", action="store_true", help="log what happens")
     parser.add_argument("--instance-name", help=argparse.SUPPRESS)
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
@@ -189,9 +204,10 @@ def run(options: argparse.Namespace) -> int:
     server = Server(
         host, options.socket, listen=not options.connect, listener=_listener(options, handed)
     )
+    in_force: dict[str, Any] = {}
     try:
-        with _statistics(options, host):
-            server.run(lambda: _tell(options))
+        with _statistics(options, host, in_force):
+            server.run(lambda: _begin(options, in_force))
     except (SocketInUse, NotASocket, OSError) as error:
         say(f"vhostvmbus serve: {in_words(error)}")
         return 1
@@ -211,18 +227,30 @@ def _listener(
 
 
 @contextlib.contextmanager
-def _statistics(options: argparse.Namespace, host: DeviceHost) -> Iterator[None]:
-    """Serves statistics beside the device; what keeps them from being served keeps nothing else."""
+def _statistics(
+    options: argparse.Namespace, host: DeviceHost, in_force: dict[str, Any]
+) -> Iterator[None]:
+    """Serves statistics, with the sandbox that is ``in_force``, beside the device.
+
+    What keeps them from being served keeps nothing else.
+    """
     with contextlib.ExitStack() as stack:
         if not options.no_stats:
             try:
-                stack.enter_context(serving_statistics(options.socket, host.stats))
+                stack.enter_context(
+                    serving_statistics(
+                        options.socket, lambda: {**host.stats(), "sandbox": dict(in_force)}
+                    )
+                )
             except (SocketInUse, NotASocket, OSError) as error:
                 log.warning("no statistics: %s", in_words(error))
         yield
 
 
-def _tell(options: argparse.Namespace) -> None:
+def _begin(options: argparse.Namespace, in_force: dict[str, Any]) -> None:
+    """Gives up rights, as all is open now, and tells that front ends may come."""
+    if options.sandbox == "on":
+        in_force.update(sandbox.enter(options.capabilities, options.system_calls))
     if options.ready_fd is not None:
         os.write(options.ready_fd, b"\n")
         os.close(options.ready_fd)

@@ -64,6 +64,10 @@ def as_text(found: Mapping[str, Any]) -> str:
         ),
         *_counters(found["totals"]),
     ]
+    if rights := found.get("sandbox"):
+        kept = ", ".join(rights["capabilities"]) or "none"
+        refused = rights["refused_system_calls"]
+        lines.append(_line("rights", f"capabilities {kept}; {refused} system calls refused"))
     for name, value in found["device"].items():
         lines.append(_line(name, json.dumps(value)))
     for channel in found["channels"]:

@@ -45,10 +45,10 @@ def serving(
         eventually(lambda: listens(path) or process.poll() is not None)
         yield process
         process.terminate()
-        assert process.wait(20) == 128 + signal.SIGTERM
+        assert process.wait(60) == 128 + signal.SIGTERM
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()  # not killed: a namespace of its own would stay
+        process.wait(60)
 
 
 @pytest.fixture

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from vhostvmbus.devices.net import NetworkCard
 
 HELP = "a network card, connected to user-mode network or to the host's"
+CAPABILITIES = ("NET_ADMIN", "SYS_ADMIN")
+"""Capabilities that closing a link may need, after ``serve`` has given up the others: TAPs and
+namespaces are removed."""
+SYSTEM_CALLS = ("execve", "mount", "pivot_root", "setns", "umount2", "unshare")
+"""System calls that links make at any time: a namespace is entered; passt is started anew, and
+shuts itself in."""
 LINK_HELP = (
     "user[,hostfwd=tcp:HOSTPORT:GUESTPORT]..., tap[,ip=ADDRESS/LENGTH][,bridge=NAME][,queues=N], "
     "tap:NAME, bridge:NAME, netns:NAME[,ip=...] or none; "

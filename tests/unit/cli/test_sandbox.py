@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What ``serve`` gives up once all is open, seen from outside and from within."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.waiting import eventually
+from tests.unit.cli.test_serve import SERVE, serving
+from vhostvmbus.cli.sandbox import CAPABILITIES
+from vhostvmbus.guest import SoftwareGuest
+from vhostvmbus.observe.statistics import read_statistics
+
+
+def rights(process: int, thread: int | None = None) -> tuple[int, int, int, int]:
+    """No new privileges, the kind of seccomp, effective and bounding capabilities of a thread."""
+    lines = Path(f"/proc/{process}/task/{thread or process}/status").read_text().splitlines()
+    found = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    flags = int(found["NoNewPrivs"]), int(found["Seccomp"])
+    return *flags, int(found["CapEff"], 16), int(found["CapBnd"], 16)
+
+
+@pytest.mark.parametrize("words", [[], ["--sandbox=off"]], ids=["on", "off"])
+def test_what_a_disk_has_left(words: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    command = [*SERVE, "scsi", f"{tmp_path / 'new.raw'}:1M", "--socket", str(path), *words]
+    with serving(command, path, stderr=subprocess.DEVNULL) as process:
+        with SoftwareGuest.connect(path):
+            pass  # served, and so after all that comes before
+        found = read_statistics(path)["sandbox"]
+        no_new, seccomp, effective, bounding = rights(process.pid)
+        if words:
+            assert found == {}
+            assert (no_new, seccomp) == (0, 0)
+            return
+        assert found["no_new_privs"] is True
+        assert found["refused_system_calls"] > 40
+        assert found["capabilities"] == ["DAC_OVERRIDE"]
+        kept = 1 << CAPABILITIES["DAC_OVERRIDE"]
+        assert (no_new, seccomp, effective, bounding) == (1, 2, kept, kept)
+        for thread in Path(f"/proc/{process.pid}/task").iterdir():  # the filter is everybody's
+            assert rights(process.pid, int(thread.name))[:2] == (1, 2)
+
+
+def ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+
+
+def test_a_card_still_makes_its_tap_again_and_removes_its_namespace(tmp_path: Path) -> None:
+    path, name = tmp_path / "a.sock", f"sandbox-{os.getpid()}"
+    command = [*SERVE, "net", "--link", f"netns:{name}", "--socket", str(path)]
+    with serving(command, path, stderr=subprocess.DEVNULL) as process:
+        eventually(lambda: rights(process.pid)[:2] == (1, 2))
+        before = ip("-n", name, "-o", "link", "show", "vmbus0").split(":")[0]
+        ip("-n", name, "link", "del", "vmbus0")
+        eventually(lambda: "vmbus0" in ip("-n", name, "-o", "link"))
+        assert ip("-n", name, "-o", "link", "show", "vmbus0").split(":")[0] != before
+    assert name not in ip("netns", "list")
+
+
+PROGRAM = """
+import ctypes, json, os, socket, sys, threading
+from vhostvmbus.cli import sandbox
+libc = ctypes.CDLL(None, use_errno=True)
+def attempts():
+    outcome = {}
+    for name, arguments in (("unshare", (0x400,)), ("ptrace", (16, 1, 0, 0)),
+                            ("umount2", (b"/x", 0)), ("chroot", (b"/",)), ("personality", (0,))):
+        ctypes.set_errno(0)
+        outcome[name] = (getattr(libc, name)(*arguments), ctypes.get_errno())
+    try:
+        if "execve" not in sys.argv:
+            os.execv("/bin/true", ["true"])
+        outcome["execve"] = None
+    except OSError as error:
+        outcome["execve"] = error.errno
+    return outcome
+go, outcome = threading.Event(), []
+earlier = threading.Thread(target=lambda: (go.wait(), outcome.append(attempts())))
+earlier.start()
+sandbox.enter((), sys.argv[1:])
+go.set()
+earlier.join()
+outcome.append(attempts())
+print(json.dumps(outcome))
+"""
+
+
+@pytest.mark.parametrize("allowed", [[], ["umount2", "execve"]], ids=["none", "some"])
+def test_system_calls_are_refused_in_each_thread(allowed: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *allowed], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for found in json.loads(done.stdout):
+        for name in ("unshare", "ptrace", "chroot", "personality"):
+            assert found[name] == [-1, 1], name
+        assert found["umount2"] == ([-1, 2] if "umount2" in allowed else [-1, 1])
+        assert found["execve"] == (None if "execve" in allowed else 1)
