@@ -63,8 +63,10 @@ def content_key(parts: Iterable[str | bytes | Path]) -> str:
 def locked(name: str) -> Iterator[None]:
     """Holds the cache's lock called ``name``. Says so when another process has it."""
     path = cache_root() / f".lock-{name}"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
+        with contextlib.suppress(OSError):  # whoever can read it could hold it for ever
+            os.fchmod(fd, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -62,7 +62,7 @@ def enter(capabilities: Sequence[str] = (), system_calls: Sequence[str] = ()) ->
     try:
         refused = _refuse([name for name in REFUSED if name not in system_calls])
     except OSError as error:  # it is not installed, or we are in a sandbox without seccomp
-        log.warning("no system call is refused: libseccomp: %s", error.strerror or error)
+        log.info("no system call is refused: libseccomp: %s", error.strerror or error)
         refused = 0
     return {"no_new_privs": True, "capabilities": kept, "refused_system_calls": refused}
 

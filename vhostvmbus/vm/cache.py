@@ -80,6 +80,7 @@ def use(path: Path) -> bool:
         return path.exists()
     try:
         with open(root / ".lock-used", "a") as lock:
+            os.fchmod(lock.fileno(), 0o600)  # whoever can read it could hold it for ever
             fcntl.flock(lock, fcntl.LOCK_EX)
             os.utime(result)
             with contextlib.suppress(OSError):  # the next use tries again

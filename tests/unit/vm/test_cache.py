@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import threading
 import time
 from functools import partial
@@ -108,6 +109,13 @@ def test_nothing_goes_while_another_stamps_it(room: Path) -> None:
     remover.join(10)
     assert not remover.is_alive()
     assert (old / "lib" / "file").exists()
+
+
+def test_nobody_else_can_hold_the_lock(room: Path) -> None:
+    lock = cache_root() / ".lock-used"
+    lock.touch(mode=0o644)
+    assert use(made(room / NEW, 0))
+    assert stat.S_IMODE(lock.stat().st_mode) == 0o600
 
 
 def test_many_at_once(room: Path) -> None:
