@@ -24,7 +24,7 @@ from typing import Any, Final
 
 log = logging.getLogger(__name__)
 
-CAPABILITIES: Final = {"DAC_OVERRIDE": 1, "NET_ADMIN": 12, "NET_RAW": 13, "SYS_ADMIN": 21}
+CAPABILITIES: Final = {"DAC_OVERRIDE": 1, "KILL": 5, "NET_ADMIN": 12, "SYS_ADMIN": 21}
 """Numbers of the capabilities that can be kept, ``linux/capability.h``."""
 KEPT: Final = ("DAC_OVERRIDE",)
 """Capabilities that every device keeps: the socket's file, in whosever folder, is removed."""

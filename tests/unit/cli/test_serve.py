@@ -24,6 +24,7 @@ from vhostvmbus.cli.serve import _device_parser
 from vhostvmbus.devices.net import NetworkCard
 from vhostvmbus.devices.scsi import ScsiController
 from vhostvmbus.guest import SoftwareGuest
+from vhostvmbus.observe.statistics import read_statistics
 
 SERVE = (sys.executable, "-m", "vhostvmbus", "serve")
 DEVICE = f"{EXAMPLES / 'pfn_digest.py'}:PfnDigest"
@@ -68,11 +69,17 @@ def test_neither_the_umask_nor_a_full_disk_behind_stderr_matters(
 ) -> None:
     image = tmp_path / "new.raw"
     words = [*SERVE, "scsi", f"{image}:1M", "--socket", path]
-    words += ["--socket-mode", "660", "--socket-group", str(NOBODY)]
-    with open("/dev/full", "wb") as full, serving(words, path, umask=0, stderr=full):
+    words += ["--socket-mode", "660", "--socket-group", str(NOBODY), "--sandbox=off"]
+    with (
+        open("/dev/full", "wb") as full,
+        serving(words, path, umask=0, stderr=full) as process,
+        SoftwareGuest.connect(path),
+    ):
+        assert "NoNewPrivs:\t0" in Path(f"/proc/{process.pid}/status").read_text()
         found = path.stat()
         assert (stat.S_IMODE(found.st_mode), found.st_gid) == (0o660, NOBODY)
         assert stat.S_IMODE(image.stat().st_mode) == 0o600
+        assert read_statistics(path)["sandbox"] == {}
 
 
 def test_a_socket_that_is_handed_over(path: Path) -> None:

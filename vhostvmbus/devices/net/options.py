@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from vhostvmbus.devices.net import NetworkCard
 
 HELP = "a network card, connected to user-mode network or to the host's"
-CAPABILITIES = ("NET_ADMIN", "SYS_ADMIN")
-"""Capabilities that closing a link may need, after ``serve`` has given up the others: TAPs and
-namespaces are removed."""
+CAPABILITIES = ("KILL", "NET_ADMIN", "SYS_ADMIN")
+"""Capabilities that closing a link may need, after ``serve`` has given up the others: passt, which
+is another user by then, is killed if it does not end; TAPs and namespaces are removed."""
 SYSTEM_CALLS = ("execve", "mount", "pivot_root", "setns", "umount2", "unshare")
 """System calls that links make at any time: a namespace is entered; passt is started anew, and
 shuts itself in."""
