@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""SVM under translation (patch 0031), on which ``ACCEL=nested`` rests: a bare-metal hypervisor."""
+"""SVM under translation (patch 0051), on which ``ACCEL=nested`` rests: a bare-metal hypervisor."""
 
 from pathlib import Path
 
