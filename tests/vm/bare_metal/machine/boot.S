@@ -54,6 +54,40 @@ common:
 	addl	$8, %esp
 	iret
 
+/*
+ * Where the second processor starts, in real mode: a copy of this is at TRAMPOLINE, below 1 MiB.
+ */
+	.equ	TRAMPOLINE, 0x8000
+	.code16
+	.global trampoline, trampoline_end
+trampoline:
+	cli
+	xorw	%ax, %ax
+	movw	%ax, %ds
+	lgdtl	TRAMPOLINE + (1f - trampoline)
+	movl	%cr0, %eax
+	orl	$1, %eax
+	movl	%eax, %cr0
+	ljmpl	$0x08, $second
+	.balign 8
+1:	.word	gdt_register - gdt - 1
+	.long	gdt
+trampoline_end:
+
+	.code32
+second:
+	movl	$0x10, %eax
+	movl	%eax, %ds
+	movl	%eax, %es
+	movl	%eax, %fs
+	movl	%eax, %gs
+	movl	%eax, %ss
+	movl	$second_stack_top, %esp
+	call	second_main
+2:	cli
+	hlt
+	jmp	2b
+
 	.section .rodata
 	.balign 8
 gdt:	.quad	0
@@ -67,5 +101,7 @@ gdt_register:
 	.balign 16
 	.skip	16384
 stack_top:
+	.skip	4096
+second_stack_top:
 
 	.section .note.GNU-stack, "", @progbits

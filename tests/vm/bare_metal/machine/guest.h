@@ -126,6 +126,33 @@ void enable_hypercalls(void);
 /* Message and event page, SCONTROL. */
 void enable_synic(void);
 
+/*
+ * Start the processor with APIC id 1, which calls @run and halts. It has a stack and segments, no
+ * interrupts, and none of the functions above that catch faults: those are the first one's.
+ */
+void start_second(void (*run)(void));
+static inline uint64_t second_get_msr(uint32_t msr)
+{
+	uint32_t low, high;
+
+	__asm__ volatile("rdmsr" : "=a"(low), "=d"(high) : "c"(msr));
+	return (uint64_t)high << 32 | low;
+}
+static inline void second_set_msr(uint32_t msr, uint64_t value)
+{
+	__asm__ volatile("wrmsr" : : "c"(msr), "a"((uint32_t)value), "d"((uint32_t)(value >> 32))
+			 : "memory");
+}
+static inline uint32_t second_hypercall(uint64_t input, uint64_t parameter)
+{
+	uint32_t low = (uint32_t)input, high = (uint32_t)(input >> 32);
+	uint32_t b = (uint32_t)(parameter >> 32), c = (uint32_t)parameter;
+
+	__asm__ volatile("call hypercall_page" : "+a"(low), "+d"(high), "+b"(b), "+c"(c)
+			 : "D"(0), "S"(0) : "memory", "cc");
+	return low;
+}
+
 /* One run: the one that the last word of the command line names. */
 struct scenario {
 	const char *name;

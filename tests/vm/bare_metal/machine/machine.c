@@ -5,10 +5,17 @@
 #define DEBUG_EXIT 0xf4
 #define APIC_SPURIOUS ((volatile uint32_t *)0xfee000f0)
 #define APIC_EOI ((volatile uint32_t *)0xfee000b0)
+#define APIC_ICR_LOW ((volatile uint32_t *)0xfee00300)
+#define APIC_ICR_HIGH ((volatile uint32_t *)0xfee00310)
+#define ICR_INIT 0x4500u
+#define ICR_STARTUP 0x4600u
+#define TRAMPOLINE 0x8000u
 
 extern const uint8_t stubs[256][16];
 extern uint32_t stack_pointer;
+extern const uint8_t trampoline[], trampoline_end[];
 void guest_interrupt(struct frame *frame);
+void second_main(void);
 
 volatile unsigned interrupts[256];
 volatile uint32_t fault_resume;
@@ -184,6 +191,27 @@ void enable_synic(void)
 	set_msr(MSR_SIMP, SIMP_GPA | 1);
 	set_msr(MSR_SIEFP, SIEFP_GPA | 1);
 	set_msr(MSR_SCONTROL, 1);
+}
+
+static void (*second_run)(void);
+
+void second_main(void)
+{
+	second_run();
+}
+
+void start_second(void (*run)(void))
+{
+	volatile uint8_t *copy = (void *)TRAMPOLINE;
+
+	for (const uint8_t *c = trampoline; c < trampoline_end; c++)
+		copy[c - trampoline] = *c;
+	second_run = run;
+	*APIC_ICR_HIGH = 1u << 24;
+	*APIC_ICR_LOW = ICR_INIT;
+	idle(10 * MILLISECOND);
+	*APIC_ICR_HIGH = 1u << 24;
+	*APIC_ICR_LOW = ICR_STARTUP | TRAMPOLINE >> 12;
 }
 
 static bool same(const char *a, const char *b)

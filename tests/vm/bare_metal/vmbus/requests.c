@@ -149,3 +149,27 @@ uint32_t close_channel(void)
 	post();
 	return take_within(SHORT);
 }
+
+void release(uint32_t id)
+{
+	prepare(RELID_RELEASED, 12);
+	input.payload[2] = id;
+	post();
+}
+
+void host(unsigned what)
+{
+	report("host", what);
+	while (!(in8(COM1 + 5) & 1))
+		;
+	in8(COM1);
+}
+
+void new_device(void)
+{
+	report("offer", take());
+	relid = answer[46];
+	connection = answer[48];
+	report("good", create(1, 8));
+	report("open", open_channel(1, 0, 4));
+}

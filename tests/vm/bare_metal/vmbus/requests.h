@@ -12,6 +12,17 @@
 #define PATIENCE (2000 * MILLISECOND)
 #define SHORT (50 * MILLISECOND)
 #define NO_VP 0xffffffffu
+#define SIGNAL_CONNECTION 2u
+
+/* What the guest asks the host for */
+#define HOST_UNPLUGS 1u
+#define HOST_SEES_DEVICE 2u
+#define HOST_PLUGS 3u
+#define HOST_UNPLUGS_AND_PLUGS 4u
+#define HOST_SEES_NO_DEVICE 5u
+#define HOST_PLUGS_PROCESSOR 6u
+#define HOST_STOPS_BACK_END 7u
+#define HOST_OFFERS_ANEW 8u
 
 extern uint32_t answer[60];        /* the last message taken, header included */
 extern uint32_t relid, connection; /* of the last offer; the requests are about it */
@@ -42,5 +53,12 @@ void post_open(uint32_t gpadl, uint32_t vp, uint32_t ring_offset);
 /* The result of opening: 0 open, 1 refused, NO_MESSAGE. */
 uint32_t open_channel(uint32_t gpadl, uint32_t vp, uint32_t ring_offset);
 uint32_t close_channel(void);
+
+/* RELID_RELEASED */
+void release(uint32_t id);
+/* Have the host do something; it says when it has, by a byte on the serial line. */
+void host(unsigned what);
+/* The host has plugged a device in: its offer, and its channel open. */
+void new_device(void);
 
 #endif

@@ -7,14 +7,6 @@
 
 #include "requests.h"
 
-#define SIGNAL_CONNECTION 2u
-
-#define HOST_UNPLUGS 1u
-#define HOST_SEES_DEVICE 2u
-#define HOST_PLUGS 3u
-#define HOST_UNPLUGS_AND_PLUGS 4u
-#define HOST_SEES_NO_DEVICE 5u
-
 /* GPADL headers that lie about themselves. Each is refused, or answered with a failure. */
 static void scenario_headers(void)
 {
@@ -229,32 +221,6 @@ static void scenario_undeliverable(void)
 	while (take_within(SHORT) != NO_MESSAGE)
 		;
 	alive();
-}
-
-static void release(uint32_t id)
-{
-	prepare(RELID_RELEASED, 12);
-	input.payload[2] = id;
-	post();
-}
-
-/* Have the host do something; it says when it has, by a byte on the serial line. */
-static void host(unsigned what)
-{
-	report("host", what);
-	while (!(in8(COM1 + 5) & 1))
-		;
-	in8(COM1);
-}
-
-/* The host has plugged a device in. */
-static void new_device(void)
-{
-	report("offer", take());
-	relid = answer[46];
-	connection = answer[48];
-	report("good", create(1, 8));
-	report("open", open_channel(1, 0, 4));
 }
 
 /* The host wants to unplug the device. */

@@ -9,88 +9,30 @@ must work after all that was done to it, and what is asked for must be answered 
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
-from tests.support.bare_metal import (
-    DEBUG_EXIT,
-    FINISHED,
-    Report,
-    build_guest,
-    qemu_command,
-    report_of,
+from tests.support.bare_metal import Report, converse, plug
+from tests.vm.bare_metal.vmbus.messages import (
+    ALIVE,
+    ALL_OFFERS_DELIVERED,
+    CONTACT,
+    GPADL_CREATED,
+    GPADL_TORNDOWN,
+    NOTHING,
+    OFFER_CHANNEL,
+    OPEN_RESULT,
+    RESCIND_OFFER,
+    UNLOAD_RESPONSE,
+    VERSION_RESPONSE,
+    CommandFor,
 )
-from vhostvmbus.vm.backend import BackEndProcess
 from vhostvmbus.vm.errors import VmError
 from vhostvmbus.vm.qmp import Monitor
 
-SCENARIOS = Path(__file__).parent
-CPU = "qemu64,hv-relaxed,hv-vpindex,hv-synic,hv-time,hv-vapic,hv-runtime,hv-stimer"
-
-NOTHING = 0xFFFFFFFF
-OFFER_CHANNEL = 1
-RESCIND_OFFER = 2
-ALL_OFFERS_DELIVERED = 4
-OPEN_RESULT = 6
-GPADL_CREATED = 10
-GPADL_TORNDOWN = 12
-VERSION_RESPONSE = 15
-UNLOAD_RESPONSE = 17
 MOST_GPADLS = {"hv-balloon": 2048, "vhost-user-vmbus": 1024}
 """The bus has its limit; the back end has its own, which is lower."""
-
-CONTACT: Report = [
-    ("contact", VERSION_RESPONSE),
-    ("supported", 1),
-    ("end_of_offers", ALL_OFFERS_DELIVERED),
-    ("offers", 1),
-]
-ALIVE: Report = [("alive", 1), *CONTACT]
-
-
-@pytest.fixture(scope="session")
-def bus_guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bare-metal guest, a multiboot kernel."""
-    return build_guest(SCENARIOS, tmp_path_factory.mktemp("vmbus"))
-
-
-@pytest.fixture(params=["hv-balloon", "vhost-user-vmbus"])
-def device(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, ...]]:
-    """QEMU's options for the device; its name comes last."""
-    if request.param == "hv-balloon":
-        yield "-device", request.param
-        return
-    back_end = BackEndProcess("scsi", ["scsi", f"{tmp_path / 'disk.raw'}:1M"], tmp_path)
-    try:
-        yield (
-            *("-object", "memory-backend-memfd,id=mem,size=128M,share=on"),
-            *("-machine", "memory-backend=mem"),
-            *("-chardev", f"socket,id=c0,path={back_end.socket},reconnect-ms=50"),
-            *("-device", "vhost-user-vmbus,chardev=c0,id=dev0"),
-        )
-        assert back_end.problem is None
-    finally:
-        back_end.stop()
-
-
-@pytest.fixture
-def command(qemu: Path, bus_guest: Path, device: tuple[str, ...]) -> Callable[[str], list[str]]:
-    """QEMU's command line for a scenario."""
-
-    def command(scenario: str) -> list[str]:
-        words = ("-cpu", CPU, "-kernel", str(bus_guest), "-append", scenario, *DEBUG_EXIT)
-        return qemu_command(qemu, *words, "-device", "vmbus-bridge", *device)
-
-    return command
-
-
-@pytest.fixture
-def run(command: Callable[[str], list[str]]) -> Callable[[str], Report]:
-    """Runs a scenario; QEMU and guest must both come to a regular end."""
-
-    return lambda scenario: report_of(command(scenario), timeout=120)
 
 
 def test_lying_gpadl_headers(run: Callable[[str], Report]) -> None:
@@ -216,82 +158,34 @@ def test_messages_that_cannot_be_delivered(run: Callable[[str], Report]) -> None
 class Hand:
     """Does what the guest asks the host for: plugs the device in and out."""
 
-    def __init__(self, monitor: Monitor) -> None:
-        self.monitor = monitor
-        self.present = True
+    def __init__(self) -> None:
         self.deleted = 0
 
-    def act(self, what: int) -> None:
+    def act(self, monitor: Monitor, what: int) -> None:
         if what in (1, 4):
             for _ in range(2 if what == 1 else 1):
-                self.monitor.command("device_del", id="dev0")
+                monitor.command("device_del", id="dev0")
         if what == 2:
-            names = [
-                n["name"] for n in self.monitor.command("qom-list", path="/machine/peripheral")
-            ]
+            names = [n["name"] for n in monitor.command("qom-list", path="/machine/peripheral")]
             assert "dev0" in names
         if what in (3, 4, 5):
-            self.wait_deleted()
+            self.wait_deleted(monitor)
         if what in (3, 4):
-            self.plug()
+            plug(monitor)
 
-    def wait_deleted(self) -> None:
+    def wait_deleted(self, monitor: Monitor) -> None:
         self.deleted += 1
         deadline = time.monotonic() + 30
-        while self.monitor.count("DEVICE_DELETED") != self.deleted:
+        while monitor.count("DEVICE_DELETED") != self.deleted:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-
-    def plug(self) -> None:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                self.monitor.command(
-                    "device_add", driver="vhost-user-vmbus", chardev="c0", id="dev0"
-                )
-                return
-            except VmError as error:
-                if "no back end" not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
 
 
 @pytest.mark.parametrize("scenario", ["offers", "offers-1.1"])
 @pytest.mark.parametrize("device", ["vhost-user-vmbus"], indirect=True)
-def test_offers_come_and_go(command: Callable[[str], list[str]], scenario: str) -> None:
+def test_offers_come_and_go(command: CommandFor, scenario: str) -> None:
     """A guest that does not obey a rescind, lies about what it released, or just goes away."""
-    ours, theirs = socket.socketpair()
-    words = [*command(scenario), "-chardev", f"socket,id=qmp,fd={theirs.fileno()}"]
-    words += ["-mon", "qmp,mode=control"]
-    report: Report = []
-    with subprocess.Popen(
-        words,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        bufsize=1,
-        pass_fds=(theirs.fileno(),),
-    ) as child:
-        theirs.close()
-        assert child.stdin is not None
-        assert child.stdout is not None
-        try:
-            monitor = Monitor(ours)
-            hand = Hand(monitor)
-            for line in child.stdout:
-                name, _, value = line.strip().partition("=")
-                if name == "END":
-                    break
-                if name == "host":
-                    hand.act(int(value, 16))
-                    child.stdin.write("x")
-                    child.stdin.flush()
-                else:
-                    report.append((name, int(value, 16)))
-            assert child.wait(30) == FINISHED
-        finally:
-            child.kill()
-            monitor.close()
+    report = converse(command(scenario), Hand().act)
     new_device = [("offer", OFFER_CHANNEL), ("good", 0), ("open", 0)]
     rescind = [("rescind", RESCIND_OFFER), ("is_it", 1)]
     nobody = [*CONTACT[:3], ("offers", 0)]
@@ -320,7 +214,7 @@ def test_offers_come_and_go(command: Callable[[str], list[str]], scenario: str) 
 
 
 @pytest.mark.parametrize("device", ["hv-balloon"], indirect=True)
-def test_other_devices_stay(command: Callable[[str], list[str]]) -> None:
+def test_other_devices_stay(command: CommandFor) -> None:
     """What was not made to come and go is refused, with words."""
     ours, theirs = socket.socketpair()
     words = [*command("offers"), "-S", "-chardev", f"socket,id=qmp,fd={theirs.fileno()}"]
