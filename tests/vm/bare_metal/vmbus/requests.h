@@ -61,4 +61,9 @@ void host(unsigned what);
 /* The host has plugged a device in: its offer, and its channel open. */
 void new_device(void);
 
+/* in processors.c */
+void scenario_eject(void);
+void scenario_eject_bus(void);
+void scenario_signal_close(void);
+
 #endif

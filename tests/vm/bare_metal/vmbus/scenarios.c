@@ -306,5 +306,8 @@ const struct scenario scenarios[] = {
 	{ "undeliverable", scenario_undeliverable },
 	{ "offers", scenario_offers },
 	{ "offers-1.1", scenario_offers_1_1 },
+	{ "eject", scenario_eject },
+	{ "eject-bus", scenario_eject_bus },
+	{ "signal-close", scenario_signal_close },
 	{ NULL, NULL },
 };

@@ -49,6 +49,9 @@ static inline bool hyperv_emu_has_msr(X86CPU *cpu, uint32_t msr)
 bool hyperv_emu_realize(X86CPU *cpu, Error **errp);
 void hyperv_emu_unrealize(X86CPU *cpu);
 
+/* To be called when @cpu is reset, also when it is new; INIT undoes it. */
+void hyperv_emu_reset(X86CPU *cpu);
+
 /*
  * To be called after all devices have been reset, so that they have let go of
  * their SINT routes.

@@ -227,19 +227,22 @@ bool hyperv_emu_realize(X86CPU *cpu, Error **errp)
 
 void hyperv_emu_unrealize(X86CPU *cpu)
 {
-    hyperv_synic_reset(CPU(cpu));
     hyperv_stimer_fini(cpu);
     g_clear_pointer(&cpu->hyperv_emu, g_free);
 }
 
-void hyperv_emu_after_reset(X86CPU *cpu)
+void hyperv_emu_reset(X86CPU *cpu)
 {
     unsigned i;
 
-    hyperv_stimer_reset(cpu);
     for (i = 0; i < HV_SINT_COUNT; i++) {
         cpu->env.msr_hv_synic_sint[i] = HV_SINT_MASKED;
     }
+}
+
+void hyperv_emu_after_reset(X86CPU *cpu)
+{
+    hyperv_stimer_reset(cpu);
     hyperv_synic_reset(CPU(cpu));
     hyperv_synic_restore(cpu);
 }

@@ -17,6 +17,11 @@ void hyperv_emu_unrealize(X86CPU *cpu)
     g_assert_not_reached();
 }
 
+void hyperv_emu_reset(X86CPU *cpu)
+{
+    g_assert_not_reached();
+}
+
 void hyperv_emu_after_reset(X86CPU *cpu)
 {
     g_assert_not_reached();
