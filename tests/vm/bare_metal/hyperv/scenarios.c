@@ -233,7 +233,7 @@ static void scenario_page_off(void)
 	report("answer_again", answer);
 }
 
-/* Reset while a message waits for EOM. The real-time clock's memory survives and counts boots. */
+/* Reset while a message waits for EOM, and a request waits for that. The real-time clock's memory survives and counts boots. */
 static void scenario_reset(bool by_msr)
 {
 	uint8_t boots;
@@ -257,6 +257,7 @@ static void scenario_reset(bool by_msr)
 	report("answer", peek(PATIENCE));
 	request_offers();
 	report("pending", pending_in(VMBUS_SINT, PATIENCE));
+	request_offers(); /* stays in the bus's queue */
 	if (boots < 3) {
 		if (by_msr)
 			set_msr(MSR_RESET, 1);

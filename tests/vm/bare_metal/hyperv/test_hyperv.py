@@ -221,7 +221,10 @@ def test_message_page_off_while_message_waits(run: Run) -> None:
 
 @pytest.mark.parametrize("scenario", ["reset-msr", "reset-line"])
 def test_reset_while_message_waits(run: Run, scenario: str) -> None:
-    """Three resets with a message waiting for EOM each; all state is as after power on."""
+    """Three resets, with a message that waits for EOM and a request that waits for the message.
+
+    All state is as after power on, and the requests of before are forgotten.
+    """
     boot = [
         ("os_id_at_boot", 0),
         ("scontrol_at_boot", 0),

@@ -65,5 +65,10 @@ void new_device(void);
 void scenario_eject(void);
 void scenario_eject_bus(void);
 void scenario_signal_close(void);
+/* in host.c */
+void scenario_versions(void);
+void scenario_old_signal(void);
+void scenario_stalled(void);
+void scenario_reoffer(void);
 
 #endif

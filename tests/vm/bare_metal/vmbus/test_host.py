@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""QEMU's VMBus as the bare-metal guest sees it: versions, signals, a host that stalls or changes.
+
+The scenarios are in ``host.c``.
+"""
+
+import mmap
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.bare_metal import Report, converse, report_of, served_by
+from tests.support.paths import PROGRAMS
+from tests.vm.bare_metal.vmbus.messages import (
+    ALIVE,
+    CONTACT,
+    GPADL_CREATED,
+    GPADL_TORNDOWN,
+    NOTHING,
+    OFFER_CHANNEL,
+    RESCIND_OFFER,
+    VERSION_RESPONSE,
+    CommandFor,
+)
+from vhostvmbus.vm.backend import BackEndProcess
+from vhostvmbus.vm.qmp import Monitor
+
+POSTED_GPA = 0x00C00000
+"""Where the guest writes 2 when it has posted its message."""
+
+
+@pytest.mark.parametrize("device", ["hv-balloon"], indirect=True)
+def test_versions(run: Callable[[str], Report]) -> None:
+    """Those that there are, and no number between them, are supported."""
+    answers = [("supported", 1)] * 5 + [("supported", 0)] * 11
+    assert run("versions") == [
+        *[pair for answer in answers for pair in (("contact", VERSION_RESPONSE), answer)],
+        *ALIVE,
+    ]
+
+
+def test_signals_before_version_2_4(command_for: CommandFor, back_end: BackEndProcess) -> None:
+    """A bit in a page says which channel, and event flag 0 that one of them is meant."""
+    packet = [("page_bit", 1), ("flag_0", 1), ("interrupted", 1)]
+    assert report_of(command_for("old-signal", *served_by(back_end))) == [
+        *CONTACT,
+        ("good", 0),
+        ("open", 0),
+        *packet * 2,
+        *ALIVE,
+    ]
+
+
+class Stopping:
+    """Stops the back end when the guest asks for it, until the guest has posted a message."""
+
+    def __init__(self, back_end: BackEndProcess, memory: Path) -> None:
+        self._pid = back_end.child.pid
+        self._memory = memory
+        self._thread = threading.Thread(target=self._go_on_when_posted)
+        self.ended = threading.Event()
+
+    def act(self, monitor: Monitor, what: int) -> None:
+        os.kill(self._pid, signal.SIGSTOP)
+        while "State:\tT" not in Path(f"/proc/{self._pid}/status").read_text():
+            time.sleep(0.001)
+        self._thread.start()
+
+    def _go_on_when_posted(self) -> None:
+        with self._memory.open("rb") as file:
+            ram = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        while ram[POSTED_GPA] != 2 and not self.ended.is_set():
+            time.sleep(0.001)
+        os.kill(self._pid, signal.SIGCONT)
+
+    def end(self) -> None:
+        self.ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+
+def test_messages_while_the_back_end_stalls(
+    command_for: CommandFor, back_end: BackEndProcess, tmp_path: Path
+) -> None:
+    """A guest can post messages while QEMU waits for an answer of the back end.
+
+    It goes on only after that. If the guest were held up, QEMU would give the back end up.
+    """
+    memory, said = tmp_path / "ram", tmp_path / "said"
+    stopping = Stopping(back_end, memory)
+    try:
+        with said.open("w") as stderr:
+            report = converse(
+                command_for("stalled", *served_by(back_end, memory)), stopping.act, stderr
+            )
+    finally:
+        stopping.end()
+    assert said.read_text() == ""
+    assert report == [
+        *CONTACT,
+        ("created", GPADL_CREATED),
+        ("status", 0),
+        ("torn_down", GPADL_TORNDOWN),
+        *ALIVE,
+    ]
+
+
+def test_channels_offered_anew(command_for: CommandFor, tmp_path: Path) -> None:
+    """The primary channel comes first, whichever the guest releases first."""
+    device = BackEndProcess("anew", [f"{PROGRAMS / 'offering_anew.py'}:OfferingAnew"], tmp_path)
+
+    def act(monitor: Monitor, what: int) -> None:
+        os.kill(device.child.pid, signal.SIGUSR1)
+
+    try:
+        report = converse(command_for("reoffer", *served_by(device)), act)
+        assert device.problem is None
+    finally:
+        device.stop()
+    three = [*CONTACT[:3], ("offers", 3)]
+    assert report == [
+        *three,
+        *[("rescind", RESCIND_OFFER)] * 3,
+        ("before_primary", NOTHING),
+        *[pair for n in range(3) for pair in (("offer", OFFER_CHANNEL), ("index", n))],
+        ("nothing_more", NOTHING),
+        ("alive", 1),
+        *three,
+    ]
