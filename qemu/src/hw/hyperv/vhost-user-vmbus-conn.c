@@ -336,7 +336,7 @@ static bool start_backend_thread(VuvConn *c, Error **errp)
 
     c->backend_fd = fds[0];
     c->thread_running = true;
-    qemu_thread_create(&c->thread, "vhost-user-vmbus", backend_thread, c,
+    qemu_thread_create(&c->thread, "vuv-back-end", backend_thread, c,
                        QEMU_THREAD_JOINABLE);
     return true;
 }

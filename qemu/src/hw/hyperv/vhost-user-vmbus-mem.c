@@ -138,9 +138,18 @@ static void regions_clear(GArray *a)
 
 static void listener_begin(MemoryListener *listener)
 {
-    VuvMem *m = container_of(listener, VuvMem, listener);
+    g_array_set_size(container_of(listener, VuvMem, listener)->incoming, 0);
+}
 
-    g_array_set_size(m->incoming, 0);
+/* RAM that the user has forgotten to share; to the guest it's like any other */
+static void warn_unshared(VuvMem *m, MemoryRegion *mr)
+{
+    if (mr != m->unshared &&
+        object_dynamic_cast(memory_region_owner(mr), TYPE_MEMORY_BACKEND)) {
+        m->unshared = mr;
+        warn_report("vhost-user-vmbus: guest memory '%s' lacks share=on, and "
+                    "the guest's I/O to it fails", memory_region_name(mr));
+    }
 }
 
 /* called for all sections in ascending order, be they new or not */
@@ -161,6 +170,7 @@ static void listener_section(MemoryListener *listener,
     }
     if (!mr_is_shared(r.mr)) {
         if (memory_region_size(r.mr) != OVERLAY_SIZE) {
+            warn_unshared(m, r.mr);
             return;
         }
         r.mr = NULL;

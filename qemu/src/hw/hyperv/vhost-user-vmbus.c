@@ -60,8 +60,10 @@ static uint32_t vuv_backend_request(void *opaque, uint32_t request,
 
     switch (request) {
     case VUV_BACKEND_INVALIDATE_CODE:
-        return s->have_mem ? vuv_mem_invalidate(&s->mem, payload, size) :
-                             VUV_STATUS_INVALID_PARAMETER;
+        /* pairs with the release in vuv_realize: @mem is ready then */
+        return qatomic_load_acquire(&s->have_mem) ?
+               vuv_mem_invalidate(&s->mem, payload, size) :
+               VUV_STATUS_INVALID_PARAMETER;
     case VUV_BACKEND_OFFER_CHANNEL:
     case VUV_BACKEND_RESCIND_CHANNEL:
         return vuv_offers_request(s, request, payload, size);
@@ -321,7 +323,7 @@ static void vuv_realize(DeviceState *dev, Error **errp)
 
     /* the listener reports all memory at once, and it's sent */
     vuv_mem_init(&s->mem, &s->conn, s->mem.code_map_fd);
-    s->have_mem = true;
+    qatomic_store_release(&s->have_mem, true);
     if (!s->conn.up) {
         error_setg(errp, "the back end did not take the guest's memory");
         DEVICE_GET_CLASS(dev)->unrealize(dev);

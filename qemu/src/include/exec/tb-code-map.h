@@ -42,7 +42,7 @@
 #define TB_CODE_MAP_BYTES   (64 * 1024 * 1024)
 #define TB_CODE_MAP_BITS    (TB_CODE_MAP_BYTES * 8ULL)
 
-/* NULL unless some device needs the map */
+/* NULL unless some device may need the map */
 extern uint8_t *tb_code_map;
 
 /*

@@ -134,3 +134,13 @@ void scenario_reoffer(void)
 	report("nothing_more", take_within(SHORT));
 	alive();
 }
+
+/* The device comes after the guest has asked for offers. */
+void scenario_plugged(void)
+{
+	start_bus();
+	contact_and_offers(VERSION_4_0, 0);
+	host(HOST_PLUGS);
+	new_device();
+	alive();
+}

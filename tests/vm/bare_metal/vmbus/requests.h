@@ -70,5 +70,6 @@ void scenario_versions(void);
 void scenario_old_signal(void);
 void scenario_stalled(void);
 void scenario_reoffer(void);
+void scenario_plugged(void);
 
 #endif

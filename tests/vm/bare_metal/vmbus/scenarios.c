@@ -310,6 +310,7 @@ const struct scenario scenarios[] = {
 	{ "old-signal", scenario_old_signal },
 	{ "stalled", scenario_stalled },
 	{ "reoffer", scenario_reoffer },
+	{ "plugged", scenario_plugged },
 	{ "eject", scenario_eject },
 	{ "eject-bus", scenario_eject_bus },
 	{ "signal-close", scenario_signal_close },

@@ -6,6 +6,7 @@ The scenarios are in ``host.c``.
 
 import mmap
 import os
+import re
 import signal
 import threading
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.bare_metal import Report, converse, report_of, served_by
+from tests.support.bare_metal import Report, converse, plug, report_of, served_by
 from tests.support.paths import PROGRAMS
 from tests.vm.bare_metal.vmbus.messages import (
     ALIVE,
@@ -132,3 +133,46 @@ def test_channels_offered_anew(command_for: CommandFor, tmp_path: Path) -> None:
         ("alive", 1),
         *three,
     ]
+
+
+PLUGGED: Report = [
+    *CONTACT[:3],
+    ("offers", 0),
+    ("offer", OFFER_CHANNEL),
+    ("good", 0),
+    ("open", 0),
+    *ALIVE,
+]
+
+
+def test_plugging_keeps_translations(command_for: CommandFor, back_end: BackEndProcess) -> None:
+    """The map of translated code is complete when the first device comes."""
+    flushes = []
+
+    def act(monitor: Monitor, what: int) -> None:
+        for step in (lambda: None, lambda: plug(monitor)):
+            step()
+            text = monitor.command("human-monitor-command", command_line="info jit")
+            flushes.extend(re.findall(r"TB flush count +(\d+)", text))
+
+    words = served_by(back_end)[:-2]
+    assert converse(command_for("plugged", *words), act) == PLUGGED
+    assert len(flushes) == 2
+    assert flushes[0] == flushes[1]
+
+
+def test_memory_that_is_not_shared(
+    command_for: CommandFor, back_end: BackEndProcess, tmp_path: Path
+) -> None:
+    """The back end cannot have a DIMM that lacks share=on, and QEMU says so."""
+
+    def act(monitor: Monitor, what: int) -> None:
+        monitor.command("object-add", qom_type="memory-backend-ram", id="dimm0", size=128 << 20)
+        monitor.command("device_add", driver="pc-dimm", memdev="dimm0", id="d0")
+        plug(monitor)
+
+    words = ("-m", "128,slots=1,maxmem=512M", *served_by(back_end)[:-2])
+    said = tmp_path / "said"
+    with said.open("w") as stderr:
+        assert converse(command_for("plugged", *words), act, stderr) == PLUGGED
+    assert re.search("guest memory '.*dimm0' lacks share=on", said.read_text())

@@ -186,6 +186,7 @@ typedef struct VuvMem {
     GArray *sent;
     QemuMutex lock;
     int code_map_fd;            /* -1 if the guest isn't translated */
+    MemoryRegion *unshared;     /* what was last warned about, only compared */
 } VuvMem;
 
 /* Find out whether main memory can be shared at all, before anything else. */
