@@ -144,3 +144,48 @@ void scenario_plugged(void)
 	new_device();
 	alive();
 }
+
+static const uint8_t *find(const uint8_t *from, const uint8_t *end, const char *text, unsigned size)
+{
+	for (; from + size <= end; from++) {
+		unsigned i = 0;
+
+		while (i < size && from[i] == (uint8_t)text[i])
+			i++;
+		if (i == size)
+			return from;
+	}
+	return end;
+}
+
+/*
+ * The bus in ACPI's DSDT, and a floppy controller; the layouts are those of the ACPI specification
+ * 6.5, 5.2 and 6.4.3.5.
+ */
+void scenario_acpi(void)
+{
+	const uint8_t *root = find((void *)0xe0000, (void *)0x100000, "RSD PTR ", 8);
+	const uint32_t *rsdt = *(const uint32_t **)(root + 16);
+	const uint8_t *dsdt = 0, *end, *parent, *bus, *window;
+	uint64_t base = 0, last = 0, size = 0;
+
+	for (unsigned i = 9; i < rsdt[1] / 4; i++)
+		if (*(const uint32_t *)rsdt[i] == 0x50434146) /* "FACP" */
+			dsdt = ((const uint8_t *const *)rsdt[i])[10];
+	end = dsdt + ((const uint32_t *)dsdt)[1];
+	parent = find(dsdt, end, "VMOD", 4);
+	bus = find(dsdt, end, "VMBS", 4);
+	report("parent", parent < bus);
+	report("bus", bus < end);
+	/* a QWord address space descriptor for memory */
+	window = find(parent, bus, "\x8a\x2b\x00\x00", 4);
+	if (window < bus) {
+		base = *(const uint64_t *)(window + 14);
+		last = *(const uint64_t *)(window + 22);
+		size = *(const uint64_t *)(window + 38);
+	}
+	report("above_4_GiB", base >> 32 != 0);
+	report("megabytes", size >> 20);
+	report("whole", last - base + 1 == size);
+	report("floppy", find(dsdt, end, "\x41\xd0\x07\x00", 4) < end); /* PNP0700 */
+}

@@ -71,5 +71,6 @@ void scenario_old_signal(void);
 void scenario_stalled(void);
 void scenario_reoffer(void);
 void scenario_plugged(void);
+void scenario_acpi(void);
 
 #endif

@@ -311,6 +311,7 @@ const struct scenario scenarios[] = {
 	{ "stalled", scenario_stalled },
 	{ "reoffer", scenario_reoffer },
 	{ "plugged", scenario_plugged },
+	{ "acpi", scenario_acpi },
 	{ "eject", scenario_eject },
 	{ "eject-bus", scenario_eject_bus },
 	{ "signal-close", scenario_signal_close },

@@ -176,3 +176,20 @@ def test_memory_that_is_not_shared(
     with said.open("w") as stderr:
         assert converse(command_for("plugged", *words), act, stderr) == PLUGGED
     assert re.search("guest memory '.*dimm0' lacks share=on", said.read_text())
+
+
+@pytest.mark.parametrize(("words", "megabytes"), [((), 512), (("64M",), 64), (("0",), 0)])
+def test_devices_in_acpi(command_for: CommandFor, words: tuple[str, ...], megabytes: int) -> None:
+    """ACPI has the bus in a device with such a window, as Hyper-V's does.
+
+    It has no floppy controller: a driver for that would take an interrupt which the agent needs.
+    """
+    settings = [word for size in words for word in ("-global", f"vmbus-bridge.mmio-size={size}")]
+    assert report_of(command_for("acpi", *settings)) == [
+        ("parent", 1),
+        ("bus", 1),
+        ("above_4_GiB", int(megabytes > 0)),
+        ("megabytes", megabytes),
+        ("whole", int(megabytes > 0)),
+        ("floppy", 0),
+    ]
