@@ -30,8 +30,14 @@ class DeviceLoop:
     ) -> None:
         """Runs ``coroutine``; ``failed`` gets its exception, on the loop's thread."""
 
+        async def run() -> None:
+            try:
+                await coroutine
+            except (SystemExit, KeyboardInterrupt) as error:
+                failed(error)  # from a task it would end the loop, which is everybody's
+
         def begin() -> None:
-            task = self._loop.create_task(coroutine)
+            task = self._loop.create_task(run())
             tasks = self._tasks.setdefault(key, set())
             tasks.add(task)
 
