@@ -160,8 +160,9 @@ class Connection:
 
     def _back_channel_failed(self, error: VmbusError) -> None:
         # Called in a worker's thread.  Without invalidation nothing can be completed, so the
-        # session ends: reading the socket sees its end.
+        # session ends: reading the socket sees its end.  The front end does not: to it that would
+        # say that its memory is not touched any more.
         level = logging.INFO if isinstance(error, Disconnected) else logging.ERROR
         log.log(level, "the session ends: %s", error)
         with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
+            self._sock.shutdown(socket.SHUT_RD)

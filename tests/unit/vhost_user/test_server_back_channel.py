@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import threading
 from functools import partial
@@ -172,3 +173,22 @@ def test_sockets_of_odd_kinds_are_refused_and_not_kept(dead: bool) -> None:
         with pytest.raises(WrongFdType):
             require_stream_socket(odd.fileno(), "back end")
         assert open_fds() == before
+
+
+def test_a_back_channel_that_fails_does_not_say_that_the_back_end_is_done(run: Running) -> None:
+    """The front end takes the connection's end as the end of every use of its memory."""
+    seen: list[bool] = []
+    with run.front_end() as front_end:
+        real = run.back_end.disconnect
+
+        def disconnect() -> None:
+            seen.append(bool(select.select([front_end._sock], [], [], 0)[0]))
+            real()
+
+        run.back_end.disconnect = disconnect  # type: ignore[method-assign]
+        front_end._mine.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(Disconnected):
+            invalidator(run)([(0, 4096)])
+        run.wait_for_disconnect()
+        assert front_end.receive_raw() == b""
+    assert seen == [False]
