@@ -329,12 +329,18 @@ class Channel:
 
     # -- the end -------------------------------------------------------------------------------
 
-    def drop_packets_in(self, guest_phys_addr: int, size: int, timeout: float) -> int:
-        """Ends outstanding packets with external data in memory that goes. Returns how many.
+    def drop_packets_in(self, guest_phys_addr: int, size: int, timeout: float) -> None:
+        """Ends outstanding packets with external data in memory that goes.
 
         Waits ``timeout`` seconds at most, in all, for whoever is at their data.
         """
-        return self._completions.drop_in(guest_phys_addr, size, Deadline(timeout))
+        deadline = Deadline(timeout)
+
+        def drop() -> None:
+            self._completions.drop_in(guest_phys_addr, size, deadline)
+
+        if self._completions.packets:
+            self.end.call("end of packets", drop, deadline)
 
     def close(self, grace: float = 1.0) -> None:
         """Stops the worker, ends every packet, detaches the ring; within 2 seconds by itself.

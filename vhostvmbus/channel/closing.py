@@ -123,19 +123,21 @@ class ChannelEnd:
             return
 
         def leave() -> None:
-            before()
-            with self._lock:
-                self._device_left = True
-                self._using.discard("device")
+            try:
+                before()
+            finally:
+                with self._lock:
+                    self._device_left = True
+                    self._using.discard("device")
 
-        if not self._call("detach", leave, deadline):
+        if not self.call("detach", leave, deadline):
             with self._lock:
                 if not self._device_left:
                     self._using.add("device")
 
     def suspend(self, suspended: Callable[[], None], deadline: Deadline) -> None:
         """Calls ``suspended``, when no packet is delivered any more."""
-        self._call("suspended", suspended, deadline)
+        self.call("suspended", suspended, deadline)
 
     def await_packets(self, deadline: Deadline) -> None:
         """Waits until the device has completed what it has."""
@@ -145,13 +147,24 @@ class ChannelEnd:
         """Takes the packets that are left away from the device."""
         if not self._sender.detach(deadline):
             self._using.add("sender")
-        self._in_use = self._completions.drop_all(deadline)
-        self.touching |= bool(self._in_use)
+        packets = list(self._completions.packets.values())
+        data = [packet.external_data for packet in packets if packet.external_data is not None]
+        in_use: list[list[ExternalData]] = []
+
+        def drop_all() -> None:
+            in_use.append(self._completions.drop_all(deadline))
+
+        if not packets:
+            drop_all()
+        else:  # what a device has lent is given back by its own code
+            self.call("end of packets", drop_all, deadline)
+        self._in_use = in_use[0] if in_use else [item for item in data if item.closed]
+        self.touching |= not in_use or bool(self._in_use)
 
     def tell(self, deadline: Deadline) -> None:
         """Tells those who wait for completions of the guest that none will come."""
         if self._host_packets.awaited:
-            self._call("completion callbacks", self._host_packets.close, deadline)
+            self.call("completion callbacks", self._host_packets.close, deadline)
         else:
             self._host_packets.close()
         beside = self.beside
@@ -185,7 +198,7 @@ class ChannelEnd:
                 self._life.let_go()
         return not self._using
 
-    def _call(self, what: str, function: Callable[[], None], deadline: Deadline) -> bool:
+    def call(self, what: str, function: Callable[[], None], deadline: Deadline) -> bool:
         """Calls into the device's code. Returns false if it does not return."""
         life = self._life
         try:

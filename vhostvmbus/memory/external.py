@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from vhostvmbus.engine import ffi, lib
+from vhostvmbus.memory.lending import give_back
 from vhostvmbus.wire.errors import ExternalDataClosed, ExternalDataReadOnly, GuestMemoryLost
 from vhostvmbus.wire.gpa import GpaRange
 
@@ -414,10 +415,8 @@ class ExternalData:
             before, self._before_close = self._before_close, None
             self._busy += before is not None  # the segments are valid until it has returned
         if before is not None:
-            try:
-                before()
-            finally:
-                self._leave()
+            give_back(before)
+            self._leave()
         with self._lock:
             busy = self._busy
         if wait:

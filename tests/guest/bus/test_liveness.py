@@ -9,13 +9,14 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.support.devices import Echo, Noting
+from tests.support.devices import Echo, Noting, Silent
 from tests.support.waiting import eventually
-from vhostvmbus.channel import deadline
+from vhostvmbus.channel import ChannelState, deadline
 from vhostvmbus.device import Channel, DeviceHost, Packet
 from vhostvmbus.guest import SoftwareGuest, serving
 from vhostvmbus.ring import Ring, Role
@@ -36,6 +37,8 @@ def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vhostvmbus.device.host.CLOSING_SECONDS", 0.4)
     monkeypatch.setattr("vhostvmbus.device.host.HURRY_SECONDS", 0.2)
     monkeypatch.setattr("vhostvmbus.device.host.GRACE", 0.05)
+    monkeypatch.setattr("vhostvmbus.device.host.PATIENCE", 0.05)
+    monkeypatch.setattr("vhostvmbus.device.host.LAST_PATIENCE", 0.1)
 
 
 class Blocked(Noting):
@@ -486,3 +489,106 @@ def test_a_kick_eventfd_that_blocks_and_is_emptied_blocks_nobody() -> None:
             with contextlib.suppress(BlockingIOError):
                 os.preadv(channel.kick_fd, [bytearray(8)], -1, os.RWF_NOWAIT)
         assert channel.send(b"all well") == b"all well"
+
+
+class Lends(Noting):
+    """Lends the data of a packet to somebody who, in the end, does what the test says."""
+
+    def __init__(self, in_the_end: Callable[[], None]) -> None:
+        super().__init__()
+        self.in_the_end = in_the_end
+        self.lent = threading.Event()
+
+    def packet_received(self, channel: Channel, packet: Packet) -> None:
+        if packet.external_data is None:
+            packet.complete(packet.payload)
+            return
+        packet.external_data.lend(lambda _: None, self.in_the_end)
+        self.lent.set()
+
+
+def _end_lent_data(path: Path, device: Lends, how: str) -> None:
+    """Ends it by a request; the back end may end the connection over it."""
+    with SoftwareGuest.connect(path) as guest:
+        more = guest.ram.add(1 << 40, 8 * PAGE_SIZE)
+        guest.add_memory(more)
+        channel = guest.enable()
+        channel.submit_with_external_pfns(b"", [more.guest_phys_addr // PAGE_SIZE])
+        assert device.lent.wait(10)
+        with contextlib.suppress(RequestRefused, Disconnected):
+            if how == "close":
+                guest.disable()
+            elif how == "reset":
+                guest.reset()
+            elif how == "remove":
+                guest.remove_memory(more)
+
+
+@pytest.mark.usefixtures("_in_a_hurry")
+@pytest.mark.parametrize("how", ["close", "reset", "leave", "remove"])
+def test_an_exception_at_the_end_of_lent_data_is_contained(how: str) -> None:
+    def fail() -> None:
+        raise SystemExit("the data path in C is gone")
+
+    device = Lends(fail)
+    with serving(device) as (server, path, _):
+        _end_lent_data(path, device, how)
+        with SoftwareGuest.connect(path) as guest, guest.open_channel() as channel:
+            assert channel.send(b"as ever.") == b"as ever."
+        assert server.failures == 0
+
+
+@pytest.mark.usefixtures("_in_a_hurry")
+@pytest.mark.parametrize("how", ["close", "reset", "leave", "remove"])
+def test_lent_data_that_is_not_given_back_holds_up_nothing(how: str) -> None:
+    let_go = threading.Event()
+    device = Lends(lambda: _assert_set(let_go))
+    with serving(device) as (_, path, host):
+        _end_lent_data(path, device, how)
+        with SoftwareGuest.connect(path) as guest:
+            assert not let_go.is_set()
+            let_go.set()  # until then no channel is opened
+            eventually(lambda: host.left.count == 0)
+            with guest.open_channel() as channel:
+                assert channel.send(b"as ever.") == b"as ever."
+
+
+def _assert_set(event: threading.Event) -> None:
+    assert event.wait(20)
+
+
+@pytest.mark.usefixtures("_in_a_hurry")
+def test_removed_memory_is_not_held_up_by_a_call_eventfd_that_blocks() -> None:
+    """What ends the packets in the memory completes them, which signals the guest."""
+    device = Silent()
+    with serving(device) as (_, path, _), SoftwareGuest.connect(path) as guest:
+        more = guest.ram.add(1 << 40, 8 * PAGE_SIZE)
+        guest.add_memory(more)
+        channel = guest.enable()
+        channel.submit_with_external_pfns(b"", [more.guest_phys_addr // PAGE_SIZE])
+        assert device.arrived.acquire(timeout=10)
+        _fill(channel.call_fd)
+        guest.remove_memory(more)
+        os.set_blocking(channel.call_fd, False)
+
+
+class Exits(Noting):
+    """Has a coroutine for each packet, of which one ends the program."""
+
+    async def packet_received(self, channel: Channel, packet: Packet) -> None:
+        if packet.payload == b"end all.":
+            sys.exit("a coroutine that does not know where it runs")
+        packet.complete(packet.payload)
+
+    channels = 2
+    max_channels = 2
+
+
+def test_a_coroutine_that_exits_ends_no_more_than_its_channel() -> None:
+    with SoftwareGuest.for_device(Exits()) as guest:
+        guest.enable(0).submit(b"end all.")
+        assert guest.host is not None
+        failed = guest.host.channels[0]
+        eventually(lambda: failed.state is ChannelState.FAILED)
+        with guest.open_channel(1) as other:
+            assert other.send(b"all well") == b"all well"
