@@ -109,6 +109,8 @@ def test_interface_and_bridge_vanish(caplog: pytest.LogCaptureFixture) -> None:
     with opened("tap,bridge=br9") as link:
         Guest(link)
         ip("link", "del", "br9")
+        # Of two that go between two looks at them, only the interface is missed.
+        wait_for(lambda: link.stats()["vanished"] == 1, "the bridge has vanished")
         ip("link", "del", link.name)
         wait_for(lambda: link.stats()["vanished"] == 2, "both have vanished")
         assert not link.carrier()
