@@ -15,14 +15,13 @@ import pytest
 
 from tests.liveness.process import Nursery
 from tests.liveness.run import PATIENCE, attempt
-from tests.liveness.steps import Sequence, Step, load, make_sequence
-from tests.support.soak import times
+from tests.liveness.steps import DISKS, Sequence, Step, load, make_sequence
+from tests.support.soak import SOAK, times
 
 JOBS = 4
 """Sequences at once; they mostly wait."""
-FIXED = 8
-NEW = times(4, 500)
-PARTS = times(1, 12)
+COUNT = times(25, 500)
+"""Sequences of each part."""
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +38,19 @@ def carry_out(nursery: Nursery, sequences: Iterable[Sequence]) -> None:
     assert not reports, "\n\n".join(reports[:3])
 
 
-def test_sequences_that_are_always_the_same(nursery: Nursery) -> None:
-    carry_out(nursery, (make_sequence(seed, PATIENCE) for seed in range(FIXED)))
+@pytest.mark.parametrize("part", range(times(4, 12)))
+def test_sequences(nursery: Nursery, part: int) -> None:
+    """The same ones each time; with the soak tests, ones that nobody has tried."""
+    first = random.SystemRandom().randrange(1 << 31) if SOAK else part * COUNT
+    print(f"part {part}: seeds {first} to {first + COUNT - 1}")
+    carry_out(nursery, (make_sequence(first + number, PATIENCE) for number in range(COUNT)))
 
 
-@pytest.mark.parametrize("part", range(PARTS))
-def test_sequences_that_nobody_has_tried(nursery: Nursery, part: int) -> None:
-    first = random.SystemRandom().randrange(1 << 31)
-    print(f"part {part}: seeds {first} to {first + NEW - 1}")
-    carry_out(nursery, (make_sequence(first + number, PATIENCE) for number in range(NEW)))
+def test_disks(nursery: Nursery) -> None:
+    """SCSI controllers on disks that are slow, or stand still."""
+    first = random.SystemRandom().randrange(1 << 31) if SOAK else 0
+    print(f"seeds {first} to {first + COUNT - 1}")
+    carry_out(nursery, (make_sequence(first + number, PATIENCE, DISKS) for number in range(COUNT)))
 
 
 # ---- the harness notices ----------------------------------------------------------------
