@@ -31,7 +31,8 @@ from vhostvmbus.wire.errors import FrontEndError
 log = logging.getLogger(__name__)
 
 RETRY_INTERVAL = 0.2
-"""Seconds between two attempts to reach a front end that does not listen (yet)."""
+"""Seconds between two attempts to reach a front end that does not listen (yet), or to let one in
+that could not be."""
 STOP_POLL = 0.2
 """Seconds between two looks at the caller's stop event."""
 
@@ -106,7 +107,14 @@ class Server:
                 readable, _, _ = select.select([listener.fileno(), self._wake], [], [])
                 if self._wake in readable:
                     return
-                sock, _ = listener.accept()
+                try:
+                    sock, _ = listener.accept()
+                except OSError as error:
+                    # Descriptors have run out, say. It waits in the queue until there are some.
+                    log.error("a front end cannot be let in: %s", error)
+                    if self._stopped(RETRY_INTERVAL):
+                        return
+                    continue
                 self._serve(sock, listener)
 
     def _run_connecting(self, ready: Callable[[], None] | None) -> None:

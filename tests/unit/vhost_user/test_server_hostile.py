@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import resource
 import socket
 import struct
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from tests.support.vhost_user_server import Running, assert_closed, eventfds, memfd, region
 from tests.support.vhost_user_session import FEATURES
+from tests.support.waiting import eventually
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.codec import NEED_REPLY, encode
 from vhostvmbus.vhost_user.errors import (
@@ -162,3 +164,22 @@ def test_an_exception_that_nobody_expected_ends_one_session(run: Running) -> Non
     with run.front_end() as front_end:
         front_end.request(m.Reset())
     assert (run.server.failures, run.server.protocol_errors) == (1, 0)
+
+
+def test_a_front_end_that_comes_when_descriptors_have_run_out(
+    run: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is let in when there are some again."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(30)
+        free = os.dup(0)  # the lowest that there is
+        os.close(free)
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+        try:
+            sock.connect(str(run.path))
+            eventually(lambda: "cannot be let in" in caplog.text)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        sock.sendall(encode(m.GetFeatures()))
+        assert len(sock.recv(20)) == 20
