@@ -4,8 +4,8 @@
 The device's socket belongs to one front end, which is connected all the time; so counters are
 read from ``SOCKET.stats``, a UNIX stream socket that only its owner can connect to.  Whoever
 connects gets one JSON document, in UTF-8, up to the end of the stream; nothing is read from him.
-Invariant: a reader that does not read holds up other readers for :data:`SEND_TIMEOUT` seconds at
-most, and the device never.
+Invariant: a reader that does not read holds up other readers for :data:`SEND_TIMEOUT` seconds, one
+that reads slowly for :data:`DOCUMENT_TIMEOUT` at most, and neither ever the device.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,11 @@ from vhostvmbus.vhost_user.sockets import bind_listener
 log = logging.getLogger(__name__)
 
 SEND_TIMEOUT = 1.0
-"""Seconds that a reader has to take the document."""
+"""Seconds in which a reader has to take a part of the document."""
+DOCUMENT_TIMEOUT = 10.0
+"""Seconds in which a reader has to take all of it."""
+RETRY_INTERVAL = 0.2
+"""Seconds until a reader is let in that could not be."""
 MAX_DOCUMENT = 16 << 20
 """Bytes that a document has at most, for the reader."""
 
@@ -63,10 +68,16 @@ def _serve(listener: socket.socket, wake: socket.socket, snapshot: Snapshot) -> 
     poll.register(listener, select.POLLIN)
     poll.register(wake, select.POLLIN)
     while not any(fd == wake.fileno() for fd, _ in poll.poll()):
-        with contextlib.suppress(OSError):
+        try:
             reader, _ = listener.accept()
-            with reader:
-                _answer(reader, snapshot)
+        except OSError as error:
+            # Descriptors have run out, say. It waits in the queue until there are some.
+            log.warning("a reader of statistics cannot be let in: %s", error)
+            if select.select([wake], [], [], RETRY_INTERVAL)[0]:
+                return
+            continue
+        with reader, contextlib.suppress(OSError):
+            _answer(reader, snapshot)
 
 
 def _answer(reader: socket.socket, snapshot: Snapshot) -> None:
@@ -75,8 +86,11 @@ def _answer(reader: socket.socket, snapshot: Snapshot) -> None:
     except Exception:
         log.exception("no statistics")  # the reader sees an empty document
         return
+    deadline = time.monotonic() + DOCUMENT_TIMEOUT
     reader.settimeout(SEND_TIMEOUT)
-    reader.sendall(document)
+    left = memoryview(document)
+    while left and time.monotonic() < deadline:
+        left = left[reader.send(left) :]
 
 
 def read_statistics(path: str | os.PathLike[str], timeout: float = 10.0) -> dict[str, Any]:
