@@ -17,11 +17,13 @@ Invariants:
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import signal
 import stat
 import subprocess
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -34,7 +36,10 @@ SOCKET_PATH_LIMIT = 80
 
 
 class RunFolder:
-    """A folder for the sockets, disks and logs of one run; gone after :meth:`close`."""
+    """A folder for the sockets, disks and logs of one run; gone after :meth:`close`.
+
+    It goes as well when nobody has it any more, for a signal may end its making at any point.
+    """
 
     def __init__(self) -> None:
         room = room_for_runs()
@@ -42,7 +47,9 @@ class RunFolder:
             # Nobody makes a folder meanwhile, so one that is not held is one that was left.
             for folder in left_over(room):
                 shutil.rmtree(folder, ignore_errors=True)
-            self.path = Path(tempfile.mkdtemp(dir=room))
+            self.path = room / f"tmp{secrets.token_hex(4)}"
+            self._forgotten = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+            self.path.mkdir(mode=0o700)
             self._lock = _open_lock(self.path / "lock")
             fcntl.flock(self._lock, fcntl.LOCK_EX)
 
@@ -50,6 +57,7 @@ class RunFolder:
         """Removes the folder."""
         if self._lock >= 0:
             shutil.rmtree(self.path, ignore_errors=True)
+            self._forgotten.detach()
             os.close(self._lock)
             self._lock = -1
 

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import stat
 import tempfile
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -76,3 +79,20 @@ def test_a_cache_of_somebody_elses_is_not_where_runs_are(
         assert room_for_runs() == Path(cache) / "vhostvmbus" / "runs"
         os.chown(room_for_runs(), NOBODY, NOBODY)
         assert room_for_runs() == usual(temporary)
+
+
+def test_one_whose_making_a_signal_ends_is_not_left(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fcntl.flock
+    calls = count(1)
+
+    def flock(fd: int, operation: int) -> None:
+        if next(calls) == 2:  # of the folder itself, after that of the room
+            raise KeyboardInterrupt
+        real(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with contextlib.suppress(KeyboardInterrupt):
+        RunFolder()
+    assert [path.name for path in usual(temporary).iterdir()] == [".lock"]
