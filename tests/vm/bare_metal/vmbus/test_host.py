@@ -8,6 +8,7 @@ import mmap
 import os
 import re
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -92,15 +93,16 @@ def test_messages_while_the_back_end_stalls(
 
     It goes on only after that. If the guest were held up, QEMU would give the back end up.
     """
-    memory, said = tmp_path / "ram", tmp_path / "said"
-    stopping = Stopping(back_end, memory)
-    try:
-        with said.open("w") as stderr:
+    said = tmp_path / "said"
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file, said.open("w") as stderr:
+        memory = Path(file.name)
+        stopping = Stopping(back_end, memory)
+        try:
             report = converse(
                 command_for("stalled", *served_by(back_end, memory)), stopping.act, stderr
             )
-    finally:
-        stopping.end()
+        finally:
+            stopping.end()
     assert said.read_text() == ""
     assert report == [
         *CONTACT,
