@@ -70,7 +70,7 @@ test-law: setup
 	@$(bin)/python -m pytest -qq $(wildcard tests/unit/law tests/unit/docs)
 
 test-fast: setup
-	@$(pytest) -m 'not machines' --numprocesses 4 $(ARGS) $(or_none)
+	@$(pytest) -m 'not machines' --ignore tests/vm --numprocesses 4 $(ARGS) $(or_none)
 
 soak: setup qemu images
 	@VHOSTVMBUS_SOAK=1 $(pytest) -rA -o timeout=3600 $(ARGS)

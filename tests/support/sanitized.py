@@ -16,7 +16,7 @@ COMPILER = os.environ.get("CC", "cc")
 FLAGS = [
     "-std=gnu11",
     "-O1",
-    "-g",
+    "-g1",
     "-Wall",
     "-Wextra",
     "-Werror",
@@ -50,17 +50,19 @@ def build(
 ) -> Path:
     """Builds the program, with the engine and the network card's data path.
 
-    ``flags`` are for the program's own file, ``engine_flags`` for all.
+    ``flags`` are for the program's own file, ``engine_flags`` for the engine as well, which is
+    built without the card then.
     """
     program = tmp_path / name
     common = [*FLAGS, *sanitizer, *engine_flags]
+    folders = [ENGINE] if engine_flags else [ENGINE, NET]
     command = [COMPILER, *common, *flags, "-o", program, FUZZ / f"{name}.c"]
-    subprocess.run([*command, _library(tmp_path, common)], check=True)
+    subprocess.run([*command, _library(tmp_path, common, folders)], check=True)
     return program
 
 
-def _library(tmp_path: Path, flags: Sequence[str]) -> Path:
-    """Returns all C of the product as an archive, which whoever wants it first in a run builds."""
+def _library(tmp_path: Path, flags: Sequence[str], folders: Sequence[Path]) -> Path:
+    """Returns the C of these folders as an archive, built by whoever wants it first in a run."""
     # With pytest-xdist each process has a folder of its own in the run's.
     run_folder = tmp_path.parents["PYTEST_XDIST_WORKER" in os.environ]
     name = hashlib.sha256(repr(flags).encode()).hexdigest()[:16]
@@ -70,7 +72,7 @@ def _library(tmp_path: Path, flags: Sequence[str]) -> Path:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not archive.exists():
-            files = sorted((*ENGINE.glob("*.c"), *NET.glob("*.c")))
+            files = sorted(path for each in folders for path in each.glob("*.c"))
             subprocess.run([COMPILER, *flags, "-c", *files], cwd=folder, check=True)
             objects = [f"{path.stem}.o" for path in files]
             subprocess.run(["ar", "rcs", "unfinished.a", *objects], cwd=folder, check=True)
