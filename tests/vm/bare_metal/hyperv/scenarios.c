@@ -327,6 +327,42 @@ static void scenario_auto_eoi(void)
 	report("disabled_interrupts", interrupts[VMBUS_VECTOR]);
 }
 
+/* The capabilities of the HPET, high half: how long a tick is, which never changes. */
+#define HPET_PERIOD ((volatile uint32_t *)0xfed00004)
+#define MAP_CHANGES 12000u
+
+static volatile uint32_t reads, wrong_reads;
+static volatile bool map_is_done, second_is_done;
+
+/* One block of code reads several times, so that the map changes between two of them. */
+static void read_hpet(void)
+{
+	uint32_t period = *HPET_PERIOD;
+
+	while (!map_is_done) {
+		uint32_t a = *HPET_PERIOD, b = *HPET_PERIOD, c = *HPET_PERIOD, d = *HPET_PERIOD;
+
+		wrong_reads += (a != period) + (b != period) + (c != period) + (d != period);
+		reads++;
+	}
+	second_is_done = true;
+}
+
+/* One processor turns its message page on and off, while the other one reads a device. */
+static void scenario_map(void)
+{
+	enable_all();
+	start_second(read_hpet);
+	while (!reads)
+		;
+	for (unsigned i = 0; i < MAP_CHANGES; i++)
+		set_msr(MSR_SIMP, SIMP_GPA | (i & 1));
+	map_is_done = true;
+	while (!second_is_done)
+		;
+	report("wrong_reads", wrong_reads);
+}
+
 const struct scenario scenarios[] = {
 	{ "cpuid", scenario_cpuid },
 	{ "hypercalls", scenario_hypercalls },
@@ -339,5 +375,6 @@ const struct scenario scenarios[] = {
 	{ "reset-line", scenario_reset_line },
 	{ "auto-eoi", scenario_auto_eoi },
 	{ "timers", scenario_timers },
+	{ "map", scenario_map },
 	{ NULL, NULL },
 };

@@ -291,6 +291,12 @@ def test_timers(run: Run) -> None:
     ]
 
 
+def test_a_page_turned_on_amid_accesses_of_another_processor(qemu: Path, guest: Path) -> None:
+    """The memory map changes under a processor, which goes on to reach the device that it meant."""
+    seen = run_guest(qemu, guest, "map", f"qemu64,{HV}", *VMBUS, "-smp", "2")
+    assert seen == [("wrong_reads", 0)]
+
+
 @pytest.mark.parametrize(
     ("properties", "message"),
     [
