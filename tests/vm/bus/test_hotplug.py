@@ -203,8 +203,18 @@ def test_at_a_reboot(hotplug: Hotplug, times: int) -> None:
     assert hotplug.check("sha256sum </dev/$(find_ours)").split()[0] == hotplug.digest
 
 
+def wait_for_channels(hotplug: Hotplug) -> None:
+    """The disk is there with the first channel; the subchannels may be offered after it."""
+    hotplug.check(
+        "for i in $(seq 300); do "
+        "[ $(ls -d /sys/bus/vmbus/devices/*/channels/* | wc -l) = 8 ] && exit; sleep 0.1; done; "
+        "ls -d /sys/bus/vmbus/devices/*/channels/*; exit 1"
+    )
+
+
 def channels_of(hotplug: Hotplug) -> list[list[str]]:
     """The channels' target CPUs, for each controller of the guest."""
+    wait_for_channels(hotplug)
     text = hotplug.check(
         "for d in /sys/bus/vmbus/devices/*; do cat $d/channels/*/cpu | tr '\\n' ' '; echo; done"
     )
@@ -244,11 +254,7 @@ def test_subchannels_come_again(hotplug: Hotplug) -> None:
         """
     )
     hotplug.wait_for_disk()
-    hotplug.check(
-        "for i in $(seq 50); do "
-        "[ $(ls -d /sys/bus/vmbus/devices/*/channels/* | wc -l) = 8 ] && exit; sleep 0.1; done; "
-        "ls -d /sys/bus/vmbus/devices/*/channels/*; exit 1"
-    )
+    wait_for_channels(hotplug)
     unplug(hotplug.machine, CHARDEV)
     plug(hotplug.machine, CHARDEV)
     hotplug.wait_for_disk()
