@@ -9,7 +9,8 @@ A name in ``/run/netns`` outlives the process that made it. Of those that were m
 a record, a file in :data:`RECORDS` that every user of the namespace keeps locked (flock(2), which
 ends with the process, however that ends). The last user removes the namespace; one whose record
 nobody locks was left by a process that was killed, and the next to come removes it. The record
-holds the namespace's inode number, so that another's namespace of the same name is let alone.
+holds the namespace's inode number, which the kernel soon gives to another one, and when the inode
+was made, so that another's namespace of the same name is let alone.
 """
 
 import contextlib
@@ -154,7 +155,7 @@ def _alone() -> Iterator[None]:
 
 def _identity(name: str) -> bytes:
     found = os.stat(NAMES / name)
-    return f"{found.st_dev}:{found.st_ino}".encode()
+    return f"{found.st_dev}:{found.st_ino}:{found.st_ctime_ns}".encode()
 
 
 def _remove_left_over() -> None:
