@@ -283,9 +283,11 @@ class Netvsc:
     def send(
         self, frame: bytes, info: bytes = b"", *, pages: bool = False, channel: int = 0
     ) -> Sending:
-        """Sends a frame: in a send section, or with ``pages`` (or when it is too long) in pages."""
+        """Sends a frame in a send section, or in pages: with ``pages``, if it is too long, or if no
+        section is free.
+        """
         message = packet_message(frame, info)
-        if pages or len(message) > self.send_section:
+        if pages or len(message) > self.send_section or not self.free_sections:
             return self._send(message, None, channel=channel)
         return self._send(b"", message, channel=channel)
 
@@ -300,6 +302,8 @@ class Netvsc:
         if section is not None:
             if self.send_gpadl is None or len(section) > self.send_section:
                 raise BadNetPacket(f"{len(section)} bytes fit no send section")
+            if not self.free_sections:
+                raise BadNetPacket("no send section is free: wait for a completion first")
             number, size = self.free_sections.popleft(), len(section)
             self.guest.ram.write(self.send_gpadl.owned_pfns, section, number * self.send_section)
         body = struct.pack("<IIII", 107, channel_type, number, size).ljust(NVSP_SIZE, b"\0")

@@ -34,6 +34,7 @@ from vhostvmbus.guest.netvsc import (
     RSC_CAPABLE,
     VLAN,
     VLAN_CAPABLE,
+    BadNetPacket,
     element,
     packet_message,
 )
@@ -53,6 +54,22 @@ def test_frames_of_every_size_in_sections_and_pages() -> None:
                 assert (seen.frame, seen.offload) == (frame, Offload())
         sent = r.card.stats()["sent"]
         assert (sent["frames"], sent["directed_frames"]) == (24, 24)
+
+
+def test_more_frames_under_way_than_send_sections() -> None:
+    """The driver sends the others in pages, as Linux does."""
+    with rig() as r:
+        r.driver.initialize()
+        sections = len(r.driver.free_sections)
+        frames = [ethernet(bytes([n]) * 50) for n in range(sections + 5)]
+        under_way = [r.driver.send(frame) for frame in frames]
+        assert [r.link.get().frame for _ in frames] == frames
+        assert {sending.wait() for sending in under_way} == {1}
+        assert len(r.driver.free_sections) == sections
+        for frame in frames[:sections]:
+            r.driver.send_many([packet_message(frame)])
+        with pytest.raises(BadNetPacket, match="no send section is free"):
+            r.driver.send_many([packet_message(frames[-1])])
 
 
 def test_many_messages_in_one_packet() -> None:
