@@ -22,6 +22,7 @@ from vhostvmbus.devices.scsi.disk import parse_disk
 from vhostvmbus.vm import accel, images, nested, terminal
 from vhostvmbus.vm.errors import GuestTimeout, SetupError, VmError
 from vhostvmbus.vm.machine import CARD, Machine, MachinePlan
+from vhostvmbus.vm.modules_disk import find_modules_disk
 from vhostvmbus.vm.streams import Sink
 
 HELP = "start a guest whose disks Python serves over VMBus"
@@ -115,11 +116,14 @@ def make_plan(options: argparse.Namespace) -> MachinePlan:
         name = chosen.name
         say(f"accelerator: {name} ({chosen.reason})")
     qemu = images.qemu_binary(options.qemu)
+    modules_disk = None
     if options.initramfs:
         kernel, initramfs = Path(options.kernel).resolve(), Path(options.initramfs).resolve()
     else:
         found = images.find_kernel(options.kernel, options.modules)
         kernel, initramfs = found.image, images.find_initramfs(found)
+        if not options.no_root and options.accel != "nested":
+            modules_disk = find_modules_disk(found.modules, found.extras)
     root = persistent = None
     if options.root:
         persistent = Path(options.root).resolve()
@@ -136,6 +140,7 @@ def make_plan(options: argparse.Namespace) -> MachinePlan:
         root=root,
         persistent_root=persistent,
         disks=options.disks,
+        modules_disk=modules_disk,
         networks=networks(options),
         backends=[[name] for name in options.devices],
         append=append,

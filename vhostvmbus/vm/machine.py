@@ -21,6 +21,7 @@ from vhostvmbus.vm.backend import SERVE, BackEndProcess
 from vhostvmbus.vm.cache import new_log
 from vhostvmbus.vm.device_output import DeviceOutput, titles
 from vhostvmbus.vm.errors import GuestFailure, GuestTimeout, SetupError, VmError
+from vhostvmbus.vm.modules_disk import SERIAL as MODULES_SERIAL
 from vhostvmbus.vm.ports import Control
 from vhostvmbus.vm.process import Child, RunFolder
 from vhostvmbus.vm.qemu_args import Hardware, command_line
@@ -67,6 +68,8 @@ class MachinePlan:
     root: Path | None = None
     persistent_root: Path | None = None
     disks: Sequence[Path | str] = ()
+    modules_disk: Path | None = None
+    """An image with all of the kernel's modules, to be the last disk of a machine with a root."""
     networks: Sequence[str] = ()
     backends: Sequence[Sequence[str]] = ()
     show: Callable[[str, str], None] | None = None
@@ -182,6 +185,8 @@ class Machine:
         if plan.root or plan.persistent_root:
             serial = f",serial={ROOT_SERIAL}" if plan.bus == "vmbus" else ""
             disks.insert(0, f"{self.root_image}{serial}")
+        if self._has_modules_disk:
+            disks.append(f"{plan.modules_disk},ro,serial={MODULES_SERIAL}")
         if disks and plan.bus == "vmbus":
             self._add_backend("scsi", ["scsi", *disks])
             disks = []
@@ -228,6 +233,12 @@ class Machine:
             words = self._qemu.last_words()
             raise SetupError(f"QEMU did not start: {error}\n{words}") from error
 
+    @property
+    def _has_modules_disk(self) -> bool:
+        plan = self.plan
+        has_root = plan.root or plan.persistent_root
+        return bool(plan.modules_disk and has_root and plan.bus == "vmbus")
+
     def _add_backend(
         self, name: str, words: Sequence[str], output: DeviceOutput | None = None
     ) -> None:
@@ -257,6 +268,8 @@ class Machine:
                 words.append("root=none")
             elif plan.bus == "vmbus":
                 words.append(f"root=serial:{ROOT_SERIAL}")
+        if self._has_modules_disk:
+            words.append(f"vhostvmbus.modules-disk={MODULES_SERIAL}")
         words.append(f"vhostvmbus.shell={int(plan.shell)}")
         return " ".join([*words, plan.append]).strip()
 

@@ -211,6 +211,14 @@ def test_disks_are_made_and_kept(qemu: Path, tmp_path: Path) -> None:
     assert hashlib.sha256(disk.read_bytes()[: int(length)]).hexdigest() == digest
 
 
+def test_every_module_of_the_kernel_can_be_loaded(qemu: Path) -> None:
+    modules = "dm-mod overlay bridge veth macvlan nf_tables nfs btrfs sch_netem vmbus_user"
+    done = vm("--kernel", "6.12", "--cmd", f"modprobe -a {modules} && lsmod", qemu=qemu)
+    assert done.returncode == 0, done.stderr
+    loaded = {line.split()[0] for line in done.stdout.decode().splitlines()}
+    assert {name.replace("-", "_") for name in modules.split()} <= loaded
+
+
 def test_devices_of_the_users_own_are_offered_and_heard(qemu: Path) -> None:
     """Several at once, each with its class id; what one writes is on stderr, and in a file."""
     names = [
