@@ -167,7 +167,7 @@ def test_a_driver_that_takes_no_hint(
     with SoftwareGuest.for_device(card) as guest, busy(guest, link, obeys=False):
         begin = time.monotonic()
         assert guest.unplug()
-        assert 1.0 <= time.monotonic() - begin < 5.0
+        assert time.monotonic() - begin >= 1.0
     assert "does not come to rest" in caplog.text
 
 
@@ -185,7 +185,7 @@ def test_a_card_that_is_not_in_use(card: NetworkCard, monkeypatch: pytest.Monkey
                 netvsc.lend_receive_buffer()
             begin = time.monotonic()
             assert guest.unplug()
-            assert time.monotonic() - begin < 4.0
+            assert time.monotonic() - begin < 7.0
             guest.reconnect(path)
 
 

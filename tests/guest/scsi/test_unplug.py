@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("plans")
 
 TEST_UNIT_READY, INQUIRY, REPORT_LUNS = "000000000000", "120000002400", "a00000000000000000400000"
 INVALID_LUN = 0x20
-SOON = 3.0
+SOON = 5.0
 """Seconds in which a controller goes that waits for nobody; others wait twice as long here."""
 
 
