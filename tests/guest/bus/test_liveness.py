@@ -298,6 +298,36 @@ def test_a_close_is_not_acknowledged_while_the_device_has_not_ended() -> None:
             assert channel.send(b"as ever.") == b"as ever."
 
 
+def test_what_is_given_back_late_but_in_time_for_the_answer_is_no_reason_to_hang_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Packets' data are given back by code of the device, which takes its time; once it has
+    returned, nobody is at the guest's memory, and the close can be acknowledged."""
+    monkeypatch.setattr("vhostvmbus.channel.closing.DATA", 0.0)
+
+    class Lends(Silent):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lent, self.enough = threading.Event(), threading.Event()
+
+        def packet_received(self, channel: Channel, packet: Packet) -> None:
+            assert packet.external_data is not None
+            packet.external_data.lend(lambda _: None, self.enough.wait)  # type: ignore[arg-type]
+            self.lent.set()
+
+        def closed(self, channel: Channel) -> None:
+            assert host.left.count == 1
+            self.enough.set()
+            eventually(lambda: host.left.count == 0)
+
+    device = Lends()
+    with serving(device) as (_, path, host), SoftwareGuest.connect(path) as guest:
+        guest.enable().submit_with_external_pfns(b"", guest.ram.alloc_pages(1))
+        assert device.lent.wait(10)
+        guest.disable()
+        guest.enable()
+
+
 def test_channels_end_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """All are stopped first, and what their packets are given is given once."""
     monkeypatch.setattr("vhostvmbus.device.host.GRACE", 0.4)
