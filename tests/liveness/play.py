@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.liveness import descriptors, scsi
-from tests.liveness.process import HARD_LIMIT, BackEndProcess, Census, Nursery
+from tests.liveness.process import HARD_LIMIT, BackEndProcess, Nursery
 from tests.liveness.rig import GO_LIMIT, NOISE, Finding, Opened, Peer, Rig
 from tests.liveness.steps import Sequence
 from tests.liveness.unruly import gpadl_of, parse_programs
+from tests.support.footprint import Footprint
 from vhostvmbus.guest import GuestCodeMap, HostileChannel, connect_socket
 from vhostvmbus.guest.software_guest import VERSION
 from vhostvmbus.ring import Ring, Role
@@ -53,7 +54,7 @@ class Player(Rig):
             self.harmless = scsi.harmless()
             self.pool = POOL
         self._warm_up()
-        before = self.child.census()
+        before = self.child.footprint()
         for number, step in enumerate(sequence.steps):
             self.story.append(f"{number:4}  {step}")
             getattr(self, f"do_{step.name}")(**step.args)
@@ -68,7 +69,7 @@ class Player(Rig):
     pool = 0
     """The threads that a device makes when it first has work for them, and keeps."""
 
-    _restarted: Census | None = None
+    _restarted: Footprint | None = None
     """What the process had that took the place of one that was killed."""
 
     def _warm_up(self) -> None:
@@ -86,7 +87,7 @@ class Player(Rig):
         self.child.tell("collect")
         self.story.clear()
 
-    def _finish(self, before: Census) -> None:
+    def _finish(self, before: Footprint) -> None:
         """Everything ends: what is left must be what there was, and the server must serve."""
         self.go()
         if self.peer is not None:
@@ -108,7 +109,7 @@ class Player(Rig):
         while True:
             self.child.tell("go", GO_LIMIT)  # what is behind something that was held up
             self.child.tell("collect")
-            found = self.child.census().differences(before, MEMORY_LIMIT, self.pool)
+            found = self.child.footprint().differences(before, MEMORY_LIMIT, self.pool)
             if not found:
                 break
             if time.monotonic() > deadline:
@@ -265,7 +266,7 @@ class Player(Rig):
         self._warm_up()
         self.story[:] = story
         self.channels, self.gpadls, self.inflight, self.still_image = kept
-        self._restarted = self.child.census()
+        self._restarted = self.child.footprint()
 
     def do_broken(self, kind: str, odd: list[str]) -> None:
         peer = self.peer
