@@ -147,6 +147,8 @@ def _obey(control: socket.socket, host: DeviceHost, gate: Gate, died: list[str])
                 case ["go", seconds]:
                     gate.open()
                     answer: object = gate.wait_ended(seconds)
+                case ["remove the gate"]:
+                    answer = gate.remove()
                 case ["deaths"]:
                     answer = died
                 case ["collect"]:

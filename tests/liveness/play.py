@@ -41,6 +41,8 @@ HELD_LIMIT = 20
 """Packets that may be outstanding; the device's quota is not reached by then."""
 POOL = 8
 """The threads of a disk's controller."""
+OPENINGS = 100
+"""How often it is tried in the end to open a channel: a transfer from before may go on."""
 MEMORY_LIMIT = 48 << 10
 """KiB by which the process may have grown: the allocators keep what they had once."""
 
@@ -93,13 +95,18 @@ class Player(Rig):
         if self.peer is not None:
             self.leave("polite")
             self.check_disconnected()
-        self.forget_all("of the last connection")
-        self.do_connect("good", "", False, False, False)
-        if self.peer is None:
-            raise Finding("contained", "the server does not serve any more")
-        self.do_open(0, [3, 3], "")
-        opened = self.channels.get(0)
-        if opened is None:
+            self.forget_all("of the last connection")
+        # What a device has lent waits one after the other to be given back.
+        self.child.tell("remove the gate")
+        for _ in range(OPENINGS):
+            self.do_connect("good", "", False, False, False)
+            if self.peer is None:
+                raise Finding("contained", "the server does not serve any more")
+            self.do_open(0, [3, 3], "")
+            if 0 in self.channels:
+                break
+            time.sleep(0.02)
+        else:
             raise Finding("contained", "no channel can be opened any more")
         self.do_probe()
         self.leave("polite")
