@@ -15,7 +15,7 @@ from typing import Any
 from tests.liveness import descriptors, scsi
 from tests.liveness.process import HARD_LIMIT, BackEndProcess, Nursery
 from tests.liveness.rig import GO_LIMIT, NOISE, Finding, Opened, Peer, Rig
-from tests.liveness.steps import Sequence
+from tests.liveness.steps import Sequence, Step
 from tests.liveness.unruly import gpadl_of, parse_programs
 from tests.support.footprint import Footprint
 from vhostvmbus.guest import GuestCodeMap, HostileChannel, connect_socket
@@ -52,29 +52,40 @@ class Player(Rig):
 
     def play(self, sequence: Sequence) -> None:
         """Carries the whole sequence out. Raises :class:`Finding`."""
-        if self.disk:
-            self.harmless = scsi.harmless()
-            self.pool = POOL
-        self._warm_up()
+        self.warm_up()
         before = self.child.footprint()
         for number, step in enumerate(sequence.steps):
-            self.story.append(f"{number:4}  {step}")
-            getattr(self, f"do_{step.name}")(**step.args)
-            if not self.child.alive:
-                code = self.child.wait(1)
-                raise Finding("contained", f"the back end's process ended, with code {code}")
+            self._take(number, step)
             before = self._restarted or before
             self._restarted = None
         self.story.append("the end")
         self._finish(before)
 
-    pool = 0
-    """The threads that a device makes when it first has work for them, and keeps."""
+    def play_session(self, steps: Items[Step]) -> None:
+        """Carries one session out, and a good one after it. Raises :class:`Finding`."""
+        for number, step in enumerate(steps):
+            self._take(number, step)
+        self.do_connect("good", "", False, False, False)
+        self.leave("polite")
+        self.check_disconnected()
+        self.check_quiet()
+
+    def _take(self, number: int, step: Step) -> None:
+        self.story.append(f"{number:4}  {step}")
+        getattr(self, f"do_{step.name}")(**step.args)
+        if not self.child.alive:
+            code = self.child.wait(1)
+            raise Finding("contained", f"the back end's process ended, with code {code}")
+
+    @property
+    def pool(self) -> int:
+        """The threads that the device makes when it first has work for them, and keeps."""
+        return POOL if self.disk else 0
 
     _restarted: Footprint | None = None
     """What the process had that took the place of one that was killed."""
 
-    def _warm_up(self) -> None:
+    def warm_up(self) -> None:
         """One whole session, so that what is made once is there, and is counted as such."""
         self.do_connect("good", "", True, False, False)
         self.do_open(0, [3, 3], "")
@@ -270,7 +281,7 @@ class Player(Rig):
         kept = self.channels, self.gpadls, self.inflight, self.still_image
         self.channels, self.gpadls, self.inflight, self.still_image = {}, {}, None, None
         story = self.story[:]
-        self._warm_up()
+        self.warm_up()
         self.story[:] = story
         self.channels, self.gpadls, self.inflight, self.still_image = kept
         self._restarted = self.child.footprint()
@@ -444,7 +455,9 @@ class Player(Rig):
 
     # ---- channels ----
 
-    def do_open(self, channel: int, ring: Items[int], programs: str, odd: Items[str] = ()) -> None:
+    def do_open(
+        self, channel: int, ring: Items[int], programs: str = "", odd: Items[str] = ()
+    ) -> None:
         if self.peer is None:
             return
         if channel in self.channels:  # once more, which is refused
