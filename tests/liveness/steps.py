@@ -111,7 +111,6 @@ class _Maker:
             self.teardown,
             self.modify,
             self.scribble,
-            self.truncate,
             self.unplug,
         ]
         steps = [self.connect()]
@@ -119,6 +118,8 @@ class _Maker:
             step = self.chance.choice(makers)()
             step.args.pop("programs", None)
             steps.append(step)
+        if self.connected and self.chance.random() < 0.2:
+            steps.append(self.truncate())
         if self.connected:
             rude = Step("disconnect", {"how": self.chance.choice(["abrupt", "amid", "half"])})
             steps.append(self.chance.choice([self.broken(), rude]))
