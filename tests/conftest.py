@@ -8,17 +8,20 @@ all that they start; with a handler here it is not.
 What a thread raises and nobody takes fails the test, unless it has virtual machines: there it is
 a warning, since what is on its way when a machine ends may well break.
 
-``--times`` ends with the slowest tests, and how long the tests of each folder took.
+``--times`` ends with the slowest tests, and how long the tests of each folder took. ``make soak``
+ends with the figures of those that repeat something and look whether a process grows.
 """
 
 import itertools
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from tests.support import durations
+from tests.support.footprint import Repeated, Subject, repeat
 from tests.support.soak import SOAK
 
 MACHINES = Path(__file__).parent / "vm"
@@ -41,8 +44,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    found = itertools.chain.from_iterable(terminalreporter.stats.values())
+    reports = [report for report in found if isinstance(report, pytest.TestReport)]
     if terminalreporter.config.getoption("times"):
-        found = itertools.chain.from_iterable(terminalreporter.stats.values())
-        reports = [report for report in found if isinstance(report, pytest.TestReport)]
         terminalreporter.section("times")
         terminalreporter.write("\n".join([*durations.table(reports), ""]))
+    if SOAK:
+        terminalreporter.section("figures")
+        for report in reports:
+            if report.when == "call":
+                for name, value in report.user_properties:
+                    terminalreporter.write(f"{name}: {value}\n")
+
+
+@pytest.fixture
+def repeated(record_property: Callable[[str, object], None]) -> Repeated:
+    """Counts turns of something, and fails if a process grows by it: ``what``, how many turns, and
+    the processes, as :func:`tests.support.footprint.repeat` wants them."""
+
+    def count(what: str, turns: int, *subjects: Subject) -> Iterator[int]:
+        return repeat(what, turns, subjects, lambda figures: record_property(what, figures))
+
+    return count

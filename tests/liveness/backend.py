@@ -24,7 +24,6 @@ import mmap
 import os
 import signal
 import socket
-import struct
 import sys
 import threading
 import time
@@ -126,15 +125,13 @@ def _serve(order: dict[str, Any], control: socket.socket, clock_fd: int) -> int:
 
 
 def _start_clock(fd: int) -> None:
-    memory = mmap.mmap(fd, mmap.PAGESIZE)
+    ticks = memoryview(mmap.mmap(fd, mmap.PAGESIZE)).cast("Q")  # written and read in one piece
     os.close(fd)
 
     def run() -> None:
-        ticks = 0
         while True:
             time.sleep(TICK)
-            ticks += 1
-            struct.pack_into("<Q", memory, 0, ticks)
+            ticks[0] += 1
 
     threading.Thread(target=run, name="clock", daemon=True).start()
 
@@ -147,6 +144,8 @@ def _obey(control: socket.socket, host: DeviceHost, gate: Gate, died: list[str])
                 case ["go", seconds]:
                     gate.open()
                     answer: object = gate.wait_ended(seconds)
+                case ["remove the gate"]:
+                    answer = gate.remove()
                 case ["deaths"]:
                     answer = died
                 case ["collect"]:

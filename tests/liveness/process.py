@@ -10,22 +10,19 @@ import json
 import mmap
 import os
 import random
-import re
 import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
 import threading
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.liveness.backend import TICK
+from tests.support.footprint import Footprint
 from tests.support.paths import TREE
 
 HARD_LIMIT = 40.0
@@ -61,32 +58,6 @@ class Nursery:
         self._process.wait()
 
 
-@dataclass(frozen=True)
-class Census:
-    """What a process has: descriptors by what they are, threads, mappings of files, memory."""
-
-    fds: Counter[str]
-    threads: int
-    files: Counter[str]
-    anonymous: int
-    """KiB of memory of its own, in use."""
-
-    def differences(self, before: Census, memory: int, threads: int) -> list[str]:
-        """Returns what is more, or less, than ``before``.
-
-        There may be ``memory`` KiB more, and so many ``threads``.
-        """
-        found = []
-        for name, now, then in (("fd", self.fds, before.fds), ("map", self.files, before.files)):
-            found += [f"+{count} {name} {what}" for what, count in sorted((now - then).items())]
-            found += [f"-{count} {name} {what}" for what, count in sorted((then - now).items())]
-        if not before.threads <= self.threads <= before.threads + threads:
-            found.append(f"{self.threads} threads instead of {before.threads}")
-        if self.anonymous > before.anonymous + memory:
-            found.append(f"{self.anonymous - before.anonymous} KiB more memory")
-        return found
-
-
 class BackEndProcess:
     """One back end, from its start to its end. ``folder`` is its own."""
 
@@ -102,7 +73,7 @@ class BackEndProcess:
             self.image.write_bytes(random.Random(20).randbytes(1 << 20))
         try:
             os.ftruncate(clock, mmap.PAGESIZE)
-            self._clock = mmap.mmap(clock, mmap.PAGESIZE)
+            self._ticks = memoryview(mmap.mmap(clock, mmap.PAGESIZE)).cast("Q")
             order = {**config, "socket": str(self.path), "image": str(self.image)}
             self.pid = nursery.order(order, [theirs.fileno(), clock, log])
         finally:
@@ -121,7 +92,7 @@ class BackEndProcess:
 
     def seconds(self) -> float:
         """Returns the time of the back end's own clock."""
-        return int(struct.unpack_from("<Q", self._clock)[0]) * TICK
+        return self._ticks[0] * TICK
 
     # ---- what it is told ----
 
@@ -136,24 +107,9 @@ class BackEndProcess:
 
     # ---- what it has ----
 
-    def census(self) -> Census:
+    def footprint(self) -> Footprint:
         """Counts what the process has at this moment."""
-        proc = Path(f"/proc/{self.pid}")
-        fds: Counter[str] = Counter()
-        for entry in os.listdir(proc / "fd"):
-            try:
-                target = os.readlink(proc / "fd" / entry)
-            except OSError:
-                continue
-            fds[re.sub(r"(socket|pipe):\[\d+\]", r"\1", target)] += 1
-        files: Counter[str] = Counter()
-        for line in (proc / "maps").read_text().splitlines():
-            fields = line.split(maxsplit=5)
-            if len(fields) == 6 and (fields[5].startswith("/") or ":" in fields[5]):
-                files[fields[5]] += 1
-        status = (proc / "status").read_text()
-        anonymous = int(re.findall(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE)[0])
-        return Census(fds, len(os.listdir(proc / "task")), files, anonymous)
+        return Footprint.of(self.pid)
 
     def uses_file(self, fd: int, *, shared: bool = False) -> list[str]:
         """Returns where the process has the file behind ``fd`` (of ours): mapped, or open.
@@ -213,7 +169,7 @@ class BackEndProcess:
         self.kill()
         self._control.close()
         self._lines.close()
-        self._clock.close()
+        self._ticks.release()
         os.close(self._pidfd)
 
 

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.liveness import scsi
 from tests.liveness.process import HARD_LIMIT, BackEndProcess, Nursery
 from tests.liveness.steps import DISKS
 from vhostvmbus.guest import GuestRam, RamRegion
@@ -159,15 +160,21 @@ class Quiet:
 
 
 class Rig:
-    """A back end's process, one front end, and a guest's memory."""
+    """A back end's process (``child``, or a new one), one front end, and a guest's memory."""
 
-    def __init__(self, nursery: Nursery, folder: Path, config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        nursery: Nursery,
+        folder: Path,
+        config: dict[str, Any],
+        child: BackEndProcess | None = None,
+    ) -> None:
         self.config = config
         self.budget = ANSWER_TIMEOUT * config["patience"]
         self.story: list[str] = []
         self._nursery = nursery
         self._folder = folder
-        self.child = BackEndProcess(nursery, folder, config)
+        self.child = child or BackEndProcess(nursery, folder, config)
         self.peer: Peer | None = None
         self.lawful = True
         """Set while the back end has no reason to end the connection: the front end has kept the
@@ -191,15 +198,19 @@ class Rig:
         self.still_image: bytes | None = None
         """What the image has to have, while no channel is open."""
         self.inflight: tuple[m.InflightReply, int] | None = None
-        self.harmless = b"!complete"
+        self.harmless = scsi.harmless() if self.disk else b"!complete"
         """A packet that every device completes at once."""
 
     def close(self) -> None:
         """Ends everything, without a check."""
+        self.close_guest()
+        self.child.close()
+
+    def close_guest(self) -> None:
+        """Ends everything but the back end's process."""
         if self.peer is not None:
             self.peer.drop()
             self.peer = None
-        self.child.close()
         self.forget_inflight()
         for opened in self.channels.values():
             opened.close()

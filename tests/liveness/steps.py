@@ -72,6 +72,12 @@ def make_sequence(seed: int, patience: float, devices: Items[str] = UNRULY) -> S
     return _Maker(chance, chance.choice(devices)).make(seed, patience)
 
 
+def make_broken_session(seed: int, device: str) -> list[Step]:
+    """Returns a session of a front end that breaks the protocol, or leaves in the middle of it."""
+    chance = random.Random(seed)
+    return _Maker(chance, device).make_broken_session()
+
+
 class _Maker:
     """Thinks of steps, with a rough idea of what is open when each is carried out."""
 
@@ -93,6 +99,31 @@ class _Maker:
         for _ in range(chance.randint(8, 28)):
             steps.append(self.step())
         return Sequence(seed, config, steps)
+
+    def make_broken_session(self) -> list[Step]:
+        makers = [
+            self.open_channel,
+            self.open_channel,
+            self.gpadl,
+            self.memory,
+            self.code_map,
+            self.inflight,
+            self.teardown,
+            self.modify,
+            self.scribble,
+            self.unplug,
+        ]
+        steps = [self.connect()]
+        while self.connected and self.chance.random() < 0.8:
+            step = self.chance.choice(makers)()
+            step.args.pop("programs", None)
+            steps.append(step)
+        if self.connected and self.chance.random() < 0.2:
+            steps.append(self.truncate())
+        if self.connected:
+            rude = Step("disconnect", {"how": self.chance.choice(["abrupt", "amid", "half"])})
+            steps.append(self.chance.choice([self.broken(), rude]))
+        return steps
 
     def step(self) -> Step:
         if not self.connected:

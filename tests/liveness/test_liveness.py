@@ -8,7 +8,7 @@ one is printed with everything that was done, and how to carry it out once more.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -22,13 +22,6 @@ JOBS = 4
 """Sequences at once; they mostly wait."""
 COUNT = times(25, 500)
 """Sequences of each part."""
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
 
 
 def carry_out(nursery: Nursery, sequences: Iterable[Sequence]) -> None:

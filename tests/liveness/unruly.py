@@ -49,11 +49,13 @@ class Gate:
         self._changed = threading.Condition()
         self._waiting: set[Program] = set()
         self._gone_on: set[Program] = set()
+        self._removed = False
 
     def arrive(self, program: Program) -> Callable[[], bool]:
         """Has ``program`` wait here. Returns the test whether it may go on."""
         with self._changed:
-            self._waiting.add(program)
+            if not self._removed:
+                self._waiting.add(program)
         return lambda: program not in self._waiting
 
     def wait(self, program: Program) -> None:
@@ -68,6 +70,11 @@ class Gate:
             self._gone_on |= self._waiting
             self._waiting.clear()
             self._changed.notify_all()
+
+    def remove(self) -> None:
+        """Lets all go that wait now, and all that come later."""
+        self._removed = True
+        self.open()
 
     def ended(self, program: Program) -> None:
         """Notes that ``program`` is at its end."""

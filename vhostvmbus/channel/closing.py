@@ -49,7 +49,8 @@ class ChannelEnd:
         self._completions = completions
         self._host_packets = host_packets
         self._resumed = resumed
-        self._in_use: list[ExternalData] = []
+        self._in_use: list[list[ExternalData]] = []  # empty until all packets have been taken away
+        self._taking = False
         self._using: set[str] = set()  # who may use the ring or the eventfds still
         self._worker_ended = self._device_left = False
         self._lock = threading.Lock()
@@ -57,10 +58,8 @@ class ChannelEnd:
         """The thread that runs beside the worker, if there is one."""
         self.before_detach: Callable[[], None] | None = None
         """Called before the ring is detached."""
-        self.touching = False
-        """Set if somebody who does not return may be touching guest memory, or what the device
-        stands for.
-        """
+        self.unended = False
+        """Set if the device or the engine has not ended, or packets could not be taken away."""
 
     @property
     def closed(self) -> bool:
@@ -72,10 +71,23 @@ class ChannelEnd:
         """Tells whether anybody may use the ring or the eventfds of the closed channel."""
         return bool(self._using)
 
+    @property
+    def touching(self) -> bool:
+        """Tells whether somebody who does not return may be touching guest memory at this moment,
+        or what the device stands for.
+        """
+        return self.unended or self._at_packets()
+
     def transferring(self) -> bool:
         """Tells whether somebody is still at the channel's external data, after its end."""
-        self._in_use = [data for data in self._in_use if not data.wait_unused(0)]
-        return bool(self._in_use) or ("worker" in self._using and self._receiver.in_engine)
+        return self._at_packets() or ("worker" in self._using and self._receiver.in_engine)
+
+    def _at_packets(self) -> bool:
+        """Tells whether packets are being taken away still, or somebody is at their data."""
+        if self._taking and self._in_use:
+            self._in_use[0] = [data for data in self._in_use[0] if not data.wait_unused(0)]
+            self._taking = bool(self._in_use[0])
+        return self._taking
 
     def check_thread(self) -> None:
         """Raises :exc:`UsageError` on a thread that the end waits for."""
@@ -109,7 +121,7 @@ class ChannelEnd:
             with self._lock:
                 if not self._worker_ended:
                     self._using.add("worker")
-            self.touching |= receiver.in_engine
+            self.unended |= receiver.in_engine
             life.left.add(worker)
         receiver.deferred.close(drop=life.dropping)
         if not life.wait_for(receiver.deferred.join, deadline):
@@ -147,19 +159,16 @@ class ChannelEnd:
         """Takes the packets that are left away from the device."""
         if not self._sender.detach(deadline):
             self._using.add("sender")
-        packets = list(self._completions.packets.values())
-        data = [packet.external_data for packet in packets if packet.external_data is not None]
-        in_use: list[list[ExternalData]] = []
 
         def drop_all() -> None:
-            in_use.append(self._completions.drop_all(deadline))
+            self._taking = True
+            self._in_use.append(self._completions.drop_all(deadline))
 
-        if not packets:
+        if not self._completions.packets:
             drop_all()
-        else:  # what a device has lent is given back by its own code
-            self.call("end of packets", drop_all, deadline)
-        self._in_use = in_use[0] if in_use else [item for item in data if item.closed]
-        self.touching |= not in_use or bool(self._in_use)
+        elif not self.call("end of packets", drop_all, deadline):
+            # What a device has lent is given back by its own code; nobody may have called it.
+            self.unended |= not self._taking
 
     def tell(self, deadline: Deadline) -> None:
         """Tells those who wait for completions of the guest that none will come."""

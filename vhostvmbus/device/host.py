@@ -392,7 +392,7 @@ class DeviceHost:
             self._call(channel, "closed", self.device.closed, deadline)
         except DeviceTimeout as error:
             log.error("%s: the device has not ended: %s", channel.name, error)
-            channel.end.touching = True
+            channel.end.unended = True
         except Exception:
             log.exception("%s: closed() failed", channel.name)
 

@@ -298,6 +298,67 @@ def test_a_close_is_not_acknowledged_while_the_device_has_not_ended() -> None:
             assert channel.send(b"as ever.") == b"as ever."
 
 
+class LendsTwo(Silent):
+    """Lends the data of two packets, which are given back when the test lets each of them go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.release = [threading.Event(), threading.Event()]
+        self.asked = [threading.Event(), threading.Event()]
+
+    def packet_received(self, channel: Channel, packet: Packet) -> None:
+        assert packet.external_data is not None
+        number = len(self.packets)
+
+        def before_close() -> None:
+            self.asked[number].set()
+            self.release[number].wait()
+
+        packet.external_data.lend(lambda _: None, before_close)
+        super().packet_received(channel, packet)
+
+
+def test_what_is_given_back_late_but_in_time_for_the_answer_is_no_reason_to_hang_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Packets' data are given back by code of the device, which takes its time; once it has
+    returned, nobody is at the guest's memory, and the close can be acknowledged."""
+    monkeypatch.setattr("vhostvmbus.channel.closing.DATA", 0.0)
+
+    class Hurries(LendsTwo):
+        def closed(self, channel: Channel) -> None:
+            assert host.left.count == 1
+            self.release[0].set()
+            eventually(lambda: host.left.count == 0)
+
+    device = Hurries()
+    with serving(device) as (_, path, host), SoftwareGuest.connect(path) as guest:
+        guest.enable().submit_with_external_pfns(b"", guest.ram.alloc_pages(1))
+        assert device.arrived.acquire(timeout=10)
+        guest.disable()
+        guest.enable()
+
+
+def test_nothing_is_opened_while_anything_is_lent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the device does with the data that it has not given back must not be overtaken."""
+    monkeypatch.setattr("vhostvmbus.channel.closing.DATA", 0.0)
+    device = LendsTwo()
+    with serving(device) as (_, path, host), SoftwareGuest.connect(path) as guest:
+        channel = guest.enable()
+        for _ in device.release:
+            channel.submit_with_external_pfns(b"", guest.ram.alloc_pages(1))
+            assert device.arrived.acquire(timeout=10)
+        guest.reset()
+        device.release[0].set()
+        assert device.asked[1].wait(10)
+        with pytest.raises(RequestRefused) as caught:
+            guest.enable()
+        assert caught.value.status == NtStatus.IO_TIMEOUT
+        device.release[1].set()
+        eventually(lambda: host.left.count == 0)
+        guest.enable()
+
+
 def test_channels_end_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """All are stopped first, and what their packets are given is given once."""
     monkeypatch.setattr("vhostvmbus.device.host.GRACE", 0.6)
