@@ -61,6 +61,26 @@ def in_thread(function: Callable[[], object]) -> tuple[threading.Thread, list[ob
     return thread, outcome
 
 
+class StoppedClock:
+    """Stands in for the time module: the test says how late it is."""
+
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(0.001)
+
+    def pass_seconds(self, seconds: float) -> None:
+        """Lets time pass in small steps, which whoever waits gets to see."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now += 0.5
+            time.sleep(0.001)
+
+
 def together(*works: Callable[[], object], seconds: float = 60.0) -> None:
     """Does ``works`` to their ends, at once, a thread for each; raises what one of them raised."""
     raised: list[BaseException] = []

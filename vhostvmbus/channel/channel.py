@@ -140,6 +140,11 @@ class Channel:
         return self._life.draining
 
     @property
+    def stopping(self) -> bool:
+        """Tells whether the channel is about to close: nobody need wait for the guest any more."""
+        return self._life.stopping
+
+    @property
     def worker(self) -> threading.Thread:
         """The thread that takes packets, and does those that a plan is for.
 

@@ -16,6 +16,15 @@ PATIENCE_SECONDS: Final = 6.0
 _POLL_SECONDS: Final = 0.02
 
 
+def _alive(channels: Sequence[Channel]) -> list[Channel]:
+    """Returns those of the channels on which the guest can do something still."""
+    return [
+        channel
+        for channel in channels
+        if channel.state is ChannelState.RUNNING and not channel.stopping
+    ]
+
+
 def _activity(channels: Sequence[Channel]) -> tuple[int, int]:
     """Returns how many packets came so far, and what is pending: bytes in rings, and packets."""
     came = pending = 0
@@ -48,8 +57,8 @@ class GuestClock:
         now = time.monotonic()
         rings = [
             (each.stats.packets_received, ring.tx_free, ring.tx_size - ring.tx_free)
-            for each in self._channels()
-            if each.state is ChannelState.RUNNING and (ring := each.ring_state) is not None
+            for each in _alive(self._channels())
+            if (ring := each.ring_state) is not None
         ]
         lies = sum(pending for _, _, pending in rings)
         seen = tuple(part for came, free, _ in rings for part in (came, free))
@@ -70,7 +79,7 @@ def wait_until_quiet(
     """Waits until the guest sends nothing any more and has taken every completion.
 
     Waits ``least`` seconds at any rate, and ``patience`` at most; it does not wait for a channel
-    that is closed meanwhile. ``calm`` is for how many seconds nothing has to come, by default 0.3.
+    that closes meanwhile. ``calm`` is for how many seconds nothing has to come, by default 0.3.
     With a :class:`GuestClock` for ``clock`` all of this is time in which the guest can act.
     Returns whether the guest became quiet.
     """
@@ -78,7 +87,7 @@ def wait_until_quiet(
     begin = calm_since = clock()
     before = -1
     while (now := clock()) - begin < patience:
-        alive = [channel for channel in channels() if channel.state is ChannelState.RUNNING]
+        alive = _alive(channels())
         if not alive:
             return False
         came, pending = _activity(alive)

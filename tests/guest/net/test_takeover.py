@@ -11,10 +11,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.net_card import SocketLink, ethernet
-from tests.support.waiting import eventually
+from tests.support.net_card import MAC, SocketLink, ethernet
+from tests.support.waiting import StoppedClock, eventually
 from vhostvmbus.channel import Channel, Packet
-from vhostvmbus.devices.net import NetworkCard
+from vhostvmbus.device import quiet
+from vhostvmbus.devices.net import NetworkCard, leaving
 from vhostvmbus.devices.net.takeover import BufferNote
 from vhostvmbus.guest import SoftwareGuest, serving
 from vhostvmbus.guest.errors import GuestSideError, ReceiveTimeout
@@ -84,6 +85,70 @@ def test_the_driver_is_told_and_what_it_sent_is_refused() -> None:
         driver.initialize()
         assert driver.send(ethernet(b"again")).wait() == 1
         guest.disconnect()
+    first.close()
+    second.close()
+
+
+@pytest.mark.parametrize("frames", [0, 3])
+def test_a_guest_that_is_stopped_keeps_its_time(
+    monkeypatch: pytest.MonkeyPatch, frames: int
+) -> None:
+    """A minute passes: what lies in its receive buffer stays, and it gets the news when it goes
+    on, and time for it."""
+    clock = StoppedClock()
+    link = SocketLink()
+    first, second = NetworkCard(link), NetworkCard(SocketLink())
+    with serving(second) as (_, path, _), SoftwareGuest.for_device(first) as guest:
+        driver = Netvsc(guest, guest.enable(0))
+        driver.initialize()
+        for number in range(frames):
+            link.put(ethernet(b"unread %d" % number, to=MAC))
+        eventually(lambda: frames == first.stats()["received"]["directed_frames"])
+        gpadls = set(guest.gpadls)
+        for module in (quiet, leaving):
+            monkeypatch.setattr(module, "time", clock)
+        guest.reconnect(path)
+
+        def sent() -> bool:
+            clock.now += 0.02
+            return driver.channel.ring.state.rx_available > 0
+
+        eventually(sent)
+        clock.pass_seconds(60)
+        assert guest.channel_offers == []
+        assert driver.send(ethernet(b"late")).wait() == REFUSED
+
+        def gone() -> bool:
+            clock.now += 0.05
+            with contextlib.suppress(ReceiveTimeout, ChannelClosed, GuestSideError):
+                driver.pump(0.001)
+            return not gpadls & set(guest.gpadls)
+
+        eventually(gone)
+        assert [frame.data for frame in driver.frames] == [
+            ethernet(b"unread %d" % number, to=MAC) for number in range(frames)
+        ]
+        assert driver.indications == [DISCONNECTED]
+        guest.disconnect()
+    first.close()
+    second.close()
+
+
+def test_a_guest_that_is_stopped_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever waits for it has nothing to wait for once the connection ends."""
+    first, second = NetworkCard(SocketLink()), NetworkCard(SocketLink())
+    with serving(second) as (_, path, _), SoftwareGuest.for_device(first) as guest:
+        driver = Netvsc(guest, guest.enable(0))
+        driver.initialize()
+        for module in (quiet, leaving):
+            monkeypatch.setattr(module, "time", StoppedClock())
+        guest.reconnect(path)
+        eventually(lambda: second._channels)
+        guest.disconnect()
+        eventually(lambda: not second._channels)
+    assert "left behind" not in caplog.text
     first.close()
     second.close()
 

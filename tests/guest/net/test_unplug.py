@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.support.net_card import MAC, SocketLink, ethernet
-from tests.support.waiting import eventually
+from tests.support.waiting import StoppedClock, eventually, in_thread
 from vhostvmbus.device import quiet
 from vhostvmbus.devices.net import NetworkCard, leaving
-from vhostvmbus.guest import SoftwareGuest, serving
+from vhostvmbus.guest import ChannelNotOpen, SoftwareGuest, serving
 from vhostvmbus.guest.errors import GuestSideError, ReceiveTimeout
 from vhostvmbus.guest.netvsc import Netvsc
 from vhostvmbus.vhost_user import messages as m
@@ -163,12 +163,51 @@ def test_a_driver_that_takes_no_hint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is waited for, but not for ever."""
-    monkeypatch.setattr(quiet.wait_until_quiet, "__defaults__", (1.0,))
+    monkeypatch.setattr(leaving, "PATIENCE_SECONDS", 0.4)
     with SoftwareGuest.for_device(card) as guest, busy(guest, link, obeys=False):
         begin = time.monotonic()
         assert guest.unplug()
-        assert time.monotonic() - begin >= 1.0
+        assert time.monotonic() - begin >= 0.4
     assert "does not come to rest" in caplog.text
+
+
+@pytest.mark.parametrize("knows", [False, True])
+def test_a_guest_that_is_stopped_keeps_its_time(
+    card: NetworkCard, link: SocketLink, monkeypatch: pytest.MonkeyPatch, knows: bool
+) -> None:
+    """A minute passes, before it knows that its link is down or before it has acted on that: it
+    goes on where it was, and loses its card when it is done."""
+    clock = StoppedClock()
+    for module in (quiet, leaving):
+        monkeypatch.setattr(module, "time", clock)
+    with SoftwareGuest.for_device(card) as guest:
+        netvsc = Netvsc(guest, guest.enable(0))
+        netvsc.initialize()
+        guest.front_end.request(m.Unplug())
+        if knows:
+            netvsc.pump()
+            assert netvsc.indications == [DISCONNECTED]
+
+        def sent() -> bool:
+            clock.now += 0.02
+            return netvsc.channel.ring.state.rx_available > 0
+
+        eventually(sent)  # something that shows whether it runs
+        clock.pass_seconds(60)
+        assert guest.channel_offers == []
+        assert netvsc.send(ethernet(b"late")).wait() == 1
+        assert link.get().frame == ethernet(b"late")
+
+        def gone() -> bool:
+            clock.now += 0.02
+            with contextlib.suppress(ReceiveTimeout, ChannelNotOpen):
+                netvsc.pump(0.001)
+            return guest.channel_offers == [m.RescindChannel(0)]
+
+        eventually(gone)
+        assert netvsc.indications == [DISCONNECTED]
+        if knows:
+            assert set(netvsc.send_table) == {0}, "what it was sent changes nothing"
 
 
 def test_a_card_that_is_not_in_use(card: NetworkCard, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,12 +232,17 @@ def test_opened_anew_with_a_link_that_is_down(
     card: NetworkCard, link: SocketLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The carrier counts that the link has then."""
-    monkeypatch.setattr(quiet.wait_until_quiet, "__defaults__", (0.1,))  # nobody reads the ring
+    monkeypatch.setattr(leaving, "LINK_CHANGE_SECONDS", 0.0)  # this driver sends nothing
     with serving(card) as (_, path, _), SoftwareGuest.connect(path) as guest:
         for up in (False, True, True, False):
             link.set_carrier(up)
             netvsc = Netvsc(guest, guest.enable(0))
             netvsc.initialize()
             assert netvsc.query(CONNECT_STATUS)[0] == (not up)
-            assert guest.unplug()
+            unplugging, outcome = in_thread(guest.unplug)
+            if up:
+                netvsc.pump()
+                assert netvsc.indications == [DISCONNECTED]
+            unplugging.join()
+            assert outcome == [True]
             guest.reconnect(path)

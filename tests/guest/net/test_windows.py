@@ -21,7 +21,7 @@ from tests.support.net_card import (
     rig,
 )
 from tests.support.vnet import Gso
-from vhostvmbus.devices.net import NetworkCard, takeover
+from vhostvmbus.devices.net import NetworkCard, leaving
 from vhostvmbus.devices.net.link import Capabilities
 from vhostvmbus.guest import SoftwareGuest, serving
 from vhostvmbus.guest.netvsc import (
@@ -181,7 +181,7 @@ def test_a_send_goes_on_in_the_next_section() -> None:
 
 def test_another_back_end_speaks_to_it_in_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not know the version; a note of the one before has the length of messages."""
-    monkeypatch.setattr(takeover, "LINK_CHANGE_SECONDS", 0.0)  # this driver acts at once
+    monkeypatch.setattr(leaving, "LINK_CHANGE_SECONDS", 0.0)  # this driver acts at once
     first, second = NetworkCard(SocketLink()), NetworkCard(SocketLink())
     with serving(second) as (_, path, _), SoftwareGuest.for_device(first) as guest:
         driver = WindowsNetvsc(guest, guest.enable(0))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.scsi_guest import make_image
-from tests.support.waiting import eventually, in_thread
+from tests.support.waiting import StoppedClock, eventually, in_thread
 from vhostvmbus.channel import Channel
 from vhostvmbus.device import quiet
 from vhostvmbus.devices.scsi import ScsiController, leaving
@@ -177,19 +177,6 @@ def test_a_guest_that_does_not_look(
     assert "does not come to rest" in caplog.text
 
 
-class StoppedClock:
-    """Stands in for the time module: the test says how late it is."""
-
-    def __init__(self) -> None:
-        self.now = time.monotonic()
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(0.001)
-
-
 @pytest.mark.parametrize("looks", [0, 1, 2])
 def test_a_guest_that_is_stopped_keeps_its_time(
     controller: Watched, monkeypatch: pytest.MonkeyPatch, looks: int
@@ -210,10 +197,7 @@ def test_a_guest_that_is_stopped_keeps_its_time(
             return driver.channel.ring.state.rx_available > 0
 
         eventually(told)  # once more, and it does not take it
-        begin = clock.now
-        while clock.now < begin + 60:
-            clock.now += 0.5
-            time.sleep(0.001)
+        clock.pass_seconds(60)
         assert guest.channel_offers == []
         assert next_notification(driver.channel, 10) == ENUMERATE_BUS
         for lun in range(looks, 2):

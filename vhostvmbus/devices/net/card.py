@@ -24,7 +24,7 @@ from uuid import UUID
 
 from vhostvmbus.channel import Channel, Packet
 from vhostvmbus.channel.stats import RateLimitedLog
-from vhostvmbus.device import Device, wait_until_quiet
+from vhostvmbus.device import Device
 from vhostvmbus.devices.net import leaving, nvsp, rndis, status, takeover
 from vhostvmbus.devices.net.buffers import ReceiveBuffer, SendBuffer
 from vhostvmbus.devices.net.datapath import MAX_CHANNELS, PATIENCE, DataPath
@@ -177,9 +177,7 @@ class NetworkCard(Device):
         if channel.info.resumed and not channel.index:
             log.warning("%s: the guest's driver has to start anew: offered once more", self.name)
             told = self._tell_link_down(channel)
-            least = takeover.LINK_CHANGE_SECONDS if told else 0.0
-            if not wait_until_quiet(lambda: list(self._channels.values()), least):
-                log.warning("%s: the guest's driver does not come to rest", self.name)
+            leaving.wait(self.name, self._outbox, told=told)
             try:
                 self.rescind()
                 self.offer_again()
@@ -209,7 +207,7 @@ class NetworkCard(Device):
                 self._configure()
                 self._outbox.answer(self.protocol.link_changed(False))
         if self._leaving:
-            leaving.wait(self.name, self._outbox)
+            leaving.wait(self.name, self._outbox, told=True)
 
     def started(self, channel: Channel) -> None:
         """Uses all subchannels, both ways, once all that were asked for are open."""

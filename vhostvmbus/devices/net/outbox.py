@@ -61,6 +61,7 @@ class Outbox:
         self._complain = complain
         self._lock = threading.Lock()
         self._waiting: deque[bytes] = deque()
+        self._table = [0] * nvsp.SEND_TABLE_SIZE  # what a driver begins with
 
     def use(self, buffer: ReceiveBuffer | None) -> None:
         """Uses this buffer from now on; the one before is not touched any more."""
@@ -68,9 +69,10 @@ class Outbox:
             self.buffer = buffer
 
     def forget(self) -> None:
-        """Forgets the answers that wait."""
+        """Forgets the answers that wait, and the send table."""
         with self._lock:
             self._waiting.clear()
+            self._table = [0] * nvsp.SEND_TABLE_SIZE
 
     def answer(self, messages: list[bytes]) -> None:
         """Sends RNDIS messages on the control channel, or keeps them; without any, sends those
@@ -163,11 +165,16 @@ class Outbox:
 
     def send_table(self) -> None:
         """Tells the guest to spread what it sends over all open channels."""
-        primary, count = self.channels.get(0), len(self.channels)
+        count = max(1, len(self.channels))
+        self._table = [number % count for number in range(nvsp.SEND_TABLE_SIZE)]
+        self.repeat_table()
+
+    def repeat_table(self) -> None:
+        """Sends the guest the send table that it has, which changes nothing."""
+        primary = self.channels.get(0)
         if primary is None:
             return
-        table = [number % count for number in range(nvsp.SEND_TABLE_SIZE)]
         try:
-            primary.send(nvsp.indirection_table(table, self.message_size))
+            primary.send(nvsp.indirection_table(self._table, self.message_size))
         except (ChannelClosed, SendQueueFull):
             return  # a guest that is about to go, or that does not listen

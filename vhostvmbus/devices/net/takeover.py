@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from vhostvmbus.channel import Channel
-from vhostvmbus.device import wait_until_quiet
+from vhostvmbus.device import GuestClock, wait_until_quiet
 from vhostvmbus.devices.net.buffers import DEFAULT_SECTION, ReceiveBuffer
 from vhostvmbus.devices.net.nvsp import MESSAGE_SIZE, OLD_MESSAGE_SIZE
 from vhostvmbus.wire.errors import ChannelClosed, FrontEndError, GuestError, UsageError
@@ -30,9 +30,6 @@ _NOTE: Final = struct.Struct("<4sIIII")
 _MAGIC: Final = b"rbuf"
 _MAX_ID: Final = 0xFFFF
 """The largest name of a buffer, which has 16 bits in a packet."""
-
-LINK_CHANGE_SECONDS: Final = 2.2
-"""The seconds that Linux may take to act on a change of the link (``LINKCHANGE_INT`` is 2 s)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,5 +79,5 @@ def find_buffer(channel: Channel) -> tuple[BufferNote, ReceiveBuffer] | None:
         log.warning("%s: the guest's receive buffer is not found: %s", channel.name, error)
         return None
     # Frames that the guest has not looked at yet may be anywhere in it.
-    wait_until_quiet(lambda: [channel], 0.0, patience=1.0)
+    wait_until_quiet(lambda: [channel], 0.0, 1.0, clock=GuestClock(lambda: [channel]))
     return note, buffer

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Network namespaces of links, and what is left of processes that were killed."""
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 
-from pyroute2 import netns
+import pytest
+from pyroute2 import IPRoute, netns
 
 from tests.support.network import (
     namespace_name,
@@ -80,29 +84,112 @@ def test_nothing_is_left_of_one_that_was_killed() -> None:
     assert not {name, other} & namespaces()
 
 
-def test_a_namespace_of_the_same_name_is_anothers() -> None:
-    require_root()
-    name, other = namespace_name(), namespace_name()
-    child = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, f"netns:{name}"], stdout=subprocess.PIPE
-    )
+@contextlib.contextmanager
+def held(*texts: str) -> Iterator[None]:
+    """Links that a process has open, which is killed in the end."""
+    child = subprocess.Popen([sys.executable, "-c", HOLDER, *texts], stdout=subprocess.PIPE)
     assert child.stdout is not None
-    child.stdout.readline()
-    child.kill()
-    child.wait()
-    child.stdout.close()
-    inode = (NAMES / name).stat().st_ino
-    for _ in range(300):  # the kernel soon uses a number again
-        netns.remove(name)
-        netns.create(name)
-        if (NAMES / name).stat().st_ino == inode:
-            break
     try:
+        child.stdout.readline()
+        yield
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
+ECHO = """
+import socket
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("10.8.0.2", 7))
+print(flush=True)
+while True:
+    data, peer = server.recvfrom(100)
+    server.sendto(data, peer)
+"""
+
+
+@contextlib.contextmanager
+def inhabitant(name: str) -> Iterator[None]:
+    """A process in the namespace that answers at 10.8.0.2, through an interface of ours."""
+    with IPRoute() as route:
+        target = os.open(NAMES / name, os.O_RDONLY)
+        try:
+            route.link("add", ifname="moved", kind="veth", peer={"ifname": "mine"})
+            route.link("set", index=route.link_lookup(ifname="moved")[0], net_ns_fd=target)
+        finally:
+            os.close(target)
+        give_address(route, "mine", "10.8.0.1")
+
+    def inside() -> None:
+        with IPRoute() as route:
+            give_address(route, "moved", "10.8.0.2")
+
+    call_in(name, inside)
+    words = ["nsenter", f"--net={NAMES / name}", sys.executable, "-c", ECHO]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def give_address(route: IPRoute, name: str, address: str) -> None:
+    (index,) = route.link_lookup(ifname=name)
+    route.addr("add", index=index, address=address, prefixlen=24)
+    route.link("set", index=index, state="up")
+
+
+def test_who_lives_in_a_namespace_stays_when_its_card_is_killed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The next start takes the namespace over; one of another namespace lets it be, unless nobody
+    is in it."""
+    name, empty, other = (namespace_name() for _ in range(3))
+    with private_network(), contextlib.ExitStack() as stack:
+        with held(f"netns:{name}", f"netns:{empty}"):
+            stack.enter_context(inhabitant(name))
+            before = (NAMES / name).stat().st_ino
         with opened(f"netns:{other}"):
             assert name in namespaces()
-            assert not (RECORDS / name).exists()
-    finally:
+            assert empty not in namespaces()
+        with opened(f"netns:{name},ip=10.9.0.1/24") as link:
+            assert f"{name}: taken over" in caplog.text
+            assert (NAMES / name).stat().st_ino == before
+            assert call_in(name, lambda: interface(link.name)) is not None
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.connect(("10.8.0.2", 7))
+                client.settimeout(10)
+                client.send(b"are you there")
+                assert client.recv(100) == b"are you there"
+    assert name not in namespaces()
+    assert not (RECORDS / name).exists()
+
+
+def test_a_namespace_of_the_same_name_is_anothers() -> None:
+    """Also if it has the inode number of the one before, which may come again."""
+    require_root()
+    new, same, other = (namespace_name() for _ in range(3))
+    with held(f"netns:{new}", f"netns:{same}"):
+        pass
+    for name in (new, same):
         netns.remove(name)
+        netns.create(name)
+    try:
+        found = (NAMES / same).stat()
+        record = (RECORDS / same).read_text().split(" ", 1)[1]
+        (RECORDS / same).write_text(f"{found.st_dev}:{found.st_ino} {record}")
+        for name in (new, same, other):
+            with opened(f"netns:{name}"):
+                assert {new, same} <= namespaces()
+        assert {new, same} <= namespaces()
+        assert not (RECORDS / new).exists()
+        assert not (RECORDS / same).exists()
+    finally:
+        for name in (new, same):
+            netns.remove(name)
 
 
 def test_a_tap_of_one_that_was_killed() -> None:

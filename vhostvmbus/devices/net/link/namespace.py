@@ -7,16 +7,20 @@ a thread that does nothing else and then ends; no other thread ever leaves its o
 
 A name in ``/run/netns`` outlives the process that made it. Of those that were made here there is
 a record, a file in :data:`RECORDS` that every user of the namespace keeps locked (flock(2), which
-ends with the process, however that ends). The last user removes the namespace; one whose record
-nobody locks was left by a process that was killed, and the next to come removes it. The record
-holds the namespace's inode number, which the kernel soon gives to another one, and when the inode
-was made, so that another's namespace of the same name is let alone.
+ends with the process, however that ends). The last user removes the namespace. One whose record
+nobody locks was left by a process that was killed: the next to ask for that name takes it over,
+with whoever lives in it; the next to ask for another one removes it, unless somebody does.
+
+Nobody else's namespace is taken for one of those. A record holds the inode number of its namespace,
+which may come again, and a random mark that is the alias of the loopback interface in it.
 """
 
 import contextlib
 import fcntl
 import logging
 import os
+import re
+import secrets
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +35,10 @@ log = logging.getLogger(__name__)
 
 NAMES = Path("/var/run/netns")
 RECORDS = Path("/run/vhostvmbus/netns")
+_RECORD = re.compile(
+    r"(?P<identity>\d+:\d+) (?P<mark>vhostvmbus [0-9a-f]{32}) (?P<interfaces>.*)\n"
+)
+"""A record: which namespace, the alias of its loopback interface, the interfaces of a new one."""
 RIGHTS = "a network namespace needs CAP_SYS_ADMIN (be root); NET=user needs no rights"
 _Result = TypeVar("_Result")
 
@@ -87,7 +95,7 @@ class Namespace:
         try:
             RECORDS.mkdir(mode=0o755, parents=True, exist_ok=True)
             with _alone():
-                _remove_left_over()
+                _remove_left_over(but=name)
                 self._use()
                 self._fd = os.open(NAMES / name, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -104,6 +112,8 @@ class Namespace:
         if (NAMES / self.name).exists():
             if path.exists():
                 self._record = _open(path)
+                if _lock(self._record):
+                    log.warning("network namespace %s: taken over as it was left", self.name)
                 fcntl.flock(self._record, fcntl.LOCK_SH)
             return
         self._record = _open(path)
@@ -112,8 +122,11 @@ class Namespace:
         if not (NAMES / self.name).exists():
             path.unlink()
             raise PermissionError(1, "cannot be made")
-        os.write(self._record, _identity(self.name))
-        call_in(self.name, _loopback_up)
+        mark = f"vhostvmbus {secrets.token_hex(16)}"
+        interfaces = call_in(self.name, lambda: _furnish(mark))
+        record = f"{_identity(NAMES / self.name)} {mark} {' '.join(interfaces)}\n"
+        os.ftruncate(self._record, 0)
+        os.pwrite(self._record, record.encode(), 0)
 
     def close(self) -> None:
         """Ends the use; the last one removes a namespace that was made here."""
@@ -124,7 +137,10 @@ class Namespace:
             return
         try:
             with _alone():
-                _remove_if_unused(self._record, self.name)
+                if _lock(self._record):
+                    if _made_here(self._record, self.name) is not None:
+                        netns.remove(self.name)
+                    (RECORDS / self.name).unlink()
         except OSError as error:
             log.warning("network namespace %s: %s", self.name, error)
         finally:
@@ -132,10 +148,21 @@ class Namespace:
             self._record = -1
 
 
-def _loopback_up() -> None:
+def _furnish(mark: str) -> list[str]:
+    """Makes a new namespace fit for use. Returns the names of its interfaces."""
     with IPRoute() as route:
         (index,) = route.link_lookup(ifname="lo")
-        route.link("set", index=index, state="up")
+        route.link("set", index=index, state="up", ifalias=mark)
+    return sorted(_interfaces())
+
+
+def _interfaces() -> dict[str, str | None]:
+    """Returns the alias of each interface, by name."""
+    with IPRoute() as route:
+        return {
+            link.get_attr("IFLA_IFNAME"): link.get_attr("IFLA_IFALIAS")
+            for link in route.get_links()
+        }
 
 
 def _open(path: Path) -> int:
@@ -153,29 +180,64 @@ def _alone() -> Iterator[None]:
         os.close(fd)
 
 
-def _identity(name: str) -> bytes:
-    found = os.stat(NAMES / name)
-    return f"{found.st_dev}:{found.st_ino}:{found.st_ctime_ns}".encode()
-
-
-def _remove_left_over() -> None:
-    for path in RECORDS.iterdir():
-        if path.name == ".lock":
-            continue
-        fd = _open(path)
-        try:
-            _remove_if_unused(fd, path.name)
-        finally:
-            os.close(fd)
-
-
-def _remove_if_unused(record: int, name: str) -> None:
+def _lock(record: int) -> bool:
+    """Locks a record for nobody else. Returns whether nobody had it locked."""
     try:
         fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return
-    made = os.pread(record, 100, 0)
-    with contextlib.suppress(FileNotFoundError):
-        if made == _identity(name):
-            netns.remove(name)
-    (RECORDS / name).unlink(missing_ok=True)
+        return False
+    return True
+
+
+def _identity(path: Path) -> str:
+    found = path.stat()
+    return f"{found.st_dev}:{found.st_ino}"
+
+
+def _remove_left_over(but: str) -> None:
+    """Removes namespaces, and records, of processes that were killed, but for the one called so."""
+    for path in RECORDS.iterdir():
+        if path.name == ".lock":
+            continue
+        record = _open(path)
+        try:
+            if _lock(record):
+                interfaces = _made_here(record, path.name)
+                if interfaces is None:
+                    path.unlink()
+                elif path.name != but and not _lived_in(path.name, interfaces):
+                    netns.remove(path.name)
+                    path.unlink()
+        finally:
+            os.close(record)
+
+
+def _made_here(record: int, name: str) -> set[str] | None:
+    """Returns which interfaces a namespace had when it was made here.
+
+    ``None`` if this record is not of the one that has the name now: its number may have come again,
+    the mark inside has not.
+    """
+    made = _RECORD.fullmatch(os.pread(record, 4096, 0).decode(errors="replace"))
+    if made is None:
+        return None
+    try:
+        if _identity(NAMES / name) != made["identity"]:
+            return None
+        mark = call_in(name, _interfaces).get("lo")
+    except OSError:
+        return None  # there is none
+    return set(made["interfaces"].split()) if mark == made["mark"] else None
+
+
+def _lived_in(name: str, interfaces: set[str]) -> bool:
+    """Tells whether a namespace has other interfaces than these, or processes."""
+    return call_in(name, _interfaces).keys() != interfaces or _has_process(_identity(NAMES / name))
+
+
+def _has_process(identity: str) -> bool:
+    for process in Path("/proc").glob("[0-9]*/ns/net"):
+        with contextlib.suppress(OSError):  # it has ended, or may not be looked at
+            if _identity(process) == identity:
+                return True
+    return False
