@@ -15,6 +15,9 @@ import pytest
 
 from tests.support.footprint import Repeated, Subject, repeat
 
+MEMORY = 2 << 20
+"""More, by twenty times, than a process that runs tests gains or loses by itself meanwhile."""
+
 
 class Work:
     """Something of which a turn leaves ``left`` behind, in this process."""
@@ -37,7 +40,10 @@ class Work:
             case "thread":
                 threading.Thread(target=self._enough.wait).start()
             case "memory":
-                self._kept.append(b"x" * (256 << 10))
+                # Of its own: what an allocator has to spare, this process has not more of.
+                memory = mmap.mmap(-1, MEMORY, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                memory.write(b"x" * MEMORY)
+                self._kept.append(memory)
 
     def turns(self, turns: Iterable[int]) -> None:
         for _ in turns:
