@@ -123,7 +123,7 @@ def make_plan(options: argparse.Namespace) -> MachinePlan:
         found = images.find_kernel(options.kernel, options.modules)
         kernel, initramfs = found.image, images.find_initramfs(found)
         if not options.no_root and options.accel != "nested":
-            modules_disk = find_modules_disk(found.modules, found.extras)
+            modules_disk = find_modules_disk(found.modules, found.extras, say)
     root = persistent = None
     if options.root:
         persistent = Path(options.root).resolve()

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from vhostvmbus.vm.cache import cache_root, use
@@ -23,11 +24,13 @@ SPARE = 16 << 20
 """Room for what the file system needs for itself, besides an eighth of the files' size."""
 
 
-def find_modules_disk(modules: Path, extras: Path | None) -> Path:
+def find_modules_disk(
+    modules: Path, extras: Path | None, say: Callable[[str], None] = lambda _: None
+) -> Path:
     """Returns the image for a kernel's ``lib/modules/<version>``, from the cache or made now.
 
-    ``extras`` is the folder with the project's own module for it, if there is one. Raises
-    SetupError if the image cannot be made.
+    ``extras`` is the folder with the project's own module for it, if there is one. ``say`` is told
+    when the image has to be made. Raises SetupError if it cannot be.
     """
     dependencies = modules / "modules.dep"
     digest = hashlib.sha256(Path(__file__).read_bytes())
@@ -40,6 +43,7 @@ def find_modules_disk(modules: Path, extras: Path | None) -> Path:
     image = result / "modules.img"
     if use(image):
         return image
+    say(f"making the disk with all modules of Linux {modules.name} (usually 5 s)")
     with tempfile.TemporaryDirectory(dir=room, prefix=".work-") as temporary:
         work = Path(temporary)
         try:
