@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from pyroute2 import IPRoute
 
 from tests.support.network import (
     Guest,
@@ -22,6 +23,7 @@ from tests.support.network import (
 from tests.support.taps import ALL, GUEST, HOST, MAC, interface
 from tests.support.vnet import Gso, Offload
 from vhostvmbus.devices.net.link import Capabilities, Link
+from vhostvmbus.devices.net.link import interface as interfaces
 from vhostvmbus.devices.net.link.namespace import call_in
 
 
@@ -235,3 +237,32 @@ def test_nonsense_is_refused_and_counted() -> None:
         assert not guest.send(b"short")
         assert link.stats()["send_failed"] == 2
         assert guest.send(frame)
+
+
+@pytest.mark.usefixtures("network")
+def test_an_mtu_that_is_set_while_the_interface_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was seen before is no news afterwards."""
+    real = interfaces.look
+    with opened("tap,ip=10.9.0.1/24") as link:
+        setter = threading.Thread(target=link.set_mtu, args=(1400,))
+        news: list[tuple[bool, int]] = []
+
+        def look(route: IPRoute, index: int) -> interfaces.State | None:
+            state = real(route, index)
+            if state is not None and state.mtu == 9000:
+                setter.start()
+                setter.join(0.2)  # it may have to wait until this has been taken in
+            return state
+
+        monkeypatch.setattr(interfaces, "look", look)
+        link.start(
+            lambda: news.append((setter.ident is not None and not setter.is_alive(), link.mtu))
+        )
+        found = interface(link.name)
+        assert found is not None
+        interfaces.set_mtu(found["index"], 9000)  # type: ignore[arg-type]
+        wait_for(lambda: setter.ident and not setter.is_alive(), "the MTU is set")
+        wait_for(lambda: interface(link.name)["mtu"] == link.mtu == 1400, "the MTU")  # type: ignore[index]
+        assert (True, 9000) not in news

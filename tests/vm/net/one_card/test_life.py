@@ -91,7 +91,7 @@ def test_the_guest_changes_its_mtu(rig: Rig) -> None:
     with rig.traffic():
         for _ in range(TURNS):
             for mtu in (9000, 1500, 576, 1500):
-                rig.guest(f"ip link set eth0 mtu {mtu}; flows 262144")
+                rig.guest(f"set -e; ip link set eth0 mtu {mtu}; flows 262144")
                 assert rig.card()["mtu"] == max(mtu, 1500)
     rig.ping(1472)
     sections_come_back(rig)

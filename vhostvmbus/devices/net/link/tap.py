@@ -78,6 +78,7 @@ class Tap:
         self._wanted_mtu = spec.mtu
         self._changed: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
+        self._mtu_lock = threading.Lock()  # what was looked up is not older than what was set
         self._used = 1
         self._attached = 0
         self._receiving = Capabilities()
@@ -195,7 +196,11 @@ class Tap:
 
     def _look(self, route: IPRoute) -> float | None:
         """Looks how the interface is; the watch calls this, in the namespace."""
-        state = None if self._lost else interfaces.look(route, self._index)
+        with self._mtu_lock:
+            before = self.mtu
+            state = None if self._lost else interfaces.look(route, self._index)
+            if state is not None:
+                self.mtu = state.mtu
         if state is None:
             if not self._lost:
                 self._lose()
@@ -209,8 +214,8 @@ class Tap:
             return None
         self.name = state.name
         carrier = state.carrier and self._is_bridged(route, state)
-        if (carrier, state.mtu) != (self._carrier, self.mtu):
-            self._carrier, self.mtu = carrier, state.mtu
+        if (carrier, state.mtu) != (self._carrier, before):
+            self._carrier = carrier
             self._changed()
         return None
 
@@ -261,9 +266,10 @@ class Tap:
         """Gives the interface this MTU. Raises OSError, of rights for one that is another's."""
         if self._lost:
             raise LinkDown(f"interface {self.name} has vanished from the host")
-        if mtu != self.mtu:
-            call_in(self._place, lambda: interfaces.set_mtu(self._index, mtu))
-            self.mtu = self._wanted_mtu = mtu
+        with self._mtu_lock:
+            if mtu != self.mtu:
+                call_in(self._place, lambda: interfaces.set_mtu(self._index, mtu))
+                self.mtu = self._wanted_mtu = mtu
 
     def use_queues(self, count: int) -> None:
         """Attaches the first ``count`` queues, detaches the others."""
