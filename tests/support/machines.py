@@ -70,9 +70,8 @@ class Guest:
         return self.machine.check(DISK_SCRIPT + script, timeout)
 
 
-BACK_END_MEMORY = 8
-QEMU_MEMORY = 64
-"""MiB by which these may grow: a back end under load, a QEMU that goes on translating."""
+BACK_END_MEMORY = QEMU_MEMORY = 8
+"""MiB by which these may grow, under load."""
 POOL = 8
 """The threads that a controller makes when it first has work for them."""
 
