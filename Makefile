@@ -43,7 +43,7 @@ help:
 	@echo '                  DEVICE="path.py:Class" QEMU=program TIMEOUT=300'
 	@echo 'make test         every test, those that fail fastest first (half an hour)'
 	@echo 'make test-fast    the tests without virtual machines (two minutes)'
-	@echo 'make soak         the long runs of the same tests'
+	@echo 'make soak         the long runs of the same tests (a night)'
 	@echo 'make bench        benchmarks, as ratios'
 	@echo 'make lint         ruff, mypy, and a look at the shell scripts'
 	@echo 'make stub         write the types of the C module anew, after a change of a header'

@@ -556,6 +556,8 @@ class Player(Rig):
         """Does the handshake of a storage driver; looks at the image if the disk is ready."""
         for payload in scsi.greetings():
             self.send(opened, payload)
+        if not self.lawful:  # the connection may end at any moment
+            return
         # The first command is told of a reset, or some such.
         answers = [self.expect_echo(opened) for _ in range(2)]
         if set(self.channels) != {0} or not scsi.good(answers[-1]):

@@ -26,7 +26,8 @@ class Footprint:
     threads: int
     files: Counter[str]
     anonymous: int
-    """KiB of memory of its own, in use."""
+    """KiB of memory of its own, in use; without code that it has made, as a translator does for as
+    long as its guest comes to what is new."""
 
     @classmethod
     def of(cls, pid: int) -> Footprint:
@@ -38,12 +39,14 @@ class Footprint:
                 target = os.readlink(proc / "fd" / entry)
                 fds[re.sub(r"(socket|pipe):\[\d+\]", r"\1", target)] += 1
         files: Counter[str] = Counter()
-        for line in (proc / "maps").read_text().splitlines():
+        anonymous = 0
+        for line in (proc / "smaps").read_text().splitlines():
             fields = line.split(maxsplit=5)
-            if len(fields) == 6 and (fields[5].startswith("/") or ":" in fields[5]):
-                files[fields[5]] += 1
-        status = (proc / "status").read_text()
-        anonymous = int(re.findall(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE)[0])
+            if "-" in fields[0]:
+                rights, name = fields[1], fields[5] if len(fields) == 6 else ""
+                files[name] += name.startswith("/") or ":" in name
+            elif fields[0] == "Anonymous:" and (name or "x" not in rights):
+                anonymous += int(fields[1])
         return cls(fds, len(os.listdir(proc / "task")), files, anonymous)
 
     def growth(self, before: Footprint, memory: int, threads: int) -> list[str]:

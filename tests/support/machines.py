@@ -9,7 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.footprint import Subject
 from tests.support.paths import PROGRAMS
+from tests.support.waiting import eventually
+from vhostvmbus.observe.statistics import read_statistics
+from vhostvmbus.vm.backend import BackEndProcess
 from vhostvmbus.vm.errors import VmError
 from vhostvmbus.vm.machine import Machine, MachinePlan
 
@@ -64,6 +68,30 @@ class Guest:
     def check(self, script: str, timeout: float = 120.0) -> str:
         """Runs a script that has to succeed; it may use ``disk LUN``."""
         return self.machine.check(DISK_SCRIPT + script, timeout)
+
+
+BACK_END_MEMORY = QEMU_MEMORY = 8
+"""MiB by which these may grow, under load."""
+POOL = 8
+"""The threads that a controller makes when it first has work for them."""
+
+
+def watched(machine: Machine, backend: BackEndProcess) -> list[Subject]:
+    """Returns the two processes that are not to grow, whatever is repeated with a device."""
+    return [
+        Subject("the back end", lambda: backend.child.pid, BACK_END_MEMORY, POOL),
+        Subject("QEMU", lambda: machine.qemu.pid, QEMU_MEMORY),
+    ]
+
+
+def wait_for_channels(backend: BackEndProcess, count: int) -> None:
+    """Waits until the guest has ``count`` channels open; it opens some after it uses the first."""
+    eventually(lambda: count_channels(backend) == count)
+
+
+def count_channels(backend: BackEndProcess) -> int:
+    """Counts the open channels of the back end."""
+    return len(read_statistics(backend.socket)["channels"])
 
 
 def device_of(machine: Machine, chardev: str) -> str:

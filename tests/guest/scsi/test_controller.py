@@ -440,10 +440,11 @@ def test_another_file_is_not_taken_for_the_guests_disk(
             guest.reset()
             driver = Storvsc(guest, guest.enable())
             driver.initialize()
-            assert driver.read(0, 8).wait().data == bytes(4096), "a guest that starts has it"
+            assert driver.write(0, b"n" * 4096).wait().good, "a guest that starts has it"
             guest.disconnect()
+        with ScsiController([spec]) as fifth, serving(fifth) as (_, socket, _):
             guest.reconnect(socket)
-            assert driver.read(0, 8).wait().data == bytes(4096)
+            assert driver.read(0, 8).wait().data == b"n" * 4096
             guest.close()
 
 

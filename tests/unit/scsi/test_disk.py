@@ -306,20 +306,20 @@ def test_parse_disk(text: str, spec: DiskSpec) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "says"),
     [
-        "",
-        ",ro",
-        ":2G,ro",
-        "new.raw:1K,ro",
-        "new.raw:100",
-        "new.raw:0",
-        "a,serial=",
-        "a,format=qcow2",
+        ("", "no path"),
+        (",ro", "no path"),
+        (":2G,ro", "No such file"),
+        ("new.raw:1K,ro", "would stay empty"),
+        ("new.raw:100", "multiple of 512"),
+        ("new.raw:0", "multiple of 512"),
+        ("a,serial=", "1 to 32 printable"),
+        ("a,format=qcow2", "raw is the only format"),
     ],
 )
-def test_parse_disk_refuses(text: str) -> None:
-    with pytest.raises((DiskError, FileNotFoundError)):
+def test_parse_disk_refuses(text: str, says: str) -> None:
+    with pytest.raises((DiskError, FileNotFoundError), match=says):
         parse_disk(text).open()
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vhostvmbus.devices.scsi import marks
@@ -38,6 +38,7 @@ def test_a_file_that_was_made_anew_has_another(tmp_path: Path) -> None:
 
 
 @given(st.dictionaries(st.integers(0, 254), st.binary(min_size=7, max_size=7)))
+@example({lun: bytes((lun,)) * 7 for lun in range(254, -1, -1)})
 def test_a_note_has_room_for_the_first_disks(disks: dict[int, bytes]) -> None:
     note = marks.pack(disks)
     assert len(note) <= 256

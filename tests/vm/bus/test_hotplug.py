@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.footprint import Repeated
 from tests.support.machines import (
     DISK_SCRIPT,
     MEBIBYTE,
@@ -17,6 +18,7 @@ from tests.support.machines import (
     device_of,
     plug,
     unplug,
+    watched,
     write_random,
 )
 from tests.support.soak import times
@@ -25,7 +27,7 @@ from vhostvmbus.vm.backend import BackEndProcess
 from vhostvmbus.vm.machine import Machine
 
 SIZE = 8 * MEBIBYTE
-TURNS = times(3, 40)
+TURNS = times(3, 200)
 UNDER_LOAD = times(2, 20)
 CHARDEV = "vmbus1"
 TROUBLE = re.compile(r"WARNING|BUG|Oops|Call Trace|hung task|hv_vmbus: .*(fail|unable)")
@@ -81,16 +83,21 @@ def hotplug(
         machine.poweroff()
 
 
-def test_a_controller_comes_and_goes(hotplug: Hotplug) -> None:
-    for _ in range(TURNS):
-        hotplug.wait_for_disk()
+def test_a_controller_comes_and_goes(hotplug: Hotplug, repeated: Repeated) -> None:
+    machine = hotplug.machine
+    backend = next(backend for backend in machine.backends if backend.name == "device0")
+    kernel = hotplug.check("uname -r").strip()
+    what = f"{kernel}: a controller comes and goes"
+    hotplug.wait_for_disk()
+    for _ in repeated(what, TURNS, *watched(machine, backend)):
         text = hotplug.check("sha256sum </dev/$(find_ours)")
         assert text.split()[0] == hotplug.digest
         assert hotplug.devices() == 2
-        unplug(hotplug.machine, CHARDEV)
+        unplug(machine, CHARDEV)
         assert hotplug.devices() == 1
-        plug(hotplug.machine, CHARDEV)
-    hotplug.wait_for_disk()
+        plug(machine, CHARDEV)
+        hotplug.wait_for_disk()
+        wait_for_channels(hotplug)
 
 
 LOAD = f"""

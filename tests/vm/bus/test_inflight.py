@@ -11,13 +11,21 @@ import json
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.support.machines import DISK_SCRIPT, MEBIBYTE, MakePlan
-from tests.support.net_rig import ADDRESSES, HOST4, HOST6, MAC, MODULE, Rig
+from tests.support.footprint import Repeated
+from tests.support.machines import (
+    DISK_SCRIPT,
+    MEBIBYTE,
+    MakePlan,
+    count_channels,
+    wait_for_channels,
+    watched,
+)
+from tests.support.net_rig import ADDRESSES, HOST4, HOST6, MAC, MODULE, QUEUES, Rig
 from tests.support.network import namespace_name, require_root
 from tests.support.paths import PROGRAMS
 from tests.support.soak import times
@@ -27,8 +35,8 @@ from vhostvmbus.vm.backend import SERVE
 from vhostvmbus.vm.machine import Machine
 
 SLOWLY = (sys.executable, str(PROGRAMS / "serve_slowly.py"))
-KILLS = times(4, 40)
-TURNS = times(2, 20)
+DISK_KILLS = times(4, 100)
+CARD_KILLS = times(2, 30)
 FIO = (
     "fio --name=mix --filename=$(disk 1) --direct=1 --rw=randrw --ioengine=libaio --iodepth=32 "
     "--numjobs=2 --offset_increment=96M --size=96M --time_based --runtime=5 --bsrange=512-128k "
@@ -68,7 +76,13 @@ def replayed(machine: Machine, name: str) -> int:
 @pytest.mark.parametrize("serve", [SERVE, SLOWLY], ids=["planned", "slow"])
 @pytest.mark.parametrize("series", images.KERNEL_SERIES)
 def test_a_disk_under_load(
-    series: str, serve: Sequence[str], plan_for: MakePlan, root_template: Path, tmp_path: Path
+    series: str,
+    serve: Sequence[str],
+    plan_for: MakePlan,
+    root_template: Path,
+    tmp_path: Path,
+    repeated: Repeated,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """What fio wrote is there, what it reads is right, nothing waited for a time-out."""
     chance = random.Random(1)
@@ -79,33 +93,41 @@ def test_a_disk_under_load(
         machine.backends_may_end = True
         (backend,) = machine.backends
         machine.check(DISK_SCRIPT + LOAD)
-        again = 0
-        for _ in range(KILLS):
+        again, channels = 0, count_channels(backend)
+        what = f"{series}: back end killed under fio" + ", slow" * (serve is SLOWLY)
+        for _ in repeated(what, DISK_KILLS, *watched(machine, backend)):
             time.sleep(0.5 + chance.random())
             backend.kill()
             backend.start()
             machine.check("echo >/root/alive; sync", 60)
             again += replayed(machine, backend.name)
+            wait_for_channels(backend, channels)
         jobs = []
         for turn in range(int(machine.check(ENOUGH))):
             text = machine.check(f"cat /tmp/fio.{turn}")
             jobs += json.loads(text[text.index("{") : text.rindex("}") + 1])["jobs"]
         assert {job["error"] for job in jobs} == {0}
         slowest = max(job[way]["clat_ns"]["max"] for job in jobs for way in ("read", "write")) / 1e9
-        print(f"{series}: {KILLS} kills, {again} packets again, slowest request {slowest:.1f} s")
+        requests = sum(job[way]["total_ios"] for job in jobs for way in ("read", "write"))
+        record_property(
+            what,
+            f"{requests} requests, {again} packets again, the slowest request took {slowest:.1f} s",
+        )
         assert slowest < 25  # a time-out is 30 s, or 180
-        assert again >= (KILLS if serve is SLOWLY else 0)
+        assert again >= (DISK_KILLS if serve is SLOWLY else 0)
         log = machine.check(f"dmesg | grep -Ei '{COMPLAINTS}' || true")
         assert log == ""
         machine.poweroff()
 
 
 @pytest.mark.parametrize("series", images.KERNEL_SERIES)
-def test_a_card_under_load(series: str, plan_for: MakePlan, root_template: Path) -> None:
+def test_a_card_under_load(
+    series: str, plan_for: MakePlan, root_template: Path, repeated: Repeated
+) -> None:
     """Traffic both ways. The card is offered anew, works, and its driver can be unloaded."""
     require_root()
     name = namespace_name()
-    link = f"netns:{name},mac={MAC.hex(':')},ip={HOST4}/24,ip={HOST6}/64,queues=4"
+    link = f"netns:{name},mac={MAC.hex(':')},ip={HOST4}/24,ip={HOST6}/64,queues={QUEUES}"
     plan = plan_for(series, root=root_template, networks=[link], smp=4)
     with Machine(plan) as machine:
         machine.wait_ready()
@@ -114,7 +136,8 @@ def test_a_card_under_load(series: str, plan_for: MakePlan, root_template: Path)
         machine.backends_may_end = True
         backend = next(backend for backend in machine.backends if backend.name == "net0")
         again = 0
-        for turn in range(TURNS):
+        what = f"{series}: card killed under iperf3"
+        for turn in repeated(what, CARD_KILLS, *watched(machine, backend)):
             before = rig.guest("cat /sys/class/net/eth0/ifindex").strip()
             with rig.iperf_server():
                 rig.guest(
@@ -139,6 +162,7 @@ def test_a_card_under_load(series: str, plan_for: MakePlan, root_template: Path)
                 f"done; [ ! -e /sys/class/net/eth0 ] && modprobe hv_netvsc && {MODULE}; {ADDRESSES}"
             )
             rig.ping()
+            wait_for_channels(backend, QUEUES)
             print(f"{series}: turn {turn}, {again} packets again")
         assert rig.guest("dmesg | grep -Ei 'blocked for more|WARNING|BUG:' || true") == ""
         machine.poweroff()

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.machines import plug, unplug
+from tests.support.footprint import Repeated
+from tests.support.machines import plug, unplug, watched
 from tests.support.net_rig import (
     HOST6,
     MAC,
@@ -32,6 +33,7 @@ from vhostvmbus.devices.net.link.namespace import call_in
 
 TURNS = times(2, 20)
 RELOADS = times(5, 100)
+PLUGS = times(2, 200)
 RMMOD = "for i in $(seq 100); do rmmod hv_netvsc 2>/dev/null && break; sleep 0.1; done"
 """Whoever looks at the interface just now holds the module."""
 RELOAD = f"{RMMOD}; [ ! -e /sys/class/net/eth0 ] && modprobe hv_netvsc && {MODULE}"
@@ -163,17 +165,19 @@ def channels_are_open(rig: Rig) -> None:
     )
 
 
-def test_unplugged_and_plugged_in(rig: Rig) -> None:
+def test_unplugged_and_plugged_in(rig: Rig, repeated: Repeated) -> None:
     """Under traffic, whose connection waits for the card and goes on."""
     channels_are_open(rig)
-    before = holdings(rig)
+    before, kernel = holdings(rig), rig.guest("uname -r").strip()
+    turns = repeated(f"{kernel}: a card comes and goes", PLUGS, *watched(rig.machine, rig.backend))
     with rig.traffic("-b 0"), knocking(rig):
-        for _ in range(TURNS):
+        for _ in turns:
             unplug(rig.machine, NET_CHARDEV)
             assert "eth0" not in rig.guest("ls /sys/class/net")
             plug(rig.machine, NET_CHARDEV)
             rig.bring_up()
             rig.guest("flows 65536")
+            channels_are_open(rig)
     rig.ping()
     rig.host("ip", "addr", "replace", f"{HOST6}/64", "dev", rig.tap, "nodad")
     channels_are_open(rig)
