@@ -6,7 +6,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * The protocol is in vhost-user-vmbus.md of the vhostvmbus project.  The
- * device is made of six parts:
+ * device is made of seven parts:
  *
  *   vhost-user-vmbus.c       the device: offer, reconnection, life cycle
  *   vhost-user-vmbus-chan.c  GPADLs and channels
@@ -15,6 +15,7 @@
  *   vhost-user-vmbus-conn.c  the connection: messages, time limit, negotiation,
  *                            thread that serves the back end's requests
  *   vhost-user-vmbus-inflight.c  the file with packets that are under way
+ *   vhost-user-vmbus-code.c  what the back end knows of translated code
  *   vhost-user-vmbus-mem.c   guest memory: which parts of it the back end gets
  */
 
@@ -189,6 +190,11 @@ typedef struct VuvMem {
     MemoryRegion *unshared;     /* what was last warned about, only compared */
 } VuvMem;
 
+static inline VuvRegion *vuv_region_at(GArray *a, guint i)
+{
+    return &g_array_index(a, VuvRegion, i);
+}
+
 /* Find out whether main memory can be shared at all, before anything else. */
 bool vuv_mem_check(Error **errp);
 
@@ -200,6 +206,9 @@ void vuv_mem_forget(VuvMem *m);
 
 /* Make the back end's idea of guest memory equal to ours. */
 bool vuv_mem_sync(VuvMem *m, Error **errp);
+
+/* Tell the back end where in the map of translated code its regions are. */
+bool vuv_code_map_send(VuvMem *m, Error **errp);
 
 /* Serve VUV_BACKEND_INVALIDATE_CODE; called in the connection's thread. */
 uint32_t vuv_mem_invalidate(VuvMem *m, const uint8_t *payload, uint32_t size);
