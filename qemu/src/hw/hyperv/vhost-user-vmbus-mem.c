@@ -259,9 +259,18 @@ static void listener_commit(MemoryListener *listener)
     regions_clear(old);
     g_array_free(old, true);
 
-    if (m->conn->up && !vuv_mem_sync(m, &err)) {
-        error_reportf_err(err, "vhost-user-vmbus: ");
+    if (!m->conn->up) {
+        return;
     }
+    if (m->init_errp) {
+        vuv_mem_sync(m, m->init_errp);
+        return;
+    }
+    vuv_conn_limit(m->conn, m->conn->answer_ms);
+    if (!vuv_mem_sync(m, &err)) {
+        vuv_conn_complain(m->conn, err);
+    }
+    vuv_conn_limit(m->conn, 0);
 }
 
 /* ---------------------- what the back end knows ---------------------- */
@@ -362,7 +371,7 @@ void vuv_mem_forget(VuvMem *m)
 
 /* ---------------------------- life cycle ---------------------------- */
 
-void vuv_mem_init(VuvMem *m, VuvConn *c, int code_map_fd)
+void vuv_mem_init(VuvMem *m, VuvConn *c, int code_map_fd, Error **errp)
 {
     m->conn = c;
     m->code_map_fd = code_map_fd;
@@ -378,7 +387,9 @@ void vuv_mem_init(VuvMem *m, VuvConn *c, int code_map_fd)
         .commit = listener_commit,
         .priority = MEMORY_LISTENER_PRIORITY_DEV_BACKEND,
     };
+    m->init_errp = errp;
     memory_listener_register(&m->listener, &address_space_memory);
+    m->init_errp = NULL;
 }
 
 void vuv_mem_destroy(VuvMem *m)

@@ -113,6 +113,14 @@ typedef struct VuvConn {
     bool up;
     /* the first request is on its way */
     bool hello_sent;
+    /* and something has come back */
+    bool heard;
+    /* how long an answer may take: 10 seconds, less in tests */
+    uint32_t answer_ms;
+    /* what is limited together, and when that ends; 0: each answer by itself */
+    int64_t limit_ms, deadline;
+    /* what was last reported of connections that did not come to be */
+    char *complaint;
     uint64_t max_mem_slots;
     /* the back end records which packets are under way */
     bool inflight;
@@ -129,6 +137,28 @@ typedef struct VuvConn {
  * is answered; after 10 seconds without an answer, and after any other
  * violation of the protocol, the connection is given up (@up becomes false).
  */
+
+/*
+ * Give all requests from now on @ms milliseconds together, but no more than one
+ * answer may take: a back end that is slow with each would stop the guest for
+ * their sum.  0 ends that.
+ */
+void vuv_conn_limit(VuvConn *c, int64_t ms);
+
+/*
+ * Report @err with the name of the chardev, and free it, but only once in a row:
+ * a connection that fails is tried again all the time.
+ */
+void vuv_conn_complain(VuvConn *c, Error *err);
+
+/* The connection has come to be: what was reported may be reported again. */
+void vuv_conn_settled(VuvConn *c);
+
+/* Set @errp to why a connection ended before anything came from the back end. */
+void vuv_conn_unheard(VuvConn *c, Error **errp);
+
+/* Where the back end is, for messages. */
+const char *vuv_conn_where(VuvConn *c);
 
 /*
  * Send the first request on a fresh connection of the chardev, without waiting
@@ -188,6 +218,7 @@ typedef struct VuvMem {
     QemuMutex lock;
     int code_map_fd;            /* -1 if the guest isn't translated */
     MemoryRegion *unshared;     /* what was last warned about, only compared */
+    Error **init_errp;          /* of whoever calls vuv_mem_init() just now */
 } VuvMem;
 
 static inline VuvRegion *vuv_region_at(GArray *a, guint i)
@@ -198,7 +229,8 @@ static inline VuvRegion *vuv_region_at(GArray *a, guint i)
 /* Find out whether main memory can be shared at all, before anything else. */
 bool vuv_mem_check(Error **errp);
 
-void vuv_mem_init(VuvMem *m, VuvConn *c, int code_map_fd);
+/* Tell the back end of all memory, and from now on of each change. */
+void vuv_mem_init(VuvMem *m, VuvConn *c, int code_map_fd, Error **errp);
 void vuv_mem_destroy(VuvMem *m);
 
 /* Forget what was sent, for a new connection. */
