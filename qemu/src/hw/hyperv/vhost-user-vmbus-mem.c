@@ -37,6 +37,8 @@
 
 #define OVERLAY_SIZE        4096
 #define LOW_END             0x100000
+/* what firmware may divide the RAM below into, by turns of RAM and ROM */
+#define LOW_RANGES          8
 
 typedef struct WireRegion {
     uint64_t padding;
@@ -313,14 +315,45 @@ static bool region_request(VuvMem *m, uint32_t request, const VuvRegion *r,
     return true;
 }
 
+static unsigned int limit_max(MemslotLimit *limit)
+{
+    VuvMem *m = container_of(limit, VuvMem, limit);
+
+    return MIN(m->conn->max_mem_slots, VUV_MAX_REGIONS);
+}
+
+static unsigned int limit_used(MemslotLimit *limit)
+{
+    VuvMem *m = container_of(limit, VuvMem, limit);
+    unsigned int used = LOW_RANGES;
+
+    for (guint i = 0; i < m->wanted->len; i++) {
+        used += vuv_region_at(m->wanted, i)->gpa >= LOW_END;
+    }
+    return used;
+}
+
+/* Memory devices that came first did not know of the limit. */
+static void check_reserved(VuvMem *m)
+{
+    unsigned int most = limit_used(&m->limit) +
+                        memory_devices_get_reserved_memslots();
+
+    if (most > limit_max(&m->limit)) {
+        warn_report("vhost-user-vmbus: guest memory may come to have %u ranges, "
+                    "and the back end takes %u; a memory device that is plugged "
+                    "in after this device has fewer", most,
+                    limit_max(&m->limit));
+    }
+}
+
 bool vuv_mem_sync(VuvMem *m, Error **errp)
 {
     bool changed = false;
 
-    if (m->wanted->len > MIN(m->conn->max_mem_slots, VUV_MAX_REGIONS)) {
+    if (m->wanted->len > limit_max(&m->limit)) {
         error_setg(errp, "guest memory has %u ranges, more than the back end "
-                   "can take (%" PRIu64 ")", m->wanted->len,
-                   MIN(m->conn->max_mem_slots, VUV_MAX_REGIONS));
+                   "can take (%u)", m->wanted->len, limit_max(&m->limit));
         vuv_conn_drop(m->conn);
         return false;
     }
@@ -390,10 +423,18 @@ void vuv_mem_init(VuvMem *m, VuvConn *c, int code_map_fd, Error **errp)
     m->init_errp = errp;
     memory_listener_register(&m->listener, &address_space_memory);
     m->init_errp = NULL;
+    m->limit = (MemslotLimit) {
+        .name = TYPE_VHOST_USER_VMBUS,
+        .max = limit_max,
+        .used = limit_used,
+    };
+    memory_devices_add_limit(&m->limit);
+    check_reserved(m);
 }
 
 void vuv_mem_destroy(VuvMem *m)
 {
+    memory_devices_remove_limit(&m->limit);
     memory_listener_unregister(&m->listener);
     regions_clear(m->wanted);
     regions_clear(m->sent);

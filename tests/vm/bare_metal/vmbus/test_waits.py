@@ -4,16 +4,12 @@
 import contextlib
 import re
 import socket
-import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
 from tests.support.bare_metal import Report, converse, plug, run_qemu, served_by
-from tests.support.vhost_user_server import Running, running
 from tests.support.vhost_user_session import FEATURES
 from tests.support.waiting import eventually, in_thread
 from tests.vm.bare_metal.vmbus.messages import (
@@ -24,102 +20,19 @@ from tests.vm.bare_metal.vmbus.messages import (
     RESCIND_OFFER,
     CommandFor,
 )
+from tests.vm.bare_metal.vmbus.stopped import (
+    DEVICE,
+    LATE,
+    SHORT,
+    listening,
+    options,
+    qemu_with,
+    stalling,
+)
 from vhostvmbus.guest.front_end import FrontEnd
 from vhostvmbus.vm.backend import BackEndProcess
 from vhostvmbus.vm.errors import VmError
 from vhostvmbus.vm.qmp import Monitor
-
-DEVICE = {"driver": "vhost-user-vmbus", "chardev": "c0", "id": "dev0"}
-SHORT = 1000
-"""The milliseconds that a back end has for an answer where it is known to give none."""
-LATE = r"did not answer in 1 second"
-
-
-class Qemu:
-    """A machine that is stopped, with two monitors; ``said`` is what QEMU has to say."""
-
-    def __init__(self, command: list[str], said: Path) -> None:
-        pairs = [socket.socketpair() for _ in range(2)]
-        words = [*command, "-S"]
-        for name, (_, theirs) in zip("ab", pairs, strict=True):
-            words += ["-chardev", f"socket,id={name},fd={theirs.fileno()}"]
-            words += ["-mon", f"{name},mode=control"]
-        self.said = said
-        with said.open("w") as stderr:
-            self.child = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                pass_fds=[theirs.fileno() for _, theirs in pairs],
-            )
-        for _, theirs in pairs:
-            theirs.close()
-        self.monitor, self.other = (Monitor(ours) for ours, _ in pairs)
-
-    def close(self) -> None:
-        self.child.kill()
-        self.child.wait()
-        self.monitor.close()
-        self.other.close()
-
-
-@contextlib.contextmanager
-def qemu_with(command: list[str], folder: Path) -> Iterator[Qemu]:
-    qemu = Qemu(command, folder / "said")
-    try:
-        yield qemu
-    finally:
-        qemu.close()
-
-
-def options(path: Path, device: str = "") -> tuple[str, ...]:
-    """Returns QEMU's options for the back end at ``path``; without ``device`` it is not plugged."""
-    return (
-        *("-object", "memory-backend-memfd,id=mem,size=128M,share=on"),
-        *("-machine", "memory-backend=mem"),
-        *("-chardev", f"socket,id=c0,path={path},reconnect-ms=20"),
-        *(("-device", f"vhost-user-vmbus,chardev=c0,id=dev0{device}") if device else ()),
-    )
-
-
-class Stall:
-    """Has a back end stop to answer when it is asked for ``what``, until the test is over."""
-
-    def __init__(self, run: Running, what: str) -> None:
-        self.reached = threading.Semaphore(0)
-        self._what = what
-        self._over = threading.Event()
-        back_end = run.back_end
-        back_end.make_inflight = self._no_inflight  # type: ignore[attr-defined]
-        back_end.connected = lambda: self._note("connected")  # type: ignore[method-assign]
-        back_end.open_channel = lambda *words: self._note("open")  # type: ignore[method-assign]
-        back_end._note = self._note  # type: ignore[method-assign]
-
-    def _no_inflight(self, channels: int) -> NoReturn:
-        raise OSError("none here")
-
-    def _note(self, *call: object) -> None:
-        if call[0] == self._what:
-            self._wait()
-
-    def _wait(self) -> None:
-        self.reached.release()
-        assert self._over.wait(60)
-
-    def end(self) -> None:
-        self._over.set()
-
-
-@contextlib.contextmanager
-def stalling(path: Path, what: str) -> Iterator[Stall]:
-    """A back end at ``path`` that stops to answer when it is asked for ``what``."""
-    with running(path) as run:
-        stall = Stall(run, what)
-        try:
-            yield stall
-        finally:
-            stall.end()
 
 
 @pytest.fixture
@@ -158,16 +71,6 @@ def test_plug_with_a_back_end_of_another(
         plug(qemu.monitor)
 
 
-@contextlib.contextmanager
-def listening(path: Path) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        listener.settimeout(30)
-        yield listener
-    path.unlink()
-
-
 def test_plug_with_a_silent_back_end(command_for: CommandFor, tmp_path: Path) -> None:
     """It has little time, and no other part of QEMU waits for longer."""
     path = tmp_path / "silent"
@@ -202,8 +105,8 @@ def test_silent_back_end_that_comes_back(command_for: CommandFor, tmp_path: Path
     """Nothing waits for its first answer."""
     path = tmp_path / "sock"
     with contextlib.ExitStack() as stack:
-        with stalling(path, "nothing"):
-            command = command_for("life", *options(path, ",x-answer-timeout-ms=10000"))
+        with stalling(path):
+            command = command_for("life", *options(path, ""))
             qemu = stack.enter_context(qemu_with(command, tmp_path))
         with listening(path) as listener, listener.accept()[0] as silent:
             assert len(silent.recv(100)) == 12
@@ -220,8 +123,8 @@ def test_back_end_that_comes_back_and_stops_to_answer(
     """It is given up soon."""
     path = tmp_path / "sock"
     with contextlib.ExitStack() as stack:
-        with stalling(path, "nothing"):
-            command = command_for("life", *options(path, f",x-answer-timeout-ms={SHORT}"))
+        with stalling(path):
+            command = command_for("life", *options(path, f"x-answer-timeout-ms={SHORT}"))
             qemu = stack.enter_context(qemu_with(command, tmp_path))
         with stalling(path, what) as stall:
             assert stall.reached.acquire(timeout=30)
@@ -233,8 +136,8 @@ def test_turned_away_while_it_runs(command_for: CommandFor, tmp_path: Path) -> N
     """Somebody else has the back end now: this is said once, however often it is tried."""
     path = tmp_path / "sock"
     with contextlib.ExitStack() as stack:
-        with stalling(path, "nothing"):
-            command = command_for("life", *options(path, ",x-answer-timeout-ms=10000"))
+        with stalling(path):
+            command = command_for("life", *options(path, ""))
             qemu = stack.enter_context(qemu_with(command, tmp_path))
         with listening(path) as listener:
             for _ in range(5):
@@ -260,7 +163,7 @@ def test_back_end_that_stops_to_answer(command_for: CommandFor, tmp_path: Path, 
     path = tmp_path / "sock"
     said = tmp_path / "said"
     with stalling(path, what) as stall, said.open("w") as stderr:
-        command = command_for("life", *options(path, f",x-answer-timeout-ms={SHORT}"))
+        command = command_for("life", *options(path, f"x-answer-timeout-ms={SHORT}"))
         report = converse(command, lambda monitor, what: None, stderr)
         assert stall.reached.acquire(timeout=0)
         assert not stall.reached.acquire(timeout=0)
@@ -279,7 +182,7 @@ def test_unplug_with_a_back_end_that_stops_to_answer(
 
     path = tmp_path / "sock"
     with stalling(path, "unplug") as stall:
-        command = command_for("life", *options(path, f",x-answer-timeout-ms={SHORT}"))
+        command = command_for("life", *options(path, f"x-answer-timeout-ms={SHORT}"))
         report = converse(command, act)
         assert stall.reached.acquire(timeout=0)
     assert report == [
@@ -305,7 +208,7 @@ def test_machine_reset_with_a_back_end_that_stops_to_answer(
 
     path = tmp_path / "sock"
     with stalling(path, "close") as stall:
-        command = command_for("life", *options(path, f",x-answer-timeout-ms={SHORT}"))
+        command = command_for("life", *options(path, f"x-answer-timeout-ms={SHORT}"))
         report = converse(command, act)
         assert stall.reached.acquire(timeout=0)
     first = [*CONTACT, ("good", 0), ("open", 0)]

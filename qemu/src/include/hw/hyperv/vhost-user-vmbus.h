@@ -26,6 +26,7 @@
 #include "exec/memory.h"
 #include "qemu/thread.h"
 #include "hw/hyperv/vmbus.h"
+#include "hw/mem/memory-device.h"
 
 /* vhost-user requests that are used here with their usual meaning */
 enum {
@@ -217,6 +218,7 @@ typedef struct VuvMem {
     GArray *sent;
     QemuMutex lock;
     int code_map_fd;            /* -1 if the guest isn't translated */
+    MemslotLimit limit;         /* has memory devices refused that don't fit */
     MemoryRegion *unshared;     /* what was last warned about, only compared */
     Error **init_errp;          /* of whoever calls vuv_mem_init() just now */
 } VuvMem;
