@@ -57,6 +57,13 @@ def qemu_with(command: list[str], folder: Path) -> Iterator[Qemu]:
         qemu.close()
 
 
+def add_dimm(qemu: Qemu, number: int) -> None:
+    """Plugs 2 MiB of memory in, under a name with ``number``."""
+    memory = {"qom_type": "memory-backend-memfd", "id": f"m{number}", "size": 2 << 20}
+    qemu.monitor.command("object-add", share=True, **memory)
+    qemu.monitor.command("device_add", driver="pc-dimm", memdev=f"m{number}", id=f"d{number}")
+
+
 def options(path: Path, device: str | None = None) -> tuple[str, ...]:
     """Returns QEMU's options for the back end at ``path``.
 
@@ -84,6 +91,10 @@ class Stall:
         back_end.connected = lambda: self._note("connected")  # type: ignore[method-assign]
         back_end.open_channel = lambda *words: self._note("open")  # type: ignore[method-assign]
         back_end._note = self._note  # type: ignore[method-assign]
+
+    def stop_at(self, what: str) -> None:
+        """Has the back end stop to answer at the next request for ``what``."""
+        self._what = what
 
     def _no_inflight(self, channels: int) -> NoReturn:
         raise OSError("none here")

@@ -9,7 +9,7 @@ import pytest
 from tests.support.bare_metal import plug
 from tests.support.waiting import eventually
 from tests.vm.bare_metal.vmbus.messages import CommandFor
-from tests.vm.bare_metal.vmbus.stopped import Qemu, options, qemu_with, stalling
+from tests.vm.bare_metal.vmbus.stopped import add_dimm, options, qemu_with, stalling
 from vhostvmbus.vhost_user.limits import ConnectionLimits
 from vhostvmbus.vm.errors import VmError
 
@@ -19,12 +19,6 @@ SOME = ConnectionLimits(mem_slots=12)
 FREE = 3
 """How many of those are free: eight are firmware's, below 1 MiB, and main memory is one."""
 SLOTS = ("-m", "128,slots=16,maxmem=4G")
-
-
-def add_dimm(qemu: Qemu, number: int) -> None:
-    memory = {"qom_type": "memory-backend-memfd", "id": f"m{number}", "size": 2 << 20}
-    qemu.monitor.command("object-add", share=True, **memory)
-    qemu.monitor.command("device_add", driver="pc-dimm", memdev=f"m{number}", id=f"d{number}")
 
 
 def test_memory_that_does_not_fit(command_for: CommandFor, tmp_path: Path) -> None:

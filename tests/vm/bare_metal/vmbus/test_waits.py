@@ -24,6 +24,7 @@ from tests.vm.bare_metal.vmbus.stopped import (
     DEVICE,
     LATE,
     SHORT,
+    add_dimm,
     listening,
     options,
     qemu_with,
@@ -169,6 +170,44 @@ def test_back_end_that_stops_to_answer(command_for: CommandFor, tmp_path: Path, 
         assert not stall.reached.acquire(timeout=0)
     assert report == [*CONTACT, *LIFE[what], *END]
     assert len(re.findall(LATE, said.read_text())) == 1
+
+
+@pytest.mark.parametrize("what", ["gpadl", "open"])
+def test_back_end_that_stops_to_answer_when_it_resumes(
+    command_for: CommandFor, tmp_path: Path, what: str
+) -> None:
+    """The guest goes on with its channel, as without a back end."""
+    path = tmp_path / "sock"
+    with contextlib.ExitStack() as stack:
+        first = contextlib.ExitStack()
+        first.enter_context(stalling(path))
+        stack.enter_context(first)
+
+        def act(monitor: Monitor, number: int) -> None:
+            first.close()
+            stall = stack.enter_context(stalling(path, what))
+            assert stall.reached.acquire(timeout=30)
+            assert monitor.command("query-status")["running"]
+
+        command = command_for("life", *options(path, f"x-answer-timeout-ms={SHORT}"))
+        report = converse(command, act)
+    assert report == [*CONTACT, ("good", 0), ("open", 0), *END]
+
+
+@pytest.mark.parametrize("what", ["add", "code map"])
+def test_memory_with_a_back_end_that_stops_to_answer(
+    command_for: CommandFor, tmp_path: Path, what: str
+) -> None:
+    """The memory is plugged in; the back end is given up."""
+    path = tmp_path / "sock"
+    slots = ("-m", "128,slots=1,maxmem=1G")
+    words = (*options(path, f"x-answer-timeout-ms={SHORT}"), *slots)
+    with stalling(path) as stall, qemu_with(command_for("life", *words), tmp_path) as qemu:
+        stall.stop_at(what)
+        add_dimm(qemu, 0)
+        assert stall.reached.acquire(timeout=0)
+        assert qemu.other.command("query-status")["status"] == "prelaunch"
+        eventually(lambda: re.search(LATE, qemu.said.read_text()))
 
 
 def test_unplug_with_a_back_end_that_stops_to_answer(
