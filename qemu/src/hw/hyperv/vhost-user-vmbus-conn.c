@@ -11,6 +11,7 @@
 #include "qapi/error.h"
 #include "qemu/bswap.h"
 #include "qemu/error-report.h"
+#include "qemu/main-loop.h"
 #include "qemu/rcu.h"
 #include "qemu/sockets.h"
 #include "qemu/timer.h"
@@ -96,30 +97,11 @@ static void conn_late(VuvConn *c, Error **errp)
     }
 }
 
-void vuv_conn_complain(VuvConn *c, Error *err)
-{
-    if (!g_strcmp0(c->complaint, error_get_pretty(err))) {
-        error_free(err);
-        return;
-    }
-    g_free(c->complaint);
-    c->complaint = g_strdup(error_get_pretty(err));
-    error_reportf_err(err, "vhost-user-vmbus (chardev %s): ",
-                      qemu_chr_fe_get_driver(&c->chr)->label);
-}
-
-void vuv_conn_settled(VuvConn *c)
-{
-    g_clear_pointer(&c->complaint, g_free);
-}
-
 /* ------------------ our requests, on the chardev ------------------ */
 
-void vuv_conn_limit(VuvConn *c, int64_t ms)
+void vuv_conn_limit(VuvConn *c, uint32_t ms)
 {
-    ms = MIN(ms, c->answer_ms);
-    c->limit_ms = ms;
-    c->deadline = ms ? qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + ms : 0;
+    c->limit_ms = MIN(ms, c->answer_ms);
 }
 
 static bool conn_send(VuvConn *c, uint32_t request, bool need_reply,
@@ -217,15 +199,27 @@ static bool conn_recv(VuvConn *c, void *buf, size_t len, int64_t deadline,
     return true;
 }
 
+static void turn_ends(void *opaque)
+{
+    VuvConn *c = opaque;
+
+    c->turn_deadline = 0;
+}
+
 static bool conn_reply(VuvConn *c, uint32_t request, void *reply,
                        uint32_t reply_size, int *fd, Error **errp)
 {
-    int64_t deadline = qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + c->answer_ms;
+    int64_t now = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
+    int64_t deadline = now + (c->limit_ms ?: c->answer_ms);
     Header hdr;
     uint32_t flags;
 
-    if (c->deadline) {
-        deadline = MIN(deadline, c->deadline);
+    if (c->turn_deadline) {
+        deadline = MIN(deadline, c->turn_deadline);
+    } else if (phase_check(PHASE_MACHINE_READY)) {
+        /* before that, other devices may wait for back ends of their own */
+        c->turn_deadline = now + c->answer_ms;
+        qemu_bh_schedule(c->turn_bh);
     }
     if (!conn_recv(c, &hdr, sizeof(hdr), deadline, fd, errp)) {
         return false;
@@ -467,6 +461,17 @@ bool vuv_conn_start(VuvConn *c, bool code_map, Error **errp)
         return false;
     }
     return true;
+}
+
+void vuv_conn_init(VuvConn *c)
+{
+    c->turn_bh = qemu_bh_new(turn_ends, c);
+}
+
+void vuv_conn_destroy(VuvConn *c)
+{
+    vuv_conn_settled(c);
+    qemu_bh_delete(c->turn_bh);
 }
 
 void vuv_conn_drop(VuvConn *c)

@@ -268,11 +268,9 @@ static void listener_commit(MemoryListener *listener)
         vuv_mem_sync(m, m->init_errp);
         return;
     }
-    vuv_conn_limit(m->conn, m->conn->answer_ms);
     if (!vuv_mem_sync(m, &err)) {
         vuv_conn_complain(m->conn, err);
     }
-    vuv_conn_limit(m->conn, 0);
 }
 
 /* ---------------------- what the back end knows ---------------------- */

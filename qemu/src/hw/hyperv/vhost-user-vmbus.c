@@ -30,7 +30,7 @@
 #include "system/tcg.h"
 #include "trace.h"
 
-/* for all that is said before a device has anything to do */
+/* for each answer that is given before a device has anything to do */
 #define GREET_TIMEOUT_MS 2000
 
 static void vuv_fill_offer(VMBusChannel *chan,
@@ -142,10 +142,8 @@ static bool vuv_reconnect(VHostUserVMBus *s, Error **errp)
 
     vuv_conn_limit(&s->conn, GREET_TIMEOUT_MS);
     ok = vuv_greet(s, errp);
-    vuv_conn_limit(&s->conn, s->conn.answer_ms);
-    ok = ok && vuv_go_on(s, errp);
     vuv_conn_limit(&s->conn, 0);
-    return ok;
+    return ok && vuv_go_on(s, errp);
 }
 
 static void vuv_cleanup_bh(void *opaque)
@@ -284,7 +282,7 @@ static void vuv_release(VHostUserVMBus *s)
     timer_free(s->hello_timer);
     qemu_bh_delete(s->cleanup_bh);
     vuv_offers_destroy(s);
-    vuv_conn_settled(&s->conn);
+    vuv_conn_destroy(&s->conn);
     vuv_inflight_forget(&s->inflight);
     g_ptr_array_free(s->gpadls, true);
     g_free(s->chans);
@@ -323,6 +321,7 @@ static void vuv_realize(DeviceState *dev, Error **errp)
 
     s->conn.backend_request = vuv_backend_request;
     s->conn.opaque = s;
+    vuv_conn_init(&s->conn);
     s->gpadls = g_ptr_array_new_with_free_func(g_free);
     s->cleanup_bh = qemu_bh_new(vuv_cleanup_bh, s);
     s->hello_timer = timer_new_ms(QEMU_CLOCK_REALTIME, vuv_hello_timeout, s);
@@ -339,8 +338,7 @@ static void vuv_realize(DeviceState *dev, Error **errp)
     if (qemu_chr_fe_wait_connected(&s->conn.chr, errp) < 0) {
         goto fail;
     }
-    vuv_conn_limit(&s->conn, dev->hotplugged ? GREET_TIMEOUT_MS
-                                             : s->conn.answer_ms);
+    vuv_conn_limit(&s->conn, dev->hotplugged ? GREET_TIMEOUT_MS : 0);
     if (!vuv_greet(s, errp) || !vuv_go_on(s, errp)) {
         goto fail;
     }

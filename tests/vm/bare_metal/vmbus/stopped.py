@@ -5,6 +5,7 @@ import contextlib
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -85,6 +86,7 @@ class Stall:
         self.run = run
         self.reached = threading.Semaphore(0)
         self._what = what
+        self._delay = 0.0
         self._over = threading.Event()
         back_end = run.back_end
         back_end.make_inflight = self._no_inflight  # type: ignore[attr-defined]
@@ -99,8 +101,13 @@ class Stall:
     def _no_inflight(self, channels: int) -> NoReturn:
         raise OSError("none here")
 
+    def slow_down(self, seconds: float) -> None:
+        """Has the back end take so long for each request from now on."""
+        self._delay = seconds
+
     def _note(self, *call: object) -> None:
         self.run.back_end.calls.append(call)
+        time.sleep(self._delay)
         if call[0] == self._what:
             self._wait()
 

@@ -252,3 +252,25 @@ def test_machine_reset_with_a_back_end_that_stops_to_answer(
         assert stall.reached.acquire(timeout=0)
     first = [*CONTACT, ("good", 0), ("open", 0)]
     assert report == [*first, *CONTACT, ("good", 0), ("open", 1), *END]
+
+
+def test_slow_answers_share_the_time_of_one(command_for: CommandFor, tmp_path: Path) -> None:
+    """A guest that starts anew closes its channel and resets: both together have one time-out."""
+    path = tmp_path / "sock"
+    said = tmp_path / "said"
+    with stalling(path) as stall, said.open("w") as stderr:
+
+        def act(monitor: Monitor, number: int) -> None:
+            if monitor.count("RESET"):
+                return  # the second time
+            stall.slow_down(0.7 * SHORT / 1000)
+            monitor.command("system_reset")
+            eventually(lambda: monitor.count("RESET"))
+            assert monitor.command("query-status")["running"]
+            stall.slow_down(0)
+
+        command = command_for("life", *options(path, f"x-answer-timeout-ms={SHORT}"))
+        converse(command, act, stderr)
+    calls = [call[0] for call in stall.run.back_end.calls]
+    assert calls[calls.index("close") :][:3] == ["close", "reset", "disconnect"]
+    assert len(re.findall(LATE, said.read_text())) == 1

@@ -118,8 +118,11 @@ typedef struct VuvConn {
     bool heard;
     /* how long an answer may take: 10 seconds, less in tests */
     uint32_t answer_ms;
-    /* what is limited together, and when that ends; 0: each answer by itself */
-    int64_t limit_ms, deadline;
+    /* the same for now, by vuv_conn_limit(); or 0 */
+    uint32_t limit_ms;
+    /* for all that is asked in one turn of the main loop; or 0 */
+    int64_t turn_deadline;
+    QEMUBH *turn_bh;
     /* what was last reported of connections that did not come to be */
     char *complaint;
     uint64_t max_mem_slots;
@@ -137,14 +140,16 @@ typedef struct VuvConn {
  * All functions below are called with the BQL held.  A request blocks until it
  * is answered; after 10 seconds without an answer, and after any other
  * violation of the protocol, the connection is given up (@up becomes false).
+ * All requests between two turns of the main loop have the 10 seconds together:
+ * a reset closes many channels, and a back end that is slow with each would
+ * stop the guest for their sum.
  */
 
-/*
- * Give all requests from now on @ms milliseconds together, but no more than one
- * answer may take: a back end that is slow with each would stop the guest for
- * their sum.  0 ends that.
- */
-void vuv_conn_limit(VuvConn *c, int64_t ms);
+void vuv_conn_init(VuvConn *c);
+void vuv_conn_destroy(VuvConn *c);
+
+/* Give each request from now on less time, @ms milliseconds; 0 ends that. */
+void vuv_conn_limit(VuvConn *c, uint32_t ms);
 
 /*
  * Report @err with the name of the chardev, and free it, but only once in a row:
