@@ -87,12 +87,13 @@ def served_by(back_end: BackEndProcess, memory: Path | None = None) -> tuple[str
     )
 
 
-def plug(monitor: Monitor) -> None:
+def plug(monitor: Monitor, **properties: object) -> None:
     """Plugs the device of the back end in, once that is connected."""
+    words = {"driver": "vhost-user-vmbus", "chardev": "c0", "id": "dev0"}
     deadline = time.monotonic() + 30
     while True:
         try:
-            monitor.command("device_add", driver="vhost-user-vmbus", chardev="c0", id="dev0")
+            monitor.command("device_add", **words, **properties)
             return
         except VmError as error:
             if "no back end" not in str(error) or time.monotonic() > deadline:

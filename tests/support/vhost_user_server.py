@@ -23,6 +23,7 @@ from vhostvmbus.guest.front_end import FrontEnd
 from vhostvmbus.vhost_user import messages as m
 from vhostvmbus.vhost_user.backend import Invalidate
 from vhostvmbus.vhost_user.errors import RequestRefused
+from vhostvmbus.vhost_user.limits import ConnectionLimits
 from vhostvmbus.vhost_user.server import Server
 from vhostvmbus.wire.errors import FrontEndError
 from vhostvmbus.wire.gpa import GpaRange
@@ -41,6 +42,10 @@ class Recorder:
         self.offers = ChannelOffers(1, 2)
         self.disconnected = threading.Semaphore(0)
         self.fds: list[int] = []
+
+    def calls_of(self, name: str) -> list[tuple[object, ...]]:
+        """Returns the calls so far that were written down as ``name``."""
+        return [call for call in self.calls if call[0] == name]
 
     def _note(self, *call: object) -> None:
         self.calls.append(call)
@@ -102,10 +107,18 @@ class Recorder:
 class Running:
     """A server in a thread, and what is needed to look at it."""
 
-    def __init__(self, path: Path, listen: bool, answer_timeout: float) -> None:
+    def __init__(
+        self,
+        path: Path,
+        listen: bool,
+        answer_timeout: float,
+        limits: ConnectionLimits | None = None,
+    ) -> None:
         self.path = path
         self.back_end = Recorder()
-        self.server = Server(self.back_end, path, listen=listen, answer_timeout=answer_timeout)
+        self.server = Server(
+            self.back_end, path, listen=listen, limits=limits, answer_timeout=answer_timeout
+        )
         self.failure: BaseException | None = None
         self.ready = threading.Event()
         self.thread = threading.Thread(target=self._run)
@@ -151,8 +164,13 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(path: Path, listen: bool = True, answer_timeout: float = 10.0) -> Iterator[Running]:
-    run = Running(path, listen, answer_timeout)
+def running(
+    path: Path,
+    listen: bool = True,
+    answer_timeout: float = 10.0,
+    limits: ConnectionLimits | None = None,
+) -> Iterator[Running]:
+    run = Running(path, listen, answer_timeout, limits)
     run.thread.start()
     try:
         assert run.ready.wait(10)

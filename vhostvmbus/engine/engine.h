@@ -45,6 +45,7 @@ struct vvb_region {
     int fd;
     int guard;
     uint64_t users;
+    bool forsaken; /* see writing.c */
 };
 
 struct vvb_snapshot {
@@ -82,6 +83,17 @@ int vvb_translate_in(const struct vvb_snapshot *snapshot, const uint8_t *data, u
 /* A sequentially consistent fence, then the spans' pages whose bit is set, coalesced. */
 uint32_t vvb_codemap_hits(const struct vvb_codemap *map, const struct vvb_span *spans,
                           uint32_t count, struct vvb_span *out, uint32_t cap);
+
+/* writing.c: one write of guest memory to a file, from before its first system call to the end */
+struct vvb_writing {
+    const struct vvb_seg *segs;
+    uint32_t count;
+    struct vvb_writing *next, *previous;
+};
+
+/* Has forsaken regions, vvb_region_forsake(), know of the write; -ECANCELED if one is already. */
+int vvb_writing_begin(struct vvb_writing *writing);
+void vvb_writing_end(struct vvb_writing *writing);
 
 /* extdata.c: like vvb_ext_preadv() and vvb_ext_pwritev(); nowait for reading only */
 int64_t vvb_file_io(const struct vvb_seg *segs, uint32_t count, uint64_t offset, uint64_t len,

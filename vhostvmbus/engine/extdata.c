@@ -102,8 +102,8 @@ int vvb_ext_fill(const void *segs, uint32_t count, uint64_t offset, int byte,
     return vvb_ext_lost(segs, count);
 }
 
-int64_t vvb_file_io(const struct vvb_seg *segs, uint32_t count, uint64_t offset, uint64_t len,
-                    int fd, int64_t file_offset, bool write, bool nowait)
+static int64_t file_io(const struct vvb_seg *segs, uint32_t count, uint64_t offset, uint64_t len,
+                       int fd, int64_t file_offset, bool write, bool nowait)
 {
     uint64_t done = 0;
 
@@ -138,6 +138,23 @@ int64_t vvb_file_io(const struct vvb_seg *segs, uint32_t count, uint64_t offset,
         done += (uint64_t)moved;
     }
     return (int64_t)done;
+}
+
+int64_t vvb_file_io(const struct vvb_seg *segs, uint32_t count, uint64_t offset, uint64_t len,
+                    int fd, int64_t file_offset, bool write, bool nowait)
+{
+    struct vvb_writing writing = {.segs = segs, .count = count};
+    int64_t moved;
+
+    if (!write) {
+        return file_io(segs, count, offset, len, fd, file_offset, false, nowait);
+    }
+    moved = vvb_writing_begin(&writing);
+    if (!moved) {
+        moved = file_io(segs, count, offset, len, fd, file_offset, true, nowait);
+        vvb_writing_end(&writing);
+    }
+    return moved;
 }
 
 int64_t vvb_ext_preadv(const void *segs, uint32_t count, uint64_t offset, uint64_t len,

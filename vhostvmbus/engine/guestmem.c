@@ -98,17 +98,6 @@ int vvb_region_detach(struct vvb_region *region)
     return 0;
 }
 
-int vvb_region_forsake(struct vvb_region *region)
-{
-    /* A system call that is copying goes on by these addresses: from here on, in private pages. */
-    if (mmap(region->host, region->size, PROT_READ | PROT_WRITE,
-             MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED, region->fd,
-             (off_t)region->file_offset) == MAP_FAILED) {
-        return -errno;
-    }
-    return 0;
-}
-
 int vvb_region_fd(struct vvb_region *region)
 {
     return region->fd;

@@ -13,6 +13,7 @@ import logging
 import os
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -61,11 +62,16 @@ def _answer(
             return
         if settled():
             try:
-                listener.accept()[0].close()
+                with listener.accept()[0] as another:
+                    who = _process_of(another)
             except OSError as error:
                 log.warning("another front end cannot be turned away: %s", error)
                 return
-            log.warning("another front end is turned away: one is connected already")
+            log.warning(
+                "another front end, process %d, is turned away: that of process %d is served",
+                who,
+                _process_of(served),
+            )
         elif time.monotonic() >= deadline:
             log.error("a front end that does not say what it wants makes room for another one")
             with contextlib.suppress(OSError):
@@ -82,6 +88,13 @@ def _first_ready(*fds: int, timeout: int | None = None) -> int | None:
         poll.register(fd, select.POLLIN)
     ready = {fd for fd, _ in poll.poll(timeout)}
     return next((fd for fd in fds if fd in ready), None)
+
+
+def _process_of(sock: socket.socket) -> int:
+    """Returns the id of the process that connected ``sock``; 0 if that is not to be seen here."""
+    pid: int
+    pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid
 
 
 def _has_left(served: socket.socket) -> bool:

@@ -59,6 +59,26 @@ def test_a_region_that_stays_busy_stays_in_the_map(memory: GuestMemory, ram: Ram
     assert memory.regions == ()
 
 
+def test_memory_that_was_taken_away_is_not_written_to_a_file(
+    memory: GuestMemory, ram: Ram, tmp_path: Path
+) -> None:
+    """Who uses it may look at it still; a file would get what somebody else has in it by now."""
+    path = tmp_path / "file"
+    path.write_bytes(b"the file's own")
+    ram.poke(BASE, b"asked for once")
+    external = memory.external_data([GpaRange.of_pages([BASE_PFN])])
+    memory.renew()
+    with path.open("r+b") as file:
+        with pytest.raises(OSError, match="canceled"):
+            external.pwritev(file.fileno(), 0, 0, 14)
+        with memory.external_data([GpaRange.of_pages([BASE_PFN])]) as later:
+            assert later.pwritev(file.fileno(), 14, 0, 14) == 14
+        assert external.preadv(file.fileno(), 0, 0, 14) == 14
+    assert path.read_bytes() == b"the file's ownasked for once"
+    assert ram.peek(BASE, 14) == b"asked for once"
+    external.close()
+
+
 def test_regions_that_are_used_beyond_the_end_go_with_the_next_change(
     memory: GuestMemory, ram: Ram
 ) -> None:

@@ -46,7 +46,9 @@ def test_a_second_front_end_is_turned_away_at_once(
                     second.sendall(encode(m.GetFeatures()))
                 assert_closed(second)
         first.request(m.Reset())
-    assert caplog.messages == ["another front end is turned away: one is connected already"] * 3
+    pid = os.getpid()
+    said = f"another front end, process {pid}, is turned away: that of process {pid} is served"
+    assert caplog.messages == [said] * 3
     run.wait_for_disconnect()
     with run.front_end() as second_one:
         second_one.request(m.Reset())

@@ -43,6 +43,23 @@ void vuv_report(VHostUserVMBus *s, Error *err)
                       qemu_chr_fe_get_driver(&s->conn.chr)->label);
 }
 
+void vuv_conn_complain(VuvConn *c, Error *err)
+{
+    if (!g_strcmp0(c->complaint, error_get_pretty(err))) {
+        error_free(err);
+        return;
+    }
+    g_free(c->complaint);
+    c->complaint = g_strdup(error_get_pretty(err));
+    error_reportf_err(err, "vhost-user-vmbus (chardev %s): ",
+                      qemu_chr_fe_get_driver(&c->chr)->label);
+}
+
+void vuv_conn_settled(VuvConn *c)
+{
+    g_clear_pointer(&c->complaint, g_free);
+}
+
 /*
  * Request without an interesting payload, for which there's nothing to be done
  * if it fails.

@@ -11,6 +11,7 @@
 #include "qapi/error.h"
 #include "qemu/bswap.h"
 #include "qemu/error-report.h"
+#include "qemu/main-loop.h"
 #include "qemu/rcu.h"
 #include "qemu/sockets.h"
 #include "qemu/timer.h"
@@ -56,7 +57,52 @@ typedef struct Message {
     uint8_t payload[VUV_MAX_PAYLOAD];
 } QEMU_PACKED Message;
 
+/* ----------------------------- words ----------------------------- */
+
+const char *vuv_conn_where(VuvConn *c)
+{
+    Chardev *chr = qemu_chr_fe_get_driver(&c->chr);
+    SocketAddress *addr = SOCKET_CHARDEV(chr)->addr;
+
+    return addr && addr->type == SOCKET_ADDRESS_TYPE_UNIX ?
+           addr->u.q_unix.path : chr->label;
+}
+
+void vuv_conn_unheard(VuvConn *c, Error **errp)
+{
+    error_setg(errp, "the back end at '%s' closes the connection at once: it "
+               "serves another front end, or it fails (its log says which); "
+               "each device needs a back end of its own", vuv_conn_where(c));
+}
+
+static void conn_closed(VuvConn *c, Error **errp)
+{
+    if (c->heard) {
+        error_setg(errp, "the back end closed the connection");
+    } else {
+        vuv_conn_unheard(c, errp);
+    }
+}
+
+static void conn_late(VuvConn *c, Error **errp)
+{
+    double seconds = (c->limit_ms ?: c->answer_ms) / 1000.0;
+
+    if (c->heard) {
+        error_setg(errp, "the back end did not answer in %g seconds", seconds);
+    } else {
+        error_setg(errp, "no back end answers at '%s' in %g seconds, although "
+                   "something listens there: it is stopped or busy",
+                   vuv_conn_where(c), seconds);
+    }
+}
+
 /* ------------------ our requests, on the chardev ------------------ */
+
+void vuv_conn_limit(VuvConn *c, uint32_t ms)
+{
+    c->limit_ms = MIN(ms, c->answer_ms);
+}
 
 static bool conn_send(VuvConn *c, uint32_t request, bool need_reply,
                       const void *payload, uint32_t size,
@@ -85,7 +131,7 @@ static bool conn_send(VuvConn *c, uint32_t request, bool need_reply,
      * is at most one unanswered request, and it fits in the socket's buffer.
      */
     if (qemu_chr_fe_write_all(&c->chr, (uint8_t *)msg, len) != len) {
-        error_setg(errp, "the back end closed the connection");
+        conn_closed(c, errp);
         return false;
     }
     return true;
@@ -122,11 +168,11 @@ static bool conn_recv(VuvConn *c, void *buf, size_t len, int64_t deadline,
         ssize_t ret;
 
         if (sock->state != TCP_CHARDEV_STATE_CONNECTED || !sock->ioc) {
-            error_setg(errp, "the back end closed the connection");
+            conn_closed(c, errp);
             return false;
         }
         ret = qio_channel_readv_full(sock->ioc, &iov, 1, fd ? &fds : NULL,
-                                     fd ? &nfds : NULL, 0, errp);
+                                     fd ? &nfds : NULL, 0, NULL);
         if (fd) {
             keep_first_fd(fd, fds, nfds);
         }
@@ -135,33 +181,46 @@ static bool conn_recv(VuvConn *c, void *buf, size_t len, int64_t deadline,
 
             left = deadline - qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
             if (left <= 0) {
-                error_setg(errp, "the back end did not answer in %d seconds",
-                           VUV_ANSWER_TIMEOUT_MS / 1000);
+                conn_late(c, errp);
                 return false;
             }
             g_poll(&pfd, 1, left);
             continue;
         }
-        if (ret == 0) {
-            error_setg(errp, "the back end closed the connection");
-        }
         if (ret <= 0) {
+            /* an error means no more: something of ours was not read */
+            conn_closed(c, errp);
             return false;
         }
+        c->heard = true;
         buf += ret;
         len -= ret;
     }
     return true;
 }
 
+static void turn_ends(void *opaque)
+{
+    VuvConn *c = opaque;
+
+    c->turn_deadline = 0;
+}
+
 static bool conn_reply(VuvConn *c, uint32_t request, void *reply,
                        uint32_t reply_size, int *fd, Error **errp)
 {
-    int64_t deadline = qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
-                       VUV_ANSWER_TIMEOUT_MS;
+    int64_t now = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
+    int64_t deadline = now + (c->limit_ms ?: c->answer_ms);
     Header hdr;
     uint32_t flags;
 
+    if (c->turn_deadline) {
+        deadline = MIN(deadline, c->turn_deadline);
+    } else if (phase_check(PHASE_MACHINE_READY)) {
+        /* before that, other devices may wait for back ends of their own */
+        c->turn_deadline = now + c->answer_ms;
+        qemu_bh_schedule(c->turn_bh);
+    }
     if (!conn_recv(c, &hdr, sizeof(hdr), deadline, fd, errp)) {
         return false;
     }
@@ -386,6 +445,7 @@ static bool conn_negotiate(VuvConn *c, bool code_map, Error **errp)
 
 bool vuv_conn_hello(VuvConn *c, Error **errp)
 {
+    c->heard = false;
     c->hello_sent = conn_send(c, VUV_GET_FEATURES, false, NULL, 0, NULL, 0,
                               errp);
     return c->hello_sent;
@@ -401,6 +461,17 @@ bool vuv_conn_start(VuvConn *c, bool code_map, Error **errp)
         return false;
     }
     return true;
+}
+
+void vuv_conn_init(VuvConn *c)
+{
+    c->turn_bh = qemu_bh_new(turn_ends, c);
+}
+
+void vuv_conn_destroy(VuvConn *c)
+{
+    vuv_conn_settled(c);
+    qemu_bh_delete(c->turn_bh);
 }
 
 void vuv_conn_drop(VuvConn *c)

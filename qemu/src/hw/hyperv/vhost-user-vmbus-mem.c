@@ -27,19 +27,18 @@
 #include "qemu/lockable.h"
 #include "qemu/rcu.h"
 #include "exec/address-spaces.h"
-#include "exec/exec-all.h"
 #include "exec/ramblock.h"
-#include "exec/tb-code-map.h"
 #include "hw/boards.h"
 #include "hw/hyperv/vhost-user-vmbus.h"
 #include "system/hostmem.h"
 #include "system/numa.h"
-#include "system/tcg.h"
 #include "cpu.h"
 #include "trace.h"
 
 #define OVERLAY_SIZE        4096
 #define LOW_END             0x100000
+/* what firmware may divide the RAM below into, by turns of RAM and ROM */
+#define LOW_RANGES          8
 
 typedef struct WireRegion {
     uint64_t padding;
@@ -48,19 +47,6 @@ typedef struct WireRegion {
     uint64_t user_addr;
     uint64_t mmap_offset;
 } QEMU_PACKED WireRegion;
-
-typedef struct WireCodeMap {
-    uint64_t map_bytes;
-    uint32_t region_count;
-    uint32_t reserved;
-    struct {
-        uint64_t gpa;
-        uint64_t size;
-        uint64_t first_bit;
-    } QEMU_PACKED region[VUV_MAX_REGIONS];
-} QEMU_PACKED WireCodeMap;
-
-QEMU_BUILD_BUG_ON(sizeof(WireCodeMap) > VUV_MAX_PAYLOAD);
 
 static bool mr_is_shared(MemoryRegion *mr)
 {
@@ -99,11 +85,6 @@ bool vuv_mem_check(Error **errp)
     return by_node || !ms->ram || check_ram(ms->ram, errp);
 }
 
-static VuvRegion *region_at(GArray *a, guint i)
-{
-    return &g_array_index(a, VuvRegion, i);
-}
-
 static bool region_equal(const VuvRegion *a, const VuvRegion *b)
 {
     return a->gpa == b->gpa && a->size == b->size && a->mr == b->mr &&
@@ -113,7 +94,7 @@ static bool region_equal(const VuvRegion *a, const VuvRegion *b)
 static bool region_in(GArray *a, const VuvRegion *r)
 {
     for (guint i = 0; i < a->len; i++) {
-        if (region_equal(region_at(a, i), r)) {
+        if (region_equal(vuv_region_at(a, i), r)) {
             return true;
         }
     }
@@ -129,7 +110,7 @@ static bool same_mapping(const VuvRegion *a, const VuvRegion *b)
 static void regions_clear(GArray *a)
 {
     for (guint i = 0; i < a->len; i++) {
-        memory_region_unref(region_at(a, i)->mr);
+        memory_region_unref(vuv_region_at(a, i)->mr);
     }
     g_array_set_size(a, 0);
 }
@@ -194,7 +175,7 @@ static void listener_section(MemoryListener *listener,
 static bool known_across(VuvMem *m, const VuvRegion *r, const VuvRegion *hidden)
 {
     for (guint i = 0; i < m->wanted->len; i++) {
-        const VuvRegion *old = region_at(m->wanted, i);
+        const VuvRegion *old = vuv_region_at(m->wanted, i);
 
         if (same_mapping(old, r) && old->gpa <= hidden->gpa &&
             old->gpa + old->size >= hidden->gpa + hidden->size) {
@@ -211,7 +192,7 @@ static GArray *join_regions(VuvMem *m)
     GArray *out = g_array_new(false, false, sizeof(VuvRegion));
 
     for (guint i = 0; i < in->len; i++) {
-        VuvRegion r = *region_at(in, i);
+        VuvRegion r = *vuv_region_at(in, i);
         guint first, last;
 
         if (!r.mr) {
@@ -220,7 +201,7 @@ static GArray *join_regions(VuvMem *m)
 
         /* hidden pages just before it: only if they were part of it */
         for (first = i; first > 0; first--) {
-            VuvRegion *h = region_at(in, first - 1);
+            VuvRegion *h = vuv_region_at(in, first - 1);
 
             if (h->mr || h->gpa + h->size != r.gpa ||
                 !known_across(m, &r, h)) {
@@ -236,7 +217,7 @@ static GArray *join_regions(VuvMem *m)
             uint64_t hidden = 0;
 
             for (last = i + 1; last < in->len; last++) {
-                next = region_at(in, last);
+                next = vuv_region_at(in, last);
                 if (next->mr || next->gpa != r.gpa + r.size + hidden) {
                     break;
                 }
@@ -255,7 +236,7 @@ static GArray *join_regions(VuvMem *m)
 
         /* hidden pages just behind it */
         while (i + 1 < in->len) {
-            VuvRegion *h = region_at(in, i + 1);
+            VuvRegion *h = vuv_region_at(in, i + 1);
 
             if (h->mr || h->gpa != r.gpa + r.size || !known_across(m, &r, h)) {
                 break;
@@ -280,8 +261,15 @@ static void listener_commit(MemoryListener *listener)
     regions_clear(old);
     g_array_free(old, true);
 
-    if (m->conn->up && !vuv_mem_sync(m, &err)) {
-        error_reportf_err(err, "vhost-user-vmbus: ");
+    if (!m->conn->up) {
+        return;
+    }
+    if (m->init_errp) {
+        vuv_mem_sync(m, m->init_errp);
+        return;
+    }
+    if (!vuv_mem_sync(m, &err)) {
+        vuv_conn_complain(m->conn, err);
     }
 }
 
@@ -325,55 +313,52 @@ static bool region_request(VuvMem *m, uint32_t request, const VuvRegion *r,
     return true;
 }
 
-static bool send_code_map(VuvMem *m, Error **errp)
+static unsigned int limit_max(MemslotLimit *limit)
 {
-    g_autofree WireCodeMap *w = g_new0(WireCodeMap, 1);
-    uint32_t status;
+    VuvMem *m = container_of(limit, VuvMem, limit);
 
-    w->map_bytes = cpu_to_le64(TB_CODE_MAP_BYTES);
-    w->region_count = cpu_to_le32(m->sent->len);
-    for (guint i = 0; i < m->sent->len; i++) {
-        const VuvRegion *r = region_at(m->sent, i);
-        uint64_t bit = (memory_region_get_ram_addr(r->mr) + r->offset) >>
-                       TARGET_PAGE_BITS;
+    return MIN(m->conn->max_mem_slots, VUV_MAX_REGIONS);
+}
 
-        if (bit + (r->size >> TARGET_PAGE_BITS) > TB_CODE_MAP_BITS) {
-            bit = UINT64_MAX;
-        }
-        w->region[i].gpa = cpu_to_le64(r->gpa);
-        w->region[i].size = cpu_to_le64(r->size);
-        w->region[i].first_bit = cpu_to_le64(bit);
-    }
+static unsigned int limit_used(MemslotLimit *limit)
+{
+    VuvMem *m = container_of(limit, VuvMem, limit);
+    unsigned int used = LOW_RANGES;
 
-    if (!vuv_conn_ack(m->conn, VUV_SET_CODE_MAP, w,
-                      offsetof(WireCodeMap, region[m->sent->len]),
-                      &m->code_map_fd, 1, &status, errp)) {
-        return false;
+    for (guint i = 0; i < m->wanted->len; i++) {
+        used += vuv_region_at(m->wanted, i)->gpa >= LOW_END;
     }
-    if (status) {
-        error_setg(errp, "the back end refuses the code map: status 0x%x",
-                   status);
-        vuv_conn_drop(m->conn);
-        return false;
+    return used;
+}
+
+/* Memory devices that came first did not know of the limit. */
+static void check_reserved(VuvMem *m)
+{
+    unsigned int most = limit_used(&m->limit) +
+                        memory_devices_get_reserved_memslots();
+
+    if (most > limit_max(&m->limit)) {
+        warn_report("vhost-user-vmbus: guest memory may come to have %u ranges, "
+                    "and the back end takes %u; a memory device that is plugged "
+                    "in after this device has fewer", most,
+                    limit_max(&m->limit));
     }
-    return true;
 }
 
 bool vuv_mem_sync(VuvMem *m, Error **errp)
 {
     bool changed = false;
 
-    if (m->wanted->len > MIN(m->conn->max_mem_slots, VUV_MAX_REGIONS)) {
+    if (m->wanted->len > limit_max(&m->limit)) {
         error_setg(errp, "guest memory has %u ranges, more than the back end "
-                   "can take (%" PRIu64 ")", m->wanted->len,
-                   MIN(m->conn->max_mem_slots, VUV_MAX_REGIONS));
+                   "can take (%u)", m->wanted->len, limit_max(&m->limit));
         vuv_conn_drop(m->conn);
         return false;
     }
 
     /* first make room, as ranges must not overlap */
     for (guint i = 0; i < m->sent->len; ) {
-        VuvRegion r = *region_at(m->sent, i);
+        VuvRegion r = *vuv_region_at(m->sent, i);
 
         if (region_in(m->wanted, &r)) {
             i++;
@@ -391,7 +376,7 @@ bool vuv_mem_sync(VuvMem *m, Error **errp)
     }
 
     for (guint i = 0; i < m->wanted->len; i++) {
-        VuvRegion r = *region_at(m->wanted, i);
+        VuvRegion r = *vuv_region_at(m->wanted, i);
 
         if (region_in(m->sent, &r)) {
             continue;
@@ -406,7 +391,7 @@ bool vuv_mem_sync(VuvMem *m, Error **errp)
         changed = true;
     }
 
-    return !changed || m->code_map_fd < 0 || send_code_map(m, errp);
+    return !changed || m->code_map_fd < 0 || vuv_code_map_send(m, errp);
 }
 
 void vuv_mem_forget(VuvMem *m)
@@ -415,60 +400,9 @@ void vuv_mem_forget(VuvMem *m)
     regions_clear(m->sent);
 }
 
-/*
- * Discard the translations of code that the back end has overwritten.
- *
- * This needs no vCPU to stop and no BQL.  tb_invalidate_phys_range() takes the
- * locks of the pages, so it waits for a translation in progress, and then
- * finds it; a vCPU that is executing a discarded block finishes that block, as
- * it would have had the data come a moment later, but can't enter it again.
- * In-process devices rely on the same, from address_space_unmap().
- */
-uint32_t vuv_mem_invalidate(VuvMem *m, const uint8_t *payload, uint32_t size)
-{
-    uint32_t count, i;
-
-    if (size < 8) {
-        return VUV_STATUS_INVALID_PARAMETER;
-    }
-    count = ldl_le_p(payload);
-    if (count > VUV_MAX_INVALIDATIONS || size != 8 + count * 16) {
-        return VUV_STATUS_INVALID_PARAMETER;
-    }
-    if (!tcg_enabled()) {
-        return VUV_STATUS_SUCCESS;
-    }
-
-    /* blocks may go away with their regions, but not before we're done */
-    RCU_READ_LOCK_GUARD();
-    QEMU_LOCK_GUARD(&m->lock);
-
-    for (i = 0; i < count; i++) {
-        uint64_t start = ldq_le_p(payload + 8 + i * 16);
-        uint64_t len = ldq_le_p(payload + 16 + i * 16);
-
-        if (!len || start + len - 1 < start) {
-            return VUV_STATUS_INVALID_PARAMETER;
-        }
-        for (guint j = 0; j < m->sent->len; j++) {
-            const VuvRegion *r = region_at(m->sent, j);
-            uint64_t from = MAX(start, r->gpa);
-            uint64_t to = MIN(start + len - 1, r->gpa + r->size - 1);
-
-            if (from <= to) {
-                ram_addr_t base = memory_region_get_ram_addr(r->mr) +
-                                  r->offset - r->gpa;
-
-                tb_invalidate_phys_range(base + from, base + to);
-            }
-        }
-    }
-    return VUV_STATUS_SUCCESS;
-}
-
 /* ---------------------------- life cycle ---------------------------- */
 
-void vuv_mem_init(VuvMem *m, VuvConn *c, int code_map_fd)
+void vuv_mem_init(VuvMem *m, VuvConn *c, int code_map_fd, Error **errp)
 {
     m->conn = c;
     m->code_map_fd = code_map_fd;
@@ -484,11 +418,21 @@ void vuv_mem_init(VuvMem *m, VuvConn *c, int code_map_fd)
         .commit = listener_commit,
         .priority = MEMORY_LISTENER_PRIORITY_DEV_BACKEND,
     };
+    m->init_errp = errp;
     memory_listener_register(&m->listener, &address_space_memory);
+    m->init_errp = NULL;
+    m->limit = (MemslotLimit) {
+        .name = TYPE_VHOST_USER_VMBUS,
+        .max = limit_max,
+        .used = limit_used,
+    };
+    memory_devices_add_limit(&m->limit);
+    check_reserved(m);
 }
 
 void vuv_mem_destroy(VuvMem *m)
 {
+    memory_devices_remove_limit(&m->limit);
     memory_listener_unregister(&m->listener);
     regions_clear(m->wanted);
     regions_clear(m->sent);

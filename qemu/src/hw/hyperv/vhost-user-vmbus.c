@@ -30,6 +30,9 @@
 #include "system/tcg.h"
 #include "trace.h"
 
+/* for each answer that is given before a device has anything to do */
+#define GREET_TIMEOUT_MS 2000
+
 static void vuv_fill_offer(VMBusChannel *chan,
                            struct vmbus_message_offer_channel *msg)
 {
@@ -103,16 +106,19 @@ static bool get_offer(VHostUserVMBus *s, Error **errp)
     return true;
 }
 
-static bool vuv_connect(VHostUserVMBus *s, Error **errp)
+/* What is said first; nothing in it takes a back end long. */
+static bool vuv_greet(VHostUserVMBus *s, Error **errp)
+{
+    return vuv_conn_start(&s->conn, s->mem.code_map_fd >= 0, errp) &&
+           get_offer(s, errp) &&
+           vuv_inflight_share(&s->inflight, &s->conn, s->offers.max_channels,
+                              errp);
+}
+
+static bool vuv_go_on(VHostUserVMBus *s, Error **errp)
 {
     ERRP_GUARD();
 
-    if (!vuv_conn_start(&s->conn, s->mem.code_map_fd >= 0, errp) ||
-        !get_offer(s, errp) ||
-        !vuv_inflight_share(&s->inflight, &s->conn, s->offers.max_channels,
-                            errp)) {
-        return false;
-    }
     if (s->have_mem) {
         vuv_mem_forget(&s->mem);
         if (!vuv_mem_sync(&s->mem, errp)) {
@@ -125,8 +131,19 @@ static bool vuv_connect(VHostUserVMBus *s, Error **errp)
         }
         return false;
     }
+    vuv_conn_settled(&s->conn);
     vuv_offers_connected(s);
     return true;
+}
+
+static bool vuv_reconnect(VHostUserVMBus *s, Error **errp)
+{
+    bool ok;
+
+    vuv_conn_limit(&s->conn, GREET_TIMEOUT_MS);
+    ok = vuv_greet(s, errp);
+    vuv_conn_limit(&s->conn, 0);
+    return ok && vuv_go_on(s, errp);
 }
 
 static void vuv_cleanup_bh(void *opaque)
@@ -151,8 +168,10 @@ static void vuv_hello_timeout(void *opaque)
 {
     VHostUserVMBus *s = opaque;
 
-    warn_report("vhost-user-vmbus (chardev %s): the back end is connected but "
-                "does not answer", qemu_chr_fe_get_driver(&s->conn.chr)->label);
+    Error *err = NULL;
+
+    error_setg(&err, "the back end is connected but does not answer");
+    vuv_conn_complain(&s->conn, err);
     stop_hello(s);
     vuv_conn_drop(&s->conn);
 }
@@ -165,8 +184,8 @@ static gboolean vuv_hello_answered(void *do_not_use, GIOCondition cond,
 
     s->hello_watch = 0;
     stop_hello(s);
-    if (!vuv_connect(s, &err)) {
-        vuv_report(s, err);
+    if (!vuv_reconnect(s, &err)) {
+        vuv_conn_complain(&s->conn, err);
     }
     return G_SOURCE_REMOVE;
 }
@@ -186,7 +205,7 @@ static void vuv_event(void *opaque, QEMUChrEvent event)
          * must not stop the guest for 10 seconds each time it's connected.
          */
         if (!vuv_conn_hello(&s->conn, &err)) {
-            vuv_report(s, err);
+            vuv_conn_complain(&s->conn, err);
             vuv_conn_drop(&s->conn);
             break;
         }
@@ -194,9 +213,13 @@ static void vuv_event(void *opaque, QEMUChrEvent event)
                                                G_IO_IN | G_IO_HUP,
                                                vuv_hello_answered, s);
         timer_mod(s->hello_timer, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
-                  VUV_ANSWER_TIMEOUT_MS);
+                  s->conn.answer_ms);
         break;
     case CHR_EVENT_CLOSED:
+        if (s->hello_watch) {
+            vuv_conn_unheard(&s->conn, &err);
+            vuv_conn_complain(&s->conn, err);
+        }
         /* may come amid a request, so only note it */
         s->conn.up = false;
         s->conn.hello_sent = false;
@@ -259,6 +282,7 @@ static void vuv_release(VHostUserVMBus *s)
     timer_free(s->hello_timer);
     qemu_bh_delete(s->cleanup_bh);
     vuv_offers_destroy(s);
+    vuv_conn_destroy(&s->conn);
     vuv_inflight_forget(&s->inflight);
     g_ptr_array_free(s->gpadls, true);
     g_free(s->chans);
@@ -297,6 +321,7 @@ static void vuv_realize(DeviceState *dev, Error **errp)
 
     s->conn.backend_request = vuv_backend_request;
     s->conn.opaque = s;
+    vuv_conn_init(&s->conn);
     s->gpadls = g_ptr_array_new_with_free_func(g_free);
     s->cleanup_bh = qemu_bh_new(vuv_cleanup_bh, s);
     s->hello_timer = timer_new_ms(QEMU_CLOCK_REALTIME, vuv_hello_timeout, s);
@@ -304,12 +329,17 @@ static void vuv_realize(DeviceState *dev, Error **errp)
 
     /* a guest that runs must not wait for a back end to come */
     if (dev->hotplugged && !qemu_chr_fe_backend_open(&s->conn.chr)) {
-        error_setg(errp, "no back end is connected to chardev '%s'",
-                   qemu_chr_fe_get_driver(&s->conn.chr)->label);
+        error_setg(errp, "no back end is connected to chardev '%s': there is "
+                   "none at '%s', or it serves another front end",
+                   qemu_chr_fe_get_driver(&s->conn.chr)->label,
+                   vuv_conn_where(&s->conn));
         goto fail;
     }
-    if (qemu_chr_fe_wait_connected(&s->conn.chr, errp) < 0 ||
-        !vuv_connect(s, errp)) {
+    if (qemu_chr_fe_wait_connected(&s->conn.chr, errp) < 0) {
+        goto fail;
+    }
+    vuv_conn_limit(&s->conn, dev->hotplugged ? GREET_TIMEOUT_MS : 0);
+    if (!vuv_greet(s, errp) || !vuv_go_on(s, errp)) {
         goto fail;
     }
     s->num_chans = s->offers.max_channels;
@@ -322,10 +352,10 @@ static void vuv_realize(DeviceState *dev, Error **errp)
     }
 
     /* the listener reports all memory at once, and it's sent */
-    vuv_mem_init(&s->mem, &s->conn, s->mem.code_map_fd);
+    vuv_mem_init(&s->mem, &s->conn, s->mem.code_map_fd, errp);
+    vuv_conn_limit(&s->conn, 0);
     qatomic_store_release(&s->have_mem, true);
-    if (!s->conn.up) {
-        error_setg(errp, "the back end did not take the guest's memory");
+    if (*errp) {
         DEVICE_GET_CLASS(dev)->unrealize(dev);
         return;
     }
@@ -351,6 +381,8 @@ static void vuv_instance_init(Object *obj)
 
 static const Property vuv_properties[] = {
     DEFINE_PROP_CHR("chardev", VHostUserVMBus, conn.chr),
+    DEFINE_PROP_UINT32("x-answer-timeout-ms", VHostUserVMBus, conn.answer_ms,
+                       VUV_ANSWER_TIMEOUT_MS),
 };
 
 static void vuv_class_init(ObjectClass *klass, void *data)

@@ -111,6 +111,19 @@ void scenario_stalled(void)
 	alive();
 }
 
+/* All that a back end is asked for in a channel's life; it may stop to answer anywhere. */
+void scenario_life(void)
+{
+	start_bus();
+	contact_and_offers(VERSION_4_0, 0);
+	report("good", create(1, 8));
+	report("open", open_channel(1, 0, 4));
+	host(HOST_LOOKS);
+	report("close", close_channel());
+	report("teardown", teardown(1));
+	alive();
+}
+
 /* Several channels are rescinded and offered anew; the guest releases the subchannels first. */
 void scenario_reoffer(void)
 {

@@ -23,6 +23,7 @@
 #define HOST_PLUGS_PROCESSOR 6u
 #define HOST_STOPS_BACK_END 7u
 #define HOST_OFFERS_ANEW 8u
+#define HOST_LOOKS 9u
 
 extern uint32_t answer[60];        /* the last message taken, header included */
 extern uint32_t relid, connection; /* of the last offer; the requests are about it */
@@ -69,6 +70,7 @@ void scenario_signal_close(void);
 void scenario_versions(void);
 void scenario_old_signal(void);
 void scenario_stalled(void);
+void scenario_life(void);
 void scenario_reoffer(void);
 void scenario_plugged(void);
 void scenario_acpi(void);

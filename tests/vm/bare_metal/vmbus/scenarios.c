@@ -309,6 +309,7 @@ const struct scenario scenarios[] = {
 	{ "versions", scenario_versions },
 	{ "old-signal", scenario_old_signal },
 	{ "stalled", scenario_stalled },
+	{ "life", scenario_life },
 	{ "reoffer", scenario_reoffer },
 	{ "plugged", scenario_plugged },
 	{ "acpi", scenario_acpi },

@@ -6,7 +6,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * The protocol is in vhost-user-vmbus.md of the vhostvmbus project.  The
- * device is made of six parts:
+ * device is made of seven parts:
  *
  *   vhost-user-vmbus.c       the device: offer, reconnection, life cycle
  *   vhost-user-vmbus-chan.c  GPADLs and channels
@@ -15,6 +15,7 @@
  *   vhost-user-vmbus-conn.c  the connection: messages, time limit, negotiation,
  *                            thread that serves the back end's requests
  *   vhost-user-vmbus-inflight.c  the file with packets that are under way
+ *   vhost-user-vmbus-code.c  what the back end knows of translated code
  *   vhost-user-vmbus-mem.c   guest memory: which parts of it the back end gets
  */
 
@@ -25,6 +26,7 @@
 #include "exec/memory.h"
 #include "qemu/thread.h"
 #include "hw/hyperv/vmbus.h"
+#include "hw/mem/memory-device.h"
 
 /* vhost-user requests that are used here with their usual meaning */
 enum {
@@ -112,6 +114,17 @@ typedef struct VuvConn {
     bool up;
     /* the first request is on its way */
     bool hello_sent;
+    /* and something has come back */
+    bool heard;
+    /* how long an answer may take: 10 seconds, less in tests */
+    uint32_t answer_ms;
+    /* the same for now, by vuv_conn_limit(); or 0 */
+    uint32_t limit_ms;
+    /* for all that is asked in one turn of the main loop; or 0 */
+    int64_t turn_deadline;
+    QEMUBH *turn_bh;
+    /* what was last reported of connections that did not come to be */
+    char *complaint;
     uint64_t max_mem_slots;
     /* the back end records which packets are under way */
     bool inflight;
@@ -127,7 +140,31 @@ typedef struct VuvConn {
  * All functions below are called with the BQL held.  A request blocks until it
  * is answered; after 10 seconds without an answer, and after any other
  * violation of the protocol, the connection is given up (@up becomes false).
+ * All requests between two turns of the main loop have the 10 seconds together:
+ * a reset closes many channels, and a back end that is slow with each would
+ * stop the guest for their sum.
  */
+
+void vuv_conn_init(VuvConn *c);
+void vuv_conn_destroy(VuvConn *c);
+
+/* Give each request from now on less time, @ms milliseconds; 0 ends that. */
+void vuv_conn_limit(VuvConn *c, uint32_t ms);
+
+/*
+ * Report @err with the name of the chardev, and free it, but only once in a row:
+ * a connection that fails is tried again all the time.
+ */
+void vuv_conn_complain(VuvConn *c, Error *err);
+
+/* The connection has come to be: what was reported may be reported again. */
+void vuv_conn_settled(VuvConn *c);
+
+/* Set @errp to why a connection ended before anything came from the back end. */
+void vuv_conn_unheard(VuvConn *c, Error **errp);
+
+/* Where the back end is, for messages. */
+const char *vuv_conn_where(VuvConn *c);
 
 /*
  * Send the first request on a fresh connection of the chardev, without waiting
@@ -186,13 +223,21 @@ typedef struct VuvMem {
     GArray *sent;
     QemuMutex lock;
     int code_map_fd;            /* -1 if the guest isn't translated */
+    MemslotLimit limit;         /* has memory devices refused that don't fit */
     MemoryRegion *unshared;     /* what was last warned about, only compared */
+    Error **init_errp;          /* of whoever calls vuv_mem_init() just now */
 } VuvMem;
+
+static inline VuvRegion *vuv_region_at(GArray *a, guint i)
+{
+    return &g_array_index(a, VuvRegion, i);
+}
 
 /* Find out whether main memory can be shared at all, before anything else. */
 bool vuv_mem_check(Error **errp);
 
-void vuv_mem_init(VuvMem *m, VuvConn *c, int code_map_fd);
+/* Tell the back end of all memory, and from now on of each change. */
+void vuv_mem_init(VuvMem *m, VuvConn *c, int code_map_fd, Error **errp);
 void vuv_mem_destroy(VuvMem *m);
 
 /* Forget what was sent, for a new connection. */
@@ -200,6 +245,9 @@ void vuv_mem_forget(VuvMem *m);
 
 /* Make the back end's idea of guest memory equal to ours. */
 bool vuv_mem_sync(VuvMem *m, Error **errp);
+
+/* Tell the back end where in the map of translated code its regions are. */
+bool vuv_code_map_send(VuvMem *m, Error **errp);
 
 /* Serve VUV_BACKEND_INVALIDATE_CODE; called in the connection's thread. */
 uint32_t vuv_mem_invalidate(VuvMem *m, const uint8_t *payload, uint32_t size);
