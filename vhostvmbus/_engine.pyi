@@ -338,6 +338,7 @@ class vvb_served_p(vvb_served, Pointer[vvb_served]): ...
 class vvb_net_port_state:
     refused: int
     too_long: int
+    missing: int
     broken: int
     bad_length: int
 

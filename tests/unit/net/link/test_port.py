@@ -49,7 +49,12 @@ def readable(port: Port) -> bool:
     return bool(select.select([port.fileno()], [], [], 0)[0])
 
 
-FRAMES = st.lists(st.binary(min_size=MIN_FRAME, max_size=200), min_size=1, max_size=6)
+def from_passt(payload: bytes, source: int = 1) -> bytes:
+    """A frame to a guest, from a station with this number."""
+    return bytes.fromhex("525400000001") + bytes([2, 0, 0, 0, 0, source]) + b"\x08\x06" + payload
+
+
+FRAMES = st.lists(st.binary(max_size=200).map(from_passt), min_size=1, max_size=6)
 
 
 # -- a stream --------------------------------------------------------------------------------------
@@ -106,6 +111,36 @@ def test_a_long_one_that_comes_in_parts_is_dropped_whole() -> None:
         assert port.too_long == 1
 
 
+@pytest.mark.parametrize("alone", [1, 2, 20])
+@pytest.mark.parametrize("length", [MIN_FRAME, 42, 60000])
+@pytest.mark.parametrize("cut", [1, 3, 1000])
+def test_lengths_whose_frames_do_not_come(alone: int, length: int, cut: int) -> None:
+    """They are passed over: the frames before and after them are whole."""
+    contents = [from_passt(bytes([number]) * 28) for number in range(4)]
+    data = stream(contents[0]) + struct.pack(">I", length) * alone + stream(*contents[1:3])
+    data += struct.pack(">I", length) + stream(contents[3])
+    received = []
+    with connected() as (port, _, peer):
+        for start in range(0, len(data), cut):
+            peer.sendall(data[start : start + cut])
+            while (frame := take(port)) is not None:
+                received.append(frame)
+        assert received == contents
+        assert port.missing == alone + 1
+        assert port.broken is None
+
+
+def test_frames_of_several_stations() -> None:
+    """Another source address does not make a length one without a frame, nor does a frame that
+    looks like a length."""
+    contents = [from_passt(bytes(28), source) for source in (1, 2, 1, 3)]
+    contents += [stream(contents[0]), contents[0], bytes(60), contents[0]]
+    with connected() as (port, _, peer):
+        peer.sendall(stream(*contents))
+        assert [take(port) for _ in contents] == contents
+        assert port.missing == 0
+
+
 @pytest.mark.parametrize("size", [0, MIN_FRAME - 1, MAX_FRAME + 1, 0x7FFFFFFF, 0xFFFFFFFF])
 def test_an_impossible_length(size: int) -> None:
     with connected() as (port, _, peer):
@@ -156,6 +191,11 @@ def test_a_full_socket_takes_whole_frames_only() -> None:
             assert port.send(bytes(20))
             assert take(other, 30000) == bytes(20)
     os.close(wake_fd)
+
+
+def from_passt(payload: bytes, source: int = 1) -> bytes:
+    """A frame to a guest, from a station with this number."""
+    return bytes.fromhex("525400000001") + bytes([2, 0, 0, 0, 0, source]) + b"\x08\x06" + payload
 
 
 @pytest.mark.parametrize("size", [0, MIN_FRAME - 1, MAX_FRAME + 1])

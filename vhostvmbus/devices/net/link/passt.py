@@ -214,17 +214,22 @@ class Passt:
             self._lose(process, ours)
 
     def _lose(self, process: "subprocess.Popen[bytes]", ours: socket.socket) -> None:
-        if reason := self._port.broken:
-            self._said.append(reason)
+        bad, closed = self._port.bad_length, self._port.broken
+        if closed and bad is None:
+            self._said.append(closed)
         self._process = self._socket = None
         self._port.empty()
         ours.close()
         self._end(process)
         self._ended += 1
+        if bad is None:
+            why = f"ended with status {process.returncode} ({self._last_words()})"
+        else:
+            why = f"was ended, because it sent a frame of {bad} bytes"
         log.error(
-            "passt ended with status %s (%s); the network card has no link until it runs again",
-            process.returncode,
-            self._last_words(),
+            "passt %s; the network card has no link until it runs again, and the guest's "
+            "connections of before hang",
+            why,
         )
         self._changed()
 
@@ -257,6 +262,7 @@ class Passt:
         return {
             "send_failed": self._port.refused,
             "too_long": self._port.too_long,
+            "missing": self._port.missing,
             "ended": self._ended,
         }
 

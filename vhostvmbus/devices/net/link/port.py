@@ -94,12 +94,24 @@ class Port:
         return int(self._state().too_long)
 
     @property
+    def missing(self) -> int:
+        """The number of frames of a stream of which only the length came."""
+        return int(self._state().missing)
+
+    @property
     def broken(self) -> str | None:
         """The reason that frames cannot be made of what comes; ``None`` as long as they can."""
+        bad = self.bad_length
+        if bad is not None:
+            return f"a frame of {bad} bytes"
+        closed = self._state().broken == lib.VVB_NET_PORT_CLOSED
+        return "the connection was closed" if closed else None
+
+    @property
+    def bad_length(self) -> int | None:
+        """The length of a frame that cannot be, which ended the stream; ``None`` if none did."""
         state = self._state()
-        if state.broken == lib.VVB_NET_PORT_NONSENSE:
-            return f"a frame of {state.bad_length} bytes"
-        return "the connection was closed" if state.broken == lib.VVB_NET_PORT_CLOSED else None
+        return state.bad_length if state.broken == lib.VVB_NET_PORT_NONSENSE else None
 
     def send(self, frame: bytes, header: bytes = _PLAIN) -> bool:
         """Sends a frame that is no card's. Returns false if it was refused."""

@@ -92,6 +92,7 @@ struct vvb_net_recording;
 struct vvb_net_port_state {
     uint64_t refused;  /* frames that could not be sent */
     uint64_t too_long; /* frames that there was too little room for */
+    uint64_t missing;  /* frames of a stream of which only the length came */
     uint32_t broken;
     uint32_t bad_length; /* with NONSENSE: what a frame's length was said to be */
 };

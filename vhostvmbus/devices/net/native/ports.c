@@ -10,6 +10,11 @@
  * Of a stream as much is read at once as there is and as there is room for: whole frames are taken
  * from there, and the beginning of one waits there for its rest. Whoever wants to sleep until the
  * descriptor is readable has taken all whole frames before.
+ *
+ * passt of 2023 sends an answer of its own (ARP, NDP, DHCP, ICMP) in two steps, and waits in neither:
+ * if its socket is full in between, there is a length and no frame. What comes next is the length of
+ * another one. Such a length is told from one that has a frame by the source address, which is the
+ * same in all that passt sends.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -23,6 +28,9 @@
 
 #define LENGTH_SIZE 4u
 #define ROOM (256u << 10) /* of what was read: some of the longest frames */
+#define SOURCE 6u /* where a frame's source address is, and how long */
+#define MOST_ALONE 64u /* lengths in a row that have no frame */
+#define UNDECIDED UINT32_MAX
 
 struct vvb_net_port {
     int fd; /* the number stays, what is behind it does not */
@@ -33,6 +41,8 @@ struct vvb_net_port {
     pthread_mutex_t sending, receiving; /* a stream's two directions, and what is behind fd */
     uint8_t *in;
     uint32_t begin, end; /* bytes in it that were not taken yet */
+    uint8_t source[SOURCE]; /* of the last frame that was taken */
+    bool has_source;
     uint8_t *rest;
     uint32_t rest_at, rest_end;
     struct vvb_net_port_state state;
@@ -116,6 +126,7 @@ int vvb_net_port_put(struct vvb_net_port *port, int fd)
     } while (ret == EINTR || ret == EBUSY);
     if (!ret) {
         port->begin = port->end = port->rest_at = port->rest_end = 0;
+        port->has_source = false;
         vvb_store(&port->state.broken, VVB_NET_PORT_WHOLE);
     }
     pthread_mutex_unlock(&port->receiving);
@@ -136,6 +147,7 @@ void vvb_net_port_get_state(struct vvb_net_port *port, struct vvb_net_port_state
 {
     state->refused = vvb_load(&port->state.refused);
     state->too_long = vvb_load(&port->state.too_long);
+    state->missing = vvb_load(&port->state.missing);
     state->broken = vvb_load(&port->state.broken);
     state->bad_length = vvb_load(&port->state.bad_length);
 }
@@ -258,20 +270,56 @@ static void give_up(struct vvb_net_port *port, uint32_t why, uint32_t length)
     shutdown(port->fd, SHUT_RDWR); /* whoever looks after the connection sees it */
 }
 
+static bool is_length(uint32_t length)
+{
+    return length >= VVB_NET_ETHERNET && length <= LONGEST_FRAME;
+}
+
+/*
+ * Returns how many lengths without a frame are at begin. Each is followed by a length, and the last
+ * by a frame from where all come from. UNDECIDED: not enough has come to say.
+ */
+static uint32_t lengths_alone(const struct vvb_net_port *port)
+{
+    const uint8_t *at = port->in + port->begin;
+    uint32_t have = port->end - port->begin;
+
+    for (uint32_t i = 0; port->has_source && i < MOST_ALONE; i++) {
+        if (have >= LENGTH_SIZE && !is_length(be32(at))) {
+            return 0;
+        }
+        if (have < LENGTH_SIZE + 2 * SOURCE) {
+            return UNDECIDED;
+        }
+        if (!memcmp(at + LENGTH_SIZE + SOURCE, port->source, SOURCE)) {
+            return i;
+        }
+        at += LENGTH_SIZE;
+        have -= LENGTH_SIZE;
+    }
+    return 0;
+}
+
 /* Returns the length of the whole frame at begin; 0: there is none. Under the lock. */
 static uint32_t stream_next(struct vvb_net_port *port)
 {
     while (vvb_load(&port->state.broken) == VVB_NET_PORT_WHOLE) {
-        uint32_t have = port->end - port->begin, length = 0;
+        uint32_t have = port->end - port->begin, length = 0, alone;
         ssize_t got;
 
         if (have >= LENGTH_SIZE) {
             length = be32(port->in + port->begin);
-            if (length < VVB_NET_ETHERNET || length > LONGEST_FRAME) {
+            if (!is_length(length)) {
                 give_up(port, VVB_NET_PORT_NONSENSE, length);
                 return 0;
             }
-            if (have - LENGTH_SIZE >= length) {
+            alone = lengths_alone(port);
+            if (alone && alone != UNDECIDED) {
+                __atomic_add_fetch(&port->state.missing, alone, __ATOMIC_RELAXED);
+                port->begin += alone * LENGTH_SIZE;
+                continue;
+            }
+            if (!alone && have - LENGTH_SIZE >= length) {
                 return length;
             }
         }
@@ -306,6 +354,8 @@ static ssize_t stream_read(struct vvb_net_port *port, struct vnet *vnet, struct 
         return -1;
     }
     memset(vnet, 0, sizeof(*vnet));
+    memcpy(port->source, from + SOURCE, SOURCE);
+    port->has_source = true;
     for (uint32_t i = 0; i < count && left; i++) {
         uint32_t here = iov[i].iov_len < left ? (uint32_t)iov[i].iov_len : left;
 
