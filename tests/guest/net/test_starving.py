@@ -159,3 +159,15 @@ def test_a_boot_program_gets_nothing_new_before_it_has_given_all_back() -> None:
         assert not r.driver.frames
         r.driver.give_back(last)
         assert r.driver.receive().data == numbered(0)
+
+
+def test_a_section_that_a_boot_program_loses_does_not_end_the_traffic() -> None:
+    with rig(kind=HastyCard, ring_pages=(17, 65)) as r:
+        r.driver.initialize(versions=BOOT_PROGRAM, receive_bytes=FEW * 1728)
+        starve(r)
+        r.driver.keep = False
+        for packet in r.driver.kept[1:]:
+            r.driver.give_back(packet)
+        r.link.put(numbered(7))
+        while r.driver.receive().data != numbered(7):
+            pass
