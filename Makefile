@@ -37,8 +37,8 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo 'make run-vm       a root shell in a guest whose disk Python serves over VMBus'
 	@echo '                  CMD="..." runs that instead, passes its output and its success on'
-	@echo '                  KERNEL=6.1|6.12|vmlinuz MODULES=lib/modules/<version> APPEND= SMP=2'
-	@echo '                  MEM=1G ACCEL=auto|tcg|kvm|nested DISKS="a.raw new.raw:2G"'
+	@echo '                  KERNEL=5.10|6.1|6.12|vmlinuz MODULES=lib/modules/<version> APPEND='
+	@echo '                  SMP=2 MEM=1G ACCEL=auto|tcg|kvm|nested DISKS="a.raw new.raw:2G"'
 	@echo '                  NET="user|tap|tap:NAME|bridge:NAME|netns:NAME|none"'
 	@echo '                  DEVICE="path.py:Class" QEMU=program TIMEOUT=300'
 	@echo 'make test         every test, those that fail fastest first (half an hour)'

@@ -364,6 +364,7 @@ class vvb_net_config:
     tagging: int
     coalesced: int
     message_size: int
+    singly: int
     patience_ms: int
     packet_filter: int
     multicast_count: int

@@ -32,7 +32,7 @@ static uint32_t text(uint8_t *to, uint32_t len)
 }
 
 /*
- * flags: active, checksums told, tags beside, coalesced, not receiving (64), an old version (128);
+ * flags: active, checksums told, tags beside, coalesced, not receiving (64), the oldest version (128);
  * then numbers.
  */
 static void settings(void)
@@ -44,6 +44,7 @@ static void settings(void)
     config.active = flags & 1;
     config.receiving = !(flags & 64);
     config.message_size = flags & 128 ? VVB_NET_NVSP_OLD_SIZE : VVB_NET_NVSP_SIZE;
+    config.singly = flags >> 7;
     config.tell_checksums = flags >> 1 & 1;
     config.tagging = flags >> 2 & 1;
     config.coalesced = flags >> 3 & 1;

@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .cache import cache_root
@@ -19,6 +19,9 @@ from .progress import BuildError, Step
 
 DEBIAN_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 RELEASES = ("stable", "testing", "unstable", "sid", "bookworm", "trixie", "forky")
+SECURITY = "-security"
+"""The end of the names of suites that are in the security archive, and of its own."""
+
 FORWARDED = re.compile(r'^Acquire::(http|https|Check-Valid-Until|Check-Date|Retries)\b[^"]*"[^"]+"')
 """The settings of the machine's apt that a bootstrap of a root file system needs too."""
 
@@ -116,6 +119,23 @@ def find_mirror(sources: list[Source]) -> Source:
     )
 
 
+def find_security_mirror(sources: list[Source]) -> Source:
+    """Returns the machine's mirror of Debian's security archive.
+
+    If it has none, or if ``DEBIAN_MIRROR`` is set, that is beside the main archive's, where Debian
+    has it: ``/debian-security`` beside ``/debian``. Raises BuildError if there is neither.
+    """
+    if not os.environ.get("DEBIAN_MIRROR"):
+        for source in sources:
+            names = [name for name in source.suites if name.endswith(SECURITY)]
+            if "main" in source.components and any(
+                name.removesuffix(SECURITY) in RELEASES for name in names
+            ):
+                return source
+    mirror = find_mirror(sources)
+    return replace(mirror, uri=mirror.uri.rstrip("/") + SECURITY)
+
+
 class PrivateApt:
     """An apt for the given ``suites`` of Debian; ``sources`` adds their source packages."""
 
@@ -125,11 +145,10 @@ class PrivateApt:
         for part in ("lists/partial", "cache/archives/partial", "state"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
         (self.folder / "status").touch()
-        mirror = find_mirror(machine_sources())
         kinds = ("deb", "deb-src") if sources else ("deb",)
         self.source_lines = [
-            f"{kind} {self._options(mirror)}{mirror.uri} {suite} main"
-            for suite in suites
+            f"{kind} {archive} {suite} main"
+            for suite, archive in zip(suites, self._archives(), strict=True)
             for kind in kinds
         ]
         (self.folder / "sources.list").write_text("\n".join(self.source_lines) + "\n")
@@ -155,6 +174,14 @@ class PrivateApt:
             'quiet "1";\n'
         )
         self._config = config
+
+    def _archives(self) -> Iterator[str]:
+        """Yields the options and the address of each suite's archive."""
+        known = machine_sources()
+        for suite in self.suites:
+            find = find_security_mirror if suite.endswith(SECURITY) else find_mirror
+            mirror = find(known)
+            yield f"{self._options(mirror)}{mirror.uri}"
 
     def _options(self, mirror: Source) -> str:
         options = []

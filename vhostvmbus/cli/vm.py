@@ -50,7 +50,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     add("--cmd", metavar="SCRIPT", help="run this as root in the guest, then power off")
     add("--timeout", type=_seconds, default=300.0, metavar="SECONDS",
         help="for --cmd the time for all of it, else the time to boot (default: 300)")  # fmt: skip
-    add("--kernel", default="6.1", metavar="6.1|6.12|VMLINUZ", help="default: 6.1")
+    add("--kernel", default="6.1", metavar="5.10|6.1|6.12|VMLINUZ", help="default: 6.1")
     add("--modules", metavar="FOLDER", help="lib/modules/<version> of a VMLINUZ")
     add("--append", default="", metavar="WORDS", help="further kernel command line")
     add("--smp", type=_processors, default=2, metavar="N", help="processors (default: 2)")

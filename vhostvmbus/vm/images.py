@@ -22,6 +22,11 @@ from vhostvmbus.vm.initramfs import build_initramfs
 
 TREE = Path(__file__).resolve().parents[2]
 KERNEL_SERIES = ("6.1", "6.12")
+"""The kernels that have the project's own module, and that tests of one kernel run on, each."""
+
+OLD_KERNEL_SERIES = ("5.10",)
+"""Kernels that are started as they are, without that module."""
+
 INTERRUPTED = 130
 FIRMWARE = (Path("/usr/share/seabios"), Path("/usr/share/qemu"))
 
@@ -99,14 +104,18 @@ def find_kernel(name: str, modules: str | None = None) -> Kernel:
 
     ``modules`` goes with a path: its ``lib/modules/<version>``.
     """
-    if name in KERNEL_SERIES:
+    known = (*OLD_KERNEL_SERIES, *KERNEL_SERIES)
+    if name in known:
         folder = recipe("guest-images/build", "kernel", name)
         (release,) = (folder / "lib" / "modules").iterdir()
-        return Kernel(folder / "vmlinuz", release, recipe("guest-images/build", "module", name))
+        module = name in KERNEL_SERIES
+        extras = recipe("guest-images/build", "module", name) if module else None
+        return Kernel(folder / "vmlinuz", release, extras)
     image = Path(name)
     if not image.is_file():
-        known = ", ".join(KERNEL_SERIES)
-        raise SetupError(f"kernel {name}: neither one of {known} nor the path of a vmlinuz")
+        raise SetupError(
+            f"kernel {name}: neither one of {', '.join(known)} nor the path of a vmlinuz"
+        )
     if not modules:
         raise SetupError(f"kernel {name}: name its lib/modules/<version> folder too (MODULES=)")
     folder = Path(modules).resolve()

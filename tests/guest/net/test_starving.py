@@ -122,3 +122,52 @@ def test_whoever_returns_nothing_is_not_waited_for() -> None:
         eventually(lambda: r.card.stats()["receive_sections_free"] > free)
         r.link.put(numbered(7))
         assert r.driver.receive().data == numbered(7)
+
+
+BOOT_PROGRAM = (2,)
+"""The protocol versions that iPXE tries: 1, as it is on the wire."""
+
+
+@pytest.mark.parametrize("translated", [False, True], ids=["in C", "by hand"])
+def test_a_boot_program_gets_each_frame_in_a_packet_of_its_own(translated: bool) -> None:
+    """They are in order then, whatever it does with the parts of a packet."""
+    with rig(kind=Patient, ring_pages=(17, 65), code_map=translated) as r:
+        r.driver.initialize(versions=BOOT_PROGRAM, receive_bytes=FEW * 1728)
+        starve(r)
+        if translated:
+            assert r.guest.code_map is not None
+            assert r.driver.receive_gpadl is not None
+            for pfn in r.driver.receive_gpadl.owned_pfns:
+                r.guest.code_map.mark(pfn)
+        before = r.driver.transfer_packets
+        for packet in r.driver.kept:
+            r.driver.give_back(packet)
+        assert [r.driver.receive().data for _ in range(20)] == [numbered(n) for n in range(20)]
+        assert r.driver.transfer_packets == before + 20
+
+
+def test_a_boot_program_gets_nothing_new_before_it_has_given_all_back() -> None:
+    """It would go on reading its ring, and not come to what it has read."""
+    with rig(kind=Patient, ring_pages=(17, 65)) as r:
+        r.driver.initialize(versions=BOOT_PROGRAM, receive_bytes=FEW * 1728)
+        starve(r)
+        r.driver.keep = False
+        *kept, last = r.driver.kept
+        for packet in kept:
+            r.driver.give_back(packet)
+            assert r.driver.query(0x01010101) == MAC
+        assert not r.driver.frames
+        r.driver.give_back(last)
+        assert r.driver.receive().data == numbered(0)
+
+
+def test_a_section_that_a_boot_program_loses_does_not_end_the_traffic() -> None:
+    with rig(kind=HastyCard, ring_pages=(17, 65)) as r:
+        r.driver.initialize(versions=BOOT_PROGRAM, receive_bytes=FEW * 1728)
+        starve(r)
+        r.driver.keep = False
+        for packet in r.driver.kept[1:]:
+            r.driver.give_back(packet)
+        r.link.put(numbered(7))
+        while r.driver.receive().data != numbered(7):
+            pass

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from buildlib.apt import find_mirror, parse_sources
+from buildlib.apt import PrivateApt, find_mirror, find_security_mirror, parse_sources
 from buildlib.cache import content_key, work_folder
 from buildlib.progress import BuildError, Step
 
@@ -82,6 +82,47 @@ def test_stanzas(tmp_path: Path) -> None:
 def test_a_named_mirror_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEBIAN_MIRROR", "http://named.invalid/debian")
     assert find_mirror([]).uri == "http://named.invalid/debian"
+
+
+SECURITY_STANZA = """
+
+Types: deb
+URIs: http://security.invalid/debian-security
+Suites: bookworm-security
+Components: main
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "uri"),
+    [
+        (STANZAS + SECURITY_STANZA, "http://security.invalid/debian-security"),
+        (STANZAS, "http://one.invalid/debian-security"),
+        (
+            STANZAS.replace("invalid/debian", "invalid/debian/"),
+            "http://one.invalid/debian-security",
+        ),
+        (
+            STANZAS + SECURITY_STANZA.replace("bookworm", "other"),
+            "http://one.invalid/debian-security",
+        ),
+    ],
+    ids=["its own", "beside the main one", "with a slash", "not Debian's"],
+)
+def test_the_mirror_of_the_security_archive(tmp_path: Path, text: str, uri: str) -> None:
+    path = tmp_path / "x.sources"
+    path.write_text(text)
+    assert find_security_mirror(parse_sources(path)).uri == uri
+
+
+def test_each_suite_has_its_archive(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEBIAN_MIRROR", "http://named.invalid/debian/")
+    lines = PrivateApt("try", ("bookworm-backports", "bookworm-security")).source_lines
+    assert [line.split()[-3:] for line in lines] == [
+        ["http://named.invalid/debian/", "bookworm-backports", "main"],
+        ["http://named.invalid/debian-security", "bookworm-security", "main"],
+    ]
+    assert (cache / "apt" / "try" / "sources.list").read_text() == "\n".join(lines) + "\n"
 
 
 def test_a_key_follows_the_content_alone(tmp_path: Path) -> None:

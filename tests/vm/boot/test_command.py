@@ -128,7 +128,7 @@ def test_a_guest_that_powers_off_before_the_end_is_a_failure(qemu: Path) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--kernel", "5.9"], b"neither one of 6.1, 6.12 nor the path of a vmlinuz"),
+        (["--kernel", "5.9"], b"neither one of 5.10, 6.1, 6.12 nor the path of a vmlinuz"),
         (["--kernel", "/etc/hostname"], b"name its lib/modules/<version> folder"),
         (["--disk", "/no/such/disk.raw"], b"/no/such/disk.raw"),
         (["--device", "/no/such.py:Thing"], b"/no/such.py: no such file"),

@@ -241,12 +241,14 @@ class NetworkCard(Device):
         """Gives the data path the settings in force, the newest of them last, whoever calls."""
         with self._lock:
             self._outbox.message_size = self.protocol.message_size
+            self._outbox.singly = self.protocol.singly
             self._path.configure(
                 self.adapter,
                 tagging=self.tagging,
                 active=self.protocol.version is not None,
                 receiving=self._outbox.buffer is not None and not self._leaving,
                 message_size=self.protocol.message_size,
+                singly=self.protocol.singly,
                 patience=self.patience,
             )
 

@@ -119,19 +119,21 @@ class DataPath:
         active: bool,
         receiving: bool,
         message_size: int = MESSAGE_SIZE,
+        singly: bool = False,
         patience: float = PATIENCE,
     ) -> None:
         """Puts in force what the guest set.
 
-        The guest may send if ``active``, and gets frames if ``receiving``, with NVSP messages of
-        ``message_size`` bytes; these wait in the link for ``patience`` seconds while it gives no
-        section back.
+        The guest may send if ``active``, and gets frames if ``receiving``, each in a packet of its
+        own if ``singly``, with NVSP messages of ``message_size`` bytes; these wait in the link for
+        ``patience`` seconds while it gives no section back.
         """
         config = ffi.new("struct vvb_net_config *")
         scaling, in_force = adapter.scaling.current, adapter.offloads
         offloads = adapter.offered  # what the guest has switched off is done all the same
         config.active, config.receiving = active, receiving
         config.message_size = self._message_size = message_size
+        config.singly = singly
         config.patience_ms = int(patience * 1000)
         config.max_frame = adapter.longest
         config.send_offloads = (

@@ -54,6 +54,8 @@ class Outbox:
         """The buffer whose sections are used; :meth:`use` sets it."""
         self.message_size = nvsp.MESSAGE_SIZE
         """The bytes of every NVSP message."""
+        self.singly = False
+        """Set if each frame goes in a packet of its own."""
         self.dropped = 0
         """How many RNDIS answers found no room."""
         self.lost = 0
@@ -107,14 +109,14 @@ class Outbox:
         """Tells the guest of frames in its buffer of that lease. Returns false if that buffer is
         gone.
 
-        A channel's parts come in a row, and go into one packet.
+        A channel's parts come in a row, and go into one packet, or one each if :attr:`singly`.
         """
         with self._lock:
             buffer = self.buffer
             if buffer is None or buffer.lease != lease:
                 self.lost += len(parts)
                 return False
-            for index, group in groupby(parts, lambda part: part.channel):
+            for (index, _), group in groupby(parts, self._packet_of):
                 told = list(group)
                 ranges = [(part.byte_count, part.byte_offset) for part in told]
                 sections = [buffer.section_number(part.section) for part in told]
@@ -124,6 +126,10 @@ class Outbox:
                 if channel is None or not self._tell(channel, buffer, ranges, sections, _DATA):
                     self.lost += len(told)
             return True
+
+    def _packet_of(self, part: Part) -> tuple[int, int]:
+        """Returns what the parts of one packet have in common: the channel, at least."""
+        return part.channel, part.section if self.singly else 0
 
     def _tell(
         self,

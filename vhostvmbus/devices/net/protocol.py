@@ -112,6 +112,14 @@ class Protocol:
         )
 
     @property
+    def singly(self) -> bool:
+        """Tells whether each frame goes to the guest in a packet of its own.
+
+        Version 1 is what boot programs speak, and iPXE takes the frames of a packet in reverse.
+        """
+        return self.version is Version.V1
+
+    @property
     def tagging(self) -> bool:
         """Tells whether the guest takes an 802.1Q tag beside the frame."""
         return bool(self.capabilities & Capability.IEEE8021Q)

@@ -75,6 +75,7 @@ struct pool {
     uint8_t *state;
     uint8_t *channel;
     uint32_t count;
+    uint32_t ours; /* without the first ones, which are somebody else's */
     uint32_t top;
     uint32_t free;
     uint32_t awaited; /* a queue waits until so many are free; 0: none does */

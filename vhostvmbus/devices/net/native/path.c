@@ -174,6 +174,7 @@ static int pool_make(struct pool *pool, uint32_t count, uint32_t first)
         return ENOMEM;
     }
     pool->count = count;
+    pool->ours = count - first;
     memset(pool->state, SECTION_NEXT, first); /* somebody else's: never given back to us */
     for (uint32_t i = count; i-- > first;) {
         pool->state[i] = SECTION_OUTSIDE;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * Hands frames in receive sections over to the guest: one transfer page packet for all that go to
- * the same channel. And runs a queue of the link: decides what is taken, what is dropped, and what
- * its thread waits for.
+ * the same channel, or one for each. And runs a queue of the link: decides what is taken, what is
+ * dropped, and what its thread waits for.
  */
 #include <errno.h>
 #include <poll.h>
@@ -94,7 +94,7 @@ void net_tell(struct vvb_net *net, uint32_t queue, struct vvb_net_part *parts, u
         uint32_t channel = parts[0].channel, grouped = 0, kept = 0;
 
         for (uint32_t i = 0; i < count; i++) {
-            if (parts[i].channel == channel) {
+            if (parts[i].channel == channel && !(net->config.singly && grouped)) {
                 group[grouped++] = parts[i];
             } else {
                 parts[kept++] = parts[i];
@@ -116,6 +116,15 @@ void net_tell(struct vvb_net *net, uint32_t queue, struct vvb_net_part *parts, u
 /* ---- a queue ---- */
 
 /*
+ * A boot program works off nothing until its ring is empty, and hangs when its memory is full
+ * before. One with few sections has to give back all of them: its ring is empty then.
+ */
+static bool waits_for_all(const struct vvb_net *net)
+{
+    return net->config.singly && net->receive.sections <= 2 * VVB_NET_FRAMES;
+}
+
+/*
  * Lets frames wait in the link until the guest has given back enough sections for some. Drops them
  * when it has given back none for too long: whoever sends them is to know.
  */
@@ -126,15 +135,21 @@ static enum net_next starve(struct vvb_net *net, uint32_t queue)
     uint32_t count = half < VVB_NET_FRAMES ? half : VVB_NET_FRAMES;
     uint64_t now = net_now(CLOCK_MONOTONIC), returns;
 
-    count = count > parts ? count : parts;
+    count = waits_for_all(net) ? net->pool.ours : count > parts ? count : parts;
     returns = net_section_await(&net->pool, &count);
     if (!count) {
+        q->starved_since = 0;
         return NET_MORE;
     }
     if (!q->starved_since || q->starved_at != returns) {
         q->starved_since = now;
         q->starved_at = returns;
     } else if (now - q->starved_since >= net->config.patience_ms * 1000000ull) {
+        net_section_await(&net->pool, &parts);
+        if (!parts) { /* the rest is lost */
+            q->starved_since = 0;
+            return NET_MORE;
+        }
         net_drop_some(net->ports[queue], &q->counts.refused);
     }
     return NET_NO_SECTION;
@@ -151,6 +166,8 @@ static enum net_next serve_some(struct vvb_net *net, uint32_t queue, struct vvb_
         next = NET_NO_SECTION; /* nor is there a link */
     } else if (!net->receive.sections || !net->config.receiving || !net->config.packet_filter) {
         next = net_drop_some(net->ports[queue], &q->counts.filtered);
+    } else if (q->starved_since && waits_for_all(net)) {
+        next = starve(net, queue);
     } else {
         taken->lease = net->pool.lease;
         next = net_take_some(net, queue, taken);
