@@ -98,8 +98,8 @@ class Streams:
             return True
         except OSError:
             data = b""
-        if data and name == "control":
-            for output in ("stdout", "stderr"):
+        if data and name == "control":  # what the guest wrote before that comes before it
+            for output in ("console", "stdout", "stderr"):
                 self._drain(output)
         with self.changed:
             if data:
