@@ -15,9 +15,9 @@ from vhostvmbus.vhost_user.limits import ConnectionLimits
 from vhostvmbus.vm.qmp import Monitor
 
 DEVICE = {"driver": "vhost-user-vmbus", "chardev": "c0", "id": "dev0"}
-SHORT = 1000
+SHORT = 2000
 """The milliseconds that a back end has for an answer where it is known to give none."""
-LATE = r"did not answer in 1 second"
+LATE = r"did not answer in 2 seconds"
 
 
 class Qemu:
