@@ -59,20 +59,11 @@ typedef struct Message {
 
 /* ----------------------------- words ----------------------------- */
 
-const char *vuv_conn_where(VuvConn *c)
-{
-    Chardev *chr = qemu_chr_fe_get_driver(&c->chr);
-    SocketAddress *addr = SOCKET_CHARDEV(chr)->addr;
-
-    return addr && addr->type == SOCKET_ADDRESS_TYPE_UNIX ?
-           addr->u.q_unix.path : chr->label;
-}
-
 void vuv_conn_unheard(VuvConn *c, Error **errp)
 {
     error_setg(errp, "the back end at '%s' closes the connection at once: it "
                "serves another front end, or it fails (its log says which); "
-               "each device needs a back end of its own", vuv_conn_where(c));
+               "each device needs a back end of its own", c->where);
 }
 
 static void conn_closed(VuvConn *c, Error **errp)
@@ -93,7 +84,7 @@ static void conn_late(VuvConn *c, Error **errp)
     } else {
         error_setg(errp, "no back end answers at '%s' in %g seconds, although "
                    "something listens there: it is stopped or busy",
-                   vuv_conn_where(c), seconds);
+                   c->where, seconds);
     }
 }
 
@@ -465,6 +456,11 @@ bool vuv_conn_start(VuvConn *c, bool code_map, Error **errp)
 
 void vuv_conn_init(VuvConn *c)
 {
+    Chardev *chr = qemu_chr_fe_get_driver(&c->chr);
+    SocketAddress *addr = SOCKET_CHARDEV(chr)->addr;
+
+    c->where = g_strdup(addr && addr->type == SOCKET_ADDRESS_TYPE_UNIX ?
+                        addr->u.q_unix.path : chr->label);
     c->turn_bh = qemu_bh_new(turn_ends, c);
 }
 
@@ -472,6 +468,7 @@ void vuv_conn_destroy(VuvConn *c)
 {
     vuv_conn_settled(c);
     qemu_bh_delete(c->turn_bh);
+    g_clear_pointer(&c->where, g_free);
 }
 
 void vuv_conn_drop(VuvConn *c)

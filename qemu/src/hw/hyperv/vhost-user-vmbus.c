@@ -216,7 +216,9 @@ static void vuv_event(void *opaque, QEMUChrEvent event)
                   s->conn.answer_ms);
         break;
     case CHR_EVENT_CLOSED:
-        if (s->hello_watch) {
+        /* a chardev without a parent goes with QEMU, and no longer knows much */
+        if (s->hello_watch &&
+            OBJECT(qemu_chr_fe_get_driver(&s->conn.chr))->parent) {
             vuv_conn_unheard(&s->conn, &err);
             vuv_conn_complain(&s->conn, err);
         }
@@ -332,7 +334,7 @@ static void vuv_realize(DeviceState *dev, Error **errp)
         error_setg(errp, "no back end is connected to chardev '%s': there is "
                    "none at '%s', or it serves another front end",
                    qemu_chr_fe_get_driver(&s->conn.chr)->label,
-                   vuv_conn_where(&s->conn));
+                   s->conn.where);
         goto fail;
     }
     if (qemu_chr_fe_wait_connected(&s->conn.chr, errp) < 0) {

@@ -114,13 +114,24 @@ uint32_t create(uint32_t id, unsigned pages)
 	return answer[4];
 }
 
-uint32_t teardown(uint32_t id)
+static void post_teardown(uint32_t id)
 {
 	prepare(GPADL_TEARDOWN, 16);
 	input.payload[2] = relid;
 	input.payload[3] = id;
 	post();
+}
+
+uint32_t teardown(uint32_t id)
+{
+	post_teardown(id);
 	return take();
+}
+
+uint32_t teardown_unknown(uint32_t id)
+{
+	post_teardown(id);
+	return take_within(SHORT);
 }
 
 void post_open(uint32_t gpadl, uint32_t vp, uint32_t ring_offset)

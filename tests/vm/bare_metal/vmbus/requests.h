@@ -9,7 +9,7 @@
 #include "bus.h"
 
 #define RING_GPA 0x00b00000u
-#define PATIENCE (2000 * MILLISECOND)
+#define PATIENCE (15000 * MILLISECOND)
 #define SHORT (50 * MILLISECOND)
 #define NO_VP 0xffffffffu
 #define SIGNAL_CONNECTION 2u
@@ -49,6 +49,8 @@ void body(uint32_t id, unsigned pages);
 /* A GPADL of up to 26 pages; the status of its creation. */
 uint32_t create(uint32_t id, unsigned pages);
 uint32_t teardown(uint32_t id);
+/* Of a GPADL that there is not: nothing comes. */
+uint32_t teardown_unknown(uint32_t id);
 
 void post_open(uint32_t gpadl, uint32_t vp, uint32_t ring_offset);
 /* The result of opening: 0 open, 1 refused, NO_MESSAGE. */

@@ -98,13 +98,13 @@ static void scenario_teardown(void)
 {
 	start_bus();
 	contact_and_offers(VERSION_4_0, 0);
-	report("unknown", teardown(5));
+	report("unknown", teardown_unknown(5));
 	report("good", create(5, 8));
 	report("same_id", (header(5, 16, 1, 4096, 0, 1), take_within(SHORT)));
 	report("open", open_channel(5, 0, 4));
 	/* closes the channel, so that all is as before */
 	report("in_use", teardown(5));
-	report("twice", teardown(5));
+	report("twice", teardown_unknown(5));
 	report("gone", open_channel(5, 0, 4));
 	report("close_after", close_channel());
 	report("same_id_again", create(5, 8));
@@ -245,10 +245,10 @@ static void offers(uint32_t version, uint64_t interrupt_page)
 	rescinded();
 	report("gpadl_refused", create(2, 4) != 0);
 	report("same_id_refused", (header(1, 16, 1, 4096, 0, 1), take_within(SHORT)));
-	report("open_again", open_channel(1, 0, 4));
+	report("open_again", (post_open(1, 0, 4), take_within(SHORT)));
 	report("close", close_channel());
 	report("teardown", teardown(1));
-	report("teardown_again", teardown(1));
+	report("teardown_again", teardown_unknown(1));
 	prepare(REQUEST_OFFERS, 8);
 	post();
 	report("no_offer", take());

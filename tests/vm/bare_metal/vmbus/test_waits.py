@@ -117,6 +117,23 @@ def test_silent_back_end_that_comes_back(command_for: CommandFor, tmp_path: Path
                 silent.recv(1, socket.MSG_DONTWAIT)
 
 
+def test_end_with_a_silent_back_end(
+    command_for: CommandFor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU ends in order, and says nothing of a connection that it ends itself."""
+    monkeypatch.setenv("MALLOC_PERTURB_", "90")
+    path = tmp_path / "sock"
+    with contextlib.ExitStack() as stack:
+        with stalling(path):
+            command = command_for("life", *options(path, ""))
+            qemu = stack.enter_context(qemu_with(command, tmp_path))
+        with listening(path) as listener, listener.accept()[0] as silent:
+            assert len(silent.recv(100)) == 12
+            qemu.monitor.command("quit")
+            assert qemu.child.wait(30) == 0
+    assert "closes the connection" not in qemu.said.read_text()
+
+
 @pytest.mark.parametrize("what", ["connected", "add"])
 def test_back_end_that_comes_back_and_stops_to_answer(
     command_for: CommandFor, tmp_path: Path, what: str

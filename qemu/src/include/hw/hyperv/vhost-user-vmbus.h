@@ -125,6 +125,8 @@ typedef struct VuvConn {
     QEMUBH *turn_bh;
     /* what was last reported of connections that did not come to be */
     char *complaint;
+    /* where the back end is, for messages */
+    char *where;
     uint64_t max_mem_slots;
     /* the back end records which packets are under way */
     bool inflight;
@@ -162,9 +164,6 @@ void vuv_conn_settled(VuvConn *c);
 
 /* Set @errp to why a connection ended before anything came from the back end. */
 void vuv_conn_unheard(VuvConn *c, Error **errp);
-
-/* Where the back end is, for messages. */
-const char *vuv_conn_where(VuvConn *c);
 
 /*
  * Send the first request on a fresh connection of the chardev, without waiting
