@@ -211,7 +211,7 @@ class ChannelEnd:
         """Calls into the device's code. Returns false if it does not return."""
         life = self._life
         try:
-            outcome = life.left.call(f"{life.name} {what}", function, deadline, life.unblock)
+            outcome = life.left.call(f"{life.name} {what}", function, deadline)
         except DeviceTimeout as error:
             life.count_exception(str(error), None)
             return False

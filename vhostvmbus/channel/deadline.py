@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 from vhostvmbus.wire.errors import DeviceTimeout, ThreadLimit
 
@@ -69,6 +70,13 @@ class Outcome(NamedTuple, Generic[T]):
         return self.results[0]
 
 
+class Signalling(Protocol):
+    """A channel on which a thread may block in signalling the guest."""
+
+    def unblock(self) -> None:
+        """Frees the threads that are blocked."""
+
+
 class LeftBehind:
     """The threads of one device that did not return in time. Every method is for any thread."""
 
@@ -76,6 +84,7 @@ class LeftBehind:
         self._name = name
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
+        self._signalling: weakref.WeakSet[Signalling] = weakref.WeakSet()
         self.late = 0
         """Counts what came after all: returns, exceptions and completions, which were dropped."""
 
@@ -108,6 +117,21 @@ class LeftBehind:
             MAX_LEFT_BEHIND,
         )
 
+    def watch(self, channel: Signalling) -> None:
+        """Has :meth:`unblock` free the threads that are blocked there, while the channel exists."""
+        with self._lock:
+            self._signalling.add(channel)
+
+    def unblock(self) -> None:
+        """Frees the threads that are blocked in signalling the guest, on any channel.
+
+        Such a thread may hold a lock of the device that another channel's end waits for.
+        """
+        with self._lock:
+            channels = list(self._signalling)
+        for channel in channels:
+            channel.unblock()
+
     def returned(self, error: BaseException | None = None) -> None:
         """Notes that the caller's thread has returned, with ``error`` or without."""
         thread = threading.current_thread()
@@ -133,12 +157,12 @@ class LeftBehind:
         name: str,
         function: Callable[[], T],
         deadline: Deadline,
-        meanwhile: Callable[[], None] = lambda: None,
     ) -> Outcome[T]:
-        """Calls ``function`` on a thread ``name`` of its own; ``meanwhile`` now and then here.
+        """Calls ``function`` on a thread ``name`` of its own.
 
-        Raises :exc:`DeviceTimeout` if it does not return before the deadline, and at once if too
-        many threads have been left behind already.
+        It may wait for somebody who is blocked in signalling the guest: whoever is, is freed
+        meanwhile. Raises :exc:`DeviceTimeout` if it does not return before the deadline, and at
+        once if too many threads have been left behind already.
         """
         if self.count >= MAX_LEFT_BEHIND:
             raise DeviceTimeout(f"{name} is not called: {self.count} threads do not return")
@@ -158,9 +182,11 @@ class LeftBehind:
             run()
             return outcomes[0]
         thread.join(max(LEAST_SECONDS, min(SLICE_SECONDS, deadline.left)))
-        while not outcomes and deadline.left:
-            meanwhile()
-            thread.join(min(SLICE_SECONDS, deadline.left))
+        while not outcomes:
+            self.unblock()
+            thread.join(max(LEAST_SECONDS, min(SLICE_SECONDS, deadline.left)))
+            if not deadline.left:
+                break
         if outcomes:
             return outcomes[0]
         self.add(thread)

@@ -13,6 +13,7 @@ Everything else about a channel looks here whether it may go on, and stops it he
 import contextlib
 import logging
 import os
+import select
 import threading
 from collections.abc import Callable
 from enum import Enum
@@ -81,6 +82,7 @@ class ChannelLife:
         self._last_ring_state: RingState | None = None
         self._failed = failed
         self._log = RateLimitedLog(log)
+        left.watch(self)
 
     @property
     def dropping(self) -> bool:
@@ -162,10 +164,15 @@ class ChannelLife:
         """Frees whoever is blocked in signalling the guest.
 
         That takes a call eventfd that blocks, and whose counter is at its limit. Both are the front
-        end's doing, and emptying the counter ends it.
+        end's doing, and emptying the counter ends it. Any other counter is left alone: it is a
+        signal that the front end has not seen yet.
         """
+        full = select.poll()
         with self._handles:
             if self.state is not ChannelState.CLOSED or self._left_open:
+                full.register(self.call_fd, select.POLLOUT)
+                if full.poll(0):
+                    return
                 with contextlib.suppress(OSError):
                     os.preadv(self.call_fd, [bytearray(8)], -1, os.RWF_NOWAIT)
 
@@ -173,12 +180,12 @@ class ChannelLife:
         """Returns whether ``wait`` says, before the deadline, that what it waits for has come.
 
         It is called with a number of seconds, again and again; whoever is blocked in signalling
-        the guest is freed in between.
+        the guest, on any channel of the device, is freed in between.
         """
         while not wait(min(SLICE_SECONDS, deadline.left)):
             if not deadline.left:
                 return False
-            self.unblock()
+            self.left.unblock()
         return True
 
     def close(self, *, in_use: bool = False) -> None:

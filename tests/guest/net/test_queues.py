@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 from collections.abc import Iterator
 
@@ -21,6 +22,8 @@ KEY = bytes.fromhex(
     "6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa"
 )
 SCALING = 0x00010204
+FULL = (1 << 64) - 2
+"""The most that an eventfd's counter can be."""
 
 
 @contextlib.contextmanager
@@ -197,3 +200,54 @@ def test_a_table_with_a_channel_that_cannot_be() -> None:
     with several() as (_, card, driver):
         assert driver.set(SCALING, scaling([4] * 128)) == 0xC0010015
         assert card.stats()["errors"] == {"OidDataInvalid": 1}
+
+
+def fill(eventfd: int) -> None:
+    """Has whoever signals there block."""
+    os.set_blocking(eventfd, False)
+    with contextlib.suppress(BlockingIOError):
+        os.eventfd_write(eventfd, FULL)
+    os.set_blocking(eventfd, True)
+
+
+@pytest.mark.parametrize("how", ["close", "open", "teardown"])
+def test_a_channel_whose_signal_blocks_holds_up_no_other(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The thread that receives blocks in it, with what all channels of the card have in common."""
+    with several() as (link, _card, driver):
+        guest = driver.guest
+        assert open_all(driver, 3) == 3
+        assert driver.set(SCALING, scaling([1] * 128)) == 0
+        fill(driver.channels[1].call_fd)
+        link.put(ip_frame(b"told of without end", to=MAC))
+        eventually(lambda: driver.channels[1].ring.state.rx_available > 0)
+        if how == "open":
+            guest.disable(3)
+            fill(driver.channels[1].call_fd)
+            link.put(ip_frame(b"and again", to=MAC))
+            guest.enable(3)
+        elif how == "close":
+            guest.disable(2)
+        else:
+            assert driver.receive_gpadl is not None
+            guest.delete_gpadl(driver.receive_gpadl)
+        guest.disable(1)
+        guest.disconnect()
+    assert "left behind" not in caplog.text
+
+
+def test_a_signal_that_was_not_seen_yet_stays() -> None:
+    """Only a counter at its limit is emptied while another channel ends."""
+    with several() as (_, _, driver):
+        assert open_all(driver, 1) == 1
+        assert driver.guest.host is not None
+        call = driver.channels[0].call_fd
+        os.eventfd_write(call, 5)
+        driver.guest.host.left.unblock()
+        assert os.eventfd_read(call) >= 5
+        fill(call)
+        driver.guest.host.left.unblock()
+        os.set_blocking(call, False)
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(call)
