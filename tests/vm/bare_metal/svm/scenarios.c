@@ -26,7 +26,7 @@
 #define V_INTR_MASKING (1u << 24)
 
 #define ROUNDS 100000u
-#define PATIENCE 10000u /* runs of the inner guest, after the timer's end */
+#define PATIENCE 1000000u /* runs of the inner guest, after the timer's end */
 
 static uint8_t vmcb[4096] __attribute__((aligned(4096)));
 static uint8_t hsave[4096] __attribute__((aligned(4096)));
