@@ -98,10 +98,10 @@ class Streams:
             return True
         except OSError:
             data = b""
-        if data and name == "control":  # what the guest wrote before that comes before it
-            for output in ("console", "stdout", "stderr"):
-                self._drain(output)
         with self.changed:
+            if data and name == "control":  # what the guest wrote before that comes before it
+                for output in ("console", "stdout", "stderr"):
+                    self._drain(output)
             if data:
                 self._deliver(name, data)
             self.changed.notify_all()
