@@ -51,7 +51,7 @@ def find_modules_disk(
             (work / "made").rename(result)
         except OSError as error:
             if not image.exists():  # else somebody else was faster
-                raise SetupError(f"{image} cannot be made: {error.strerror}") from error
+                raise SetupError(f"{image} cannot be made: {error.strerror or error}") from error
     return image
 
 
@@ -71,12 +71,15 @@ def _make(modules: Path, extras: Path | None, work: Path) -> None:
     release = modules.name
     top = work / "tree" / "lib" / "modules"
     tree = top / release
-    # "build" and "source" lead out of the folder, to headers that the guest does not have.
-    ignore = shutil.ignore_patterns("build", "source")
-    shutil.copytree(modules, tree, symlinks=True, ignore=ignore, copy_function=_link)
+    shutil.copytree(modules, tree, symlinks=True, copy_function=_link)
+    for name in ("build", "source"):  # they lead out of it, to headers that the guest does not have
+        if (tree / name).is_symlink():
+            (tree / name).unlink()
     for own in _own_modules(extras):
-        (tree / "updates").mkdir(exist_ok=True)
-        shutil.copyfile(own, tree / "updates" / own.name)
+        target = tree / "updates" / own.name
+        target.parent.mkdir(exist_ok=True)
+        target.unlink(missing_ok=True)  # what is there is a second name of the kernel's file
+        shutil.copyfile(own, target)
     _run([sbin_tool("depmod"), "-b", str(work / "tree"), release])
     sizes = [path.lstat().st_size for path in top.rglob("*")]
     used = sum(-(-size // BLOCK) * BLOCK + BLOCK for size in sizes)
