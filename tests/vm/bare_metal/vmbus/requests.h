@@ -68,6 +68,8 @@ void new_device(void);
 void scenario_eject(void);
 void scenario_eject_bus(void);
 void scenario_signal_close(void);
+/* in rings.c */
+void scenario_one_at_a_time(void);
 /* in host.c */
 void scenario_versions(void);
 void scenario_old_signal(void);

@@ -316,5 +316,6 @@ const struct scenario scenarios[] = {
 	{ "eject", scenario_eject },
 	{ "eject-bus", scenario_eject_bus },
 	{ "signal-close", scenario_signal_close },
+	{ "one-at-a-time", scenario_one_at_a_time },
 	{ NULL, NULL },
 };

@@ -195,3 +195,19 @@ def test_devices_in_acpi(command_for: CommandFor, words: tuple[str, ...], megaby
         ("whole", int(megabytes > 0)),
         ("floppy", 0),
     ]
+
+
+def test_the_only_processor_signals_in_time(
+    command_for: CommandFor, back_end: BackEndProcess
+) -> None:
+    """A back end that goes to rest and a packet that enters the ring never miss each other.
+
+    The guest looks whether the back end rests after a locked instruction, which is a memory barrier
+    on every processor, and so also on one that is translated and alone.
+    """
+    assert report_of(command_for("one-at-a-time", *served_by(back_end)), timeout=300) == [
+        *CONTACT,
+        ("good", 0),
+        ("open", 0),
+        ("answered", 50_000),
+    ]
