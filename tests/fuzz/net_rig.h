@@ -180,6 +180,12 @@ static bool section_is_out(uint32_t section)
 
 /* ---- the guest ---- */
 
+/* Whether a payload of that length, which is in multiples of 8, may be such a message. */
+static bool whole(uint32_t length, uint32_t size)
+{
+    return length == (size + 7) / 8 * 8;
+}
+
 static void new_packet(uint32_t channel, const uint8_t *data, const struct vvb_packet *packet)
 {
     struct held *new = &held[held_count];
@@ -191,7 +197,10 @@ static void new_packet(uint32_t channel, const uint8_t *data, const struct vvb_p
     require(data[16] == 0x34 && data[17] == 0x12 && get32(payload) == 107, "transfer packet");
     require(new->count && new->count <= 64 && new->count * 8 + 24 <= packet->payload_offset,
             "ranges");
-    require(!get32(payload + 4) && packet->length - packet->payload_offset == 40, "payload");
+    require(!get32(payload + 4), "payload");
+    require(whole(packet->length - packet->payload_offset, VVB_NET_NVSP_SIZE) ||
+                whole(packet->length - packet->payload_offset, VVB_NET_NVSP_OLD_SIZE),
+            "a message of no version's length");
     for (uint32_t i = 0; i < new->count; i++, range += 8) {
         uint32_t size = get32(range), offset = get32(range + 4), section = offset / section_size;
         uint8_t header[44];

@@ -56,15 +56,27 @@ static void account(uint32_t index, uint64_t done)
     require(left == batch->count, "packets that nobody sent");
 }
 
-static void host_sends(uint32_t index, const void *packets, uint32_t count, const void *data,
-                       uint64_t len)
+/* Returns the bytes that packets have in the data that goes with them. */
+static uint64_t bytes_of(const struct vvb_outgoing *packets, uint32_t count)
+{
+    uint64_t bytes = 0;
+
+    for (uint32_t i = 0; i < count; i++) {
+        bytes += packets[i].header_len + packets[i].payload_len;
+    }
+    return bytes;
+}
+
+static void host_sends(uint32_t index, const struct vvb_outgoing *next, uint32_t count,
+                       const uint8_t *data)
 {
     struct vvb_sent sent;
 
-    for (uint32_t done = 0; done < count;) {
-        vvb_ring_send_many(channels[index].host, (const struct vvb_outgoing *)packets + done,
-                           count - done, (const uint8_t *)data + 40 * done, len - 40 * done, &sent);
-        done += sent.count;
+    while (count) {
+        vvb_ring_send_many(channels[index].host, next, count, data, bytes_of(next, count), &sent);
+        data += bytes_of(next, sent.count);
+        next += sent.count;
+        count -= sent.count;
         guest_receives(index);
     }
 }
@@ -106,7 +118,7 @@ static void answer_left(uint32_t index)
             send_left(index, packet);
         }
         if (packet->type != 11 && packet->flags & 1) {
-            host_sends(index, &out, 1, invalid, sizeof(invalid));
+            host_sends(index, &out, 1, invalid);
         }
         if (packet->seg_count) {
             vvb_segs_put(batch->segs.v + packet->first_seg, packet->seg_count);
@@ -184,6 +196,7 @@ static void host_receives(uint32_t how)
     guest_receives(0); /* what the guest has been told of, it can complete */
     guest_receives(1);
     do {
+        const struct vvb_outgoing *answers;
         uint32_t answered = 0;
         uint64_t done;
 
@@ -199,9 +212,10 @@ static void host_receives(uint32_t how)
         }
         require(answered <= c->batch->answer_count, "more answers than there are");
         account(index, done);
-        require(c->batch->answers_len == 40ull * c->batch->answer_count, "answers");
-        host_sends(index, c->batch->outgoing + answered, c->batch->answer_count - answered,
-                   c->batch->answers + 40 * answered, 40ull * (c->batch->answer_count - answered));
+        answers = c->batch->outgoing;
+        require(c->batch->answers_len == bytes_of(answers, c->batch->answer_count), "answers");
+        host_sends(index, answers + answered, c->batch->answer_count - answered,
+                   c->batch->answers + bytes_of(answers, answered));
         answer_left(index);
         check_frames(index);
     } while (c->count);
