@@ -13,7 +13,6 @@ the guest revokes is not touched any more when that is completed.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 from collections import Counter, defaultdict
@@ -26,10 +25,11 @@ from vhostvmbus.channel import Channel, Packet
 from vhostvmbus.channel.stats import RateLimitedLog
 from vhostvmbus.device import Device
 from vhostvmbus.devices.net import leaving, nvsp, rndis, status, takeover
+from vhostvmbus.devices.net.address import address_for
 from vhostvmbus.devices.net.buffers import ReceiveBuffer, SendBuffer
 from vhostvmbus.devices.net.datapath import MAX_CHANNELS, PATIENCE, DataPath
 from vhostvmbus.devices.net.errors import NetError, NvspError, ReturnError, SectionError
-from vhostvmbus.devices.net.link import Capabilities, Link
+from vhostvmbus.devices.net.link import Link
 from vhostvmbus.devices.net.nvsp import NO_SECTION, RndisChannel, Status
 from vhostvmbus.devices.net.oids import DEFAULT_MTU, Adapter, Change
 from vhostvmbus.devices.net.outbox import Outbox
@@ -60,11 +60,6 @@ log = logging.getLogger(__name__)
 
 _SENT = nvsp.rndis_packet_complete(Status.SUCCESS)
 _INVALID = nvsp.rndis_packet_complete(Status.INVALID_RNDIS_PACKET)
-
-
-def address_for(name: str) -> bytes:
-    """Returns a locally administered station address that is always the same for a name."""
-    return b"\x02" + hashlib.sha256(name.encode()).digest()[:5]
 
 
 class NetworkCard(Device):
@@ -455,12 +450,7 @@ class NetworkCard(Device):
 
     def _apply(self, outcome: Outcome) -> None:
         if outcome.reset or Change.OFFLOADS in outcome.change:
-            wanted, able = self.adapter.offloads.receive, self.adapter.able
-            given = Capabilities(
-                wanted.checksum and able.checksum,
-                wanted.tso4 and able.tso4,
-                wanted.tso6 and able.tso6,
-            )
+            given = self.adapter.offloads.receive.within(self.adapter.able)
             self._ask_link(lambda: self.link.use_receive_offloads(given))
 
     # -- counters ------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def make_device(options: argparse.Namespace) -> NetworkCard:
     """Makes the card. Raises what making its link raises."""
     from vhostvmbus.devices.net import NetworkCard
-    from vhostvmbus.devices.net.card import address_for
+    from vhostvmbus.devices.net.address import address_for
     from vhostvmbus.devices.net.link.opening import open_link
 
     link = open_link(options.link)

@@ -29,6 +29,12 @@ class Capabilities:
     tso4: bool = False
     tso6: bool = False
 
+    def within(self, able: Capabilities) -> Capabilities:
+        """Returns what is in both."""
+        return Capabilities(
+            self.checksum and able.checksum, self.tso4 and able.tso4, self.tso6 and able.tso6
+        )
+
 
 class LinkDown(OSError):
     """A link cannot be made or used; the message says why, and what would work, for the user."""
