@@ -18,7 +18,7 @@ PLACES = (
     ("vhostvmbus.device.host", "LAST_PATIENCE"),
     ("vhostvmbus.device.host", "PATIENCE"),
     ("vhostvmbus.device.host", "REQUEST_SECONDS"),
-    ("vhostvmbus.device.host", "STATS_SECONDS"),
+    ("vhostvmbus.device.handler", "STATS_SECONDS"),
     ("vhostvmbus.device.loop", "CANCEL_SECONDS"),
     ("vhostvmbus.vhost_user.connection", "SEND_TIMEOUT"),
 )

@@ -2,16 +2,23 @@
 """The way of a channel's events to its device's callbacks."""
 
 import inspect
+import logging
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from vhostvmbus.channel import Channel, Packet
-from vhostvmbus.channel.deadline import LeftBehind
+from vhostvmbus.channel.deadline import Deadline, LeftBehind
 from vhostvmbus.device.device import Device
 from vhostvmbus.device.loop import DeviceLoop
 from vhostvmbus.memory import WrittenMemory
 from vhostvmbus.ring import PacketLimits
 from vhostvmbus.wire.errors import GuestError, PacketError
+
+log = logging.getLogger("vhostvmbus.device.host")  # one name for all that a device logs
+
+STATS_SECONDS = 2.0
+"""The seconds that the device's own counters may take."""
 
 
 class DeviceHandler:
@@ -73,6 +80,15 @@ class DeviceHandler:
     def channel_failed(self, channel: Channel, error: GuestError) -> None:
         """Tells who wants to know that the channel stopped."""
         self._failed(channel.index, error)
+
+    def device_stats(self) -> dict[str, Any]:
+        """Returns the device's own counters, or what is wrong with them."""
+        try:
+            deadline = Deadline(STATS_SECONDS)
+            return self.left.call(f"{self.name} stats", self._device.stats, deadline).get()
+        except Exception as error:
+            log.exception("%s: stats() failed", self.name)
+            return {"error": f"{type(error).__name__}: {error}"}
 
     def end_tasks(self, channels: Sequence[Channel], grace: float) -> None:
         """Lets coroutines of these channels finish for ``grace`` seconds, then cancels them."""

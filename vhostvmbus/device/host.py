@@ -58,8 +58,6 @@ LAST_PATIENCE = 1.5
 """The seconds after that, when the memory has been taken from them."""
 GRACE = 1.0
 """The seconds that packets get to complete when their channel is closed."""
-STATS_SECONDS = 2.0
-"""The seconds that the device's own counters may take."""
 
 
 class DeviceHost:
@@ -481,14 +479,5 @@ class DeviceHost:
             "channels": channels,
             "threads_left_behind": self.left.count,
             "late": self.left.late,
-            "device": self._device_stats(),
+            "device": self._handler.device_stats(),
         }
-
-    def _device_stats(self) -> dict[str, Any]:
-        """Returns the device's own counters, or what is wrong with them."""
-        try:
-            deadline = Deadline(STATS_SECONDS)
-            return self.left.call(f"{self.name} stats", self.device.stats, deadline).get()
-        except Exception as error:
-            log.exception("%s: stats() failed", self.name)
-            return {"error": f"{type(error).__name__}: {error}"}
