@@ -366,6 +366,7 @@ class vvb_net_config:
     message_size: int
     singly: int
     patience_ms: int
+    held: int
     packet_filter: int
     multicast_count: int
     hash_types: int

@@ -19,6 +19,8 @@ PLACES = (
     ("vhostvmbus.device.host", "PATIENCE"),
     ("vhostvmbus.device.host", "REQUEST_SECONDS"),
     ("vhostvmbus.device.handler", "STATS_SECONDS"),
+    ("vhostvmbus.device.stillness", "SUSPEND_SECONDS"),
+    ("vhostvmbus.device.stillness", "CALLBACK_SECONDS"),
     ("vhostvmbus.device.loop", "CANCEL_SECONDS"),
     ("vhostvmbus.vhost_user.connection", "SEND_TIMEOUT"),
 )

@@ -166,7 +166,8 @@ class Player(Rig):
             sock = connect_socket(self.child.path)
         except OSError as error:
             raise Finding("contained", f"nobody can connect: {error}") from error
-        features = m.REQUIRED_FEATURES | ProtocolFeature.VMBUS_UNPLUG
+        features = m.REQUIRED_FEATURES
+        features |= ProtocolFeature.VMBUS_UNPLUG | ProtocolFeature.VMBUS_SUSPEND
         features |= ProtocolFeature.VMBUS_CODE_MAP if code_map else ProtocolFeature(0)
         features |= ProtocolFeature.INFLIGHT_SHMFD if inflight else ProtocolFeature(0)
         good = back in ("good", "mute", "refuses", "leaves")
@@ -515,6 +516,12 @@ class Player(Rig):
 
     def do_unplug(self) -> None:
         self.request(m.Unplug())
+
+    def do_stop(self) -> None:
+        """Stops the machine, and looks whether it stands still; then it goes on."""
+        if self.request(m.Suspend()) == 0:
+            self.check_untouched(" while the machine was stopped")
+        self.request(m.Continue())
 
     def do_crowd(self, count: int, words: str, programs: str, end: str) -> None:
         for index in range(count):

@@ -304,6 +304,14 @@ class Rig:
 
     def check_disconnected(self) -> None:
         """No connection is served: lets everything go, and looks whether anything is touched."""
+        self.check_untouched("")
+        for slot, region in enumerate(self.slots):
+            used = self.child.uses_file(region.fd, shared=True)
+            if used and slot not in self.lost:
+                raise Finding("still", f"memory of the front end that left is {used}")
+
+    def check_untouched(self, when: str) -> None:
+        """Lets everything go, and looks whether memory or image is touched."""
         memory, image = self.memory_copy(), self.child.image.read_bytes()
         self.go()
         for before, after in zip(memory, self.memory_copy(), strict=True):
@@ -312,13 +320,11 @@ class Rig:
                     at for at in range(0, len(before), PAGE_SIZE)
                     if before[at : at + PAGE_SIZE] != after[at : at + PAGE_SIZE]
                 )  # fmt: skip
-                raise Finding("still", f"guest memory was written, {page:#x} bytes into a region")
-        if not self.disk and self.child.image.read_bytes() != image:
-            raise Finding("still", "the image was written")
-        for slot, region in enumerate(self.slots):
-            used = self.child.uses_file(region.fd, shared=True)
-            if used and slot not in self.lost:
-                raise Finding("still", f"memory of the front end that left is {used}")
+                raise Finding(
+                    "still", f"guest memory was written{when}, {page:#x} bytes into a region"
+                )
+        if (when or not self.disk) and self.child.image.read_bytes() != image:
+            raise Finding("still", f"the image was written{when}")
 
     # ---- what may not be touched ----
 

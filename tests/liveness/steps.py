@@ -112,6 +112,7 @@ class _Maker:
             self.modify,
             self.scribble,
             self.unplug,
+            self.stop,
         ]
         steps = [self.connect()]
         while self.connected and self.chance.random() < 0.8:
@@ -138,6 +139,7 @@ class _Maker:
                 self.memory: 2,
                 self.teardown: 2,
                 self.unplug: 1,
+                self.stop: 4,
                 self.drain: 6,
                 self.go: 8,
                 self.probe: 6,
@@ -159,6 +161,7 @@ class _Maker:
                 self.inflight: 2,
                 self.modify: 2,
                 self.unplug: 2,
+                self.stop: 4,
                 self.drain: 6,
                 self.answer: 4,
                 self.go: 5,
@@ -288,6 +291,9 @@ class _Maker:
 
     def unplug(self) -> Step:
         return Step("unplug")
+
+    def stop(self) -> Step:
+        return Step("stop")
 
     def crowd(self) -> Step:
         """Many channels at once, each with the same trouble."""

@@ -60,6 +60,8 @@ REQUESTS: list[tuple[m.Message, int, bytes, int]] = [
         1,
     ),
     (m.Unplug(), 1032, b"", 0),
+    (m.Suspend(), 1033, b"", 0),
+    (m.Continue(), 1034, b"", 0),
     (m.GetInflightFd(0, 0, 4, 0), 31, bytes(16) + b"\4" + bytes(7), 0),
     (m.SetInflightFd(0x9000, 0x1000, 4, 8), 32, struct.pack("<QQHHI", 0x9000, 0x1000, 4, 8, 0), 1),
 ]

@@ -96,6 +96,12 @@ class Recorder:
     def reset(self) -> None:
         self._note("reset")
 
+    def suspend(self) -> None:
+        self._note("suspend")
+
+    def go_on(self) -> None:
+        self._note("go on")
+
     def unplug(self) -> None:
         self._note("unplug")
 

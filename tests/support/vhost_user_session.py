@@ -21,6 +21,7 @@ FEATURES = (
     | ProtocolFeature.VMBUS_CODE_MAP
     | ProtocolFeature.INFLIGHT_SHMFD
     | ProtocolFeature.VMBUS_UNPLUG
+    | ProtocolFeature.VMBUS_SUSPEND
 )
 
 
@@ -50,6 +51,8 @@ READY: list[tuple[m.Message, int]] = [
     (m.GpadlTeardown(0, 1), 0),
     (m.Reset(), 0),
     (m.Unplug(), 0),
+    (m.Suspend(), 0),
+    (m.Continue(), 0),
     (m.GetInflightFd(0, 0, 1, 0), 0),
     (m.SetInflightFd(1 << 16, 0, 1, 8), 1),
 ]

@@ -27,6 +27,7 @@ from vhostvmbus.channel.packet import Packet
 from vhostvmbus.channel.quota import Quota
 from vhostvmbus.channel.receiver import Receiver
 from vhostvmbus.channel.sender import Sender
+from vhostvmbus.channel.standstill import Standstill
 from vhostvmbus.channel.stats import ChannelStats
 from vhostvmbus.channel.written import ChannelWrites
 from vhostvmbus.memory import ExternalData
@@ -87,6 +88,8 @@ class Channel:
             info.resumed,
         )
         """The way to the end, for whoever closes it."""
+        self.standstill = Standstill(self._quota, self._sender, self._completions)
+        """The way to hold the channel, for whoever hears that its machine stands still."""
         self._receiver.ended = self.end.worker_ended
         self.ring_gpadl: Gpadl | None = None
         """The GPADL that the ring was attached from."""
@@ -316,6 +319,11 @@ class Channel:
     def paused(self) -> bool:
         """Tells whether :meth:`pause` was called, and :meth:`start` not since."""
         return self._quota.paused
+
+    @property
+    def held(self) -> bool:
+        """Tells whether the channel is held where it is: the guest's machine stands still."""
+        return self._quota.held
 
     def run_beside(self, function: Callable[[], None]) -> None:
         """Runs ``function`` once on a thread of its own, which :meth:`close` waits for."""

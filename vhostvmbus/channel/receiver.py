@@ -119,7 +119,7 @@ class Receiver(Generic[AnyChannel]):
             self._process()
             while life.state is not ChannelState.FAILED and not life.stopping:
                 timeout = None
-                if self._sender.queued and not self._ring.state.peer_signals_space:
+                if self._sender.waits and not self._ring.state.peer_signals_space:
                     timeout = SPACE_POLL_SECONDS
                 fired = wait(fds, timeout)
                 self._stats.wakeups += 1
@@ -146,6 +146,8 @@ class Receiver(Generic[AnyChannel]):
     def _process(self) -> None:
         """Takes and hands up everything that is in the ring."""
         life, quota, ring, completions = self._life, self._quota, self._ring, self._completions
+        if quota.still:
+            return
         ring.mask()
         delivered = 0
         while not life.stopping:

@@ -3,8 +3,8 @@
 
 Invariants: what was written is reported before a packet enters the ring; packets enter it in the
 order in which they were handed over; when the ring is full they wait here, ``pending_send_sz`` asks
-the guest for a signal, and :meth:`Sender.flush` goes on. After :meth:`Sender.detach` returned true,
-nothing touches the ring.
+the guest for a signal, and :meth:`Sender.flush` goes on; while the sender is held they wait, too,
+and nobody is signalled. After :meth:`Sender.detach` returned true, nothing touches the ring.
 """
 
 import threading
@@ -41,12 +41,33 @@ class Sender:
         self._longest = life.ring.longest_payload
         self._lock = threading.Lock()  # held to send, and to count before the guest can know of it
         self._queue: deque[Outgoing] = deque()
+        self._held = False
+        self._owed = False  # a signal that came due while the sender was held
         self._detached = False
 
     @property
     def queued(self) -> int:
         """Counts the packets that wait for space in the ring."""
         return len(self._queue)
+
+    @property
+    def waits(self) -> bool:
+        """Tells whether packets wait for space in the ring, and for nothing else."""
+        return bool(self._queue) and not self._held
+
+    def hold(self, held: bool) -> None:
+        """Keeps everything out of the ring, whoever sends it, or lets it in again.
+
+        The worker has to be woken then: it sends what has waited.
+        """
+        with self._lock:
+            if self._detached:
+                return
+            self._held = held
+            self._ring.hold(held or bool(self._queue))
+            if not held and self._owed:
+                self._owed = False
+                self._signal()
 
     @property
     def reports_writes(self) -> bool:
@@ -101,7 +122,7 @@ class Sender:
         self._writes.report(())
         with self._lock:
             self.check_open()
-            if self._queue:
+            if self._queue or self._held:
                 raise RingFull("packets wait for space in the ring")
             sent = self._ring.send_many((packet,))
             if sent.signal:
@@ -117,7 +138,7 @@ class Sender:
             self._stats.count_sent(completions, packets, payload_bytes, signals)
 
     def _put(self, packets: Sequence[Outgoing] | Done) -> None:
-        if self._queue:
+        if self._queue or self._held:
             self._wait_in_line(packets, 0)
             return
         sent = self._ring.send_many(packets)
@@ -147,6 +168,8 @@ class Sender:
         if not self._queue:
             return
         with self._lock:
+            if self._held:
+                return
             while self._queue and not self._detached:
                 sent = self._ring.send_many(list(islice(self._queue, FLUSH)))
                 for _ in range(sent.entered):
@@ -162,7 +185,9 @@ class Sender:
     def signal_space(self) -> None:
         """Signals the guest, which waited for space in its ring and has it now."""
         with self._lock:
-            if not self._detached:
+            if self._held:
+                self._owed = True
+            elif not self._detached:
                 self._signal()
 
     def check_open(self) -> None:

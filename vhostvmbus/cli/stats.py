@@ -64,6 +64,8 @@ def as_text(found: Mapping[str, Any]) -> str:
         ),
         *_counters(found["totals"]),
     ]
+    if found.get("suspended"):
+        lines.insert(1, _line("stands still", "its machine is stopped"))
     if rights := found.get("sandbox"):
         kept = ", ".join(rights["capabilities"]) or "none"
         refused = rights["refused_system_calls"]

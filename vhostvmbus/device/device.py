@@ -151,6 +151,18 @@ class Device:
         that close at the same time share.
         """
 
+    def machine_stopped(self) -> None:
+        """Called when the guest's machine is stopped and every packet has been completed.
+
+        Until :meth:`machine_continued` no packet comes, and what the device sends waits. A device
+        that touches guest memory by itself, or an image, a link or a clock that the guest sees,
+        leaves that alone from when this returns, in a second at most. Open channels stay open; a
+        connection that is lost ends it as well.
+        """
+
+    def machine_continued(self) -> None:
+        """Called when the machine is about to go on, or is of no concern any more."""
+
     def unplug_requested(self) -> None:
         """Called when the device is about to be taken from the guest (``device_del``).
 

@@ -21,6 +21,7 @@ from vhostvmbus.device.inflight import Inflight
 from vhostvmbus.device.lingering import Lingering
 from vhostvmbus.device.offer import offer_of
 from vhostvmbus.device.offers import ChannelOffers
+from vhostvmbus.device.stillness import Stillness
 from vhostvmbus.device.unplug import Unplugging
 from vhostvmbus.memory import CodeMap, GuestMemory, Region, wait_until_unused
 from vhostvmbus.ring import InflightRegion, Ring
@@ -80,6 +81,7 @@ class DeviceHost:
         self._unplugging = Unplugging(
             self.name, device.unplug_requested, self.offers.let_go, self.left
         )
+        self._stillness = Stillness(self.name, device, self.left)
         self._channels: dict[int, Channel] = {}
         self._inflight = Inflight(self.name)
         self._handler = DeviceHandler(
@@ -421,6 +423,16 @@ class DeviceHost:
         self.offers.forget()
         return not self.gpadls.clear(deadline) or touching
 
+    def suspend(self) -> None:
+        """Has all open channels stand still, for VMBUS_SUSPEND. Raises :exc:`NotStill`."""
+        with self._lock:
+            self._stillness.begin(self._channels.values())
+
+    def go_on(self) -> None:
+        """Has the channels that stand still go on, for VMBUS_CONTINUE."""
+        with self._lock:
+            self._stillness.end(self._channels.values())
+
     def unplug(self) -> None:
         """Begins to unplug the device, for VMBUS_UNPLUG: the rescind follows when the device is
         ready.
@@ -439,7 +451,9 @@ class DeviceHost:
         self._disconnect_seconds = CLOSING_SECONDS
         with self._lock:
             try:
-                self._reset(deadline.within(0.7 * deadline.left), publish=True)
+                publish = not self._stillness.suspended
+                self._reset(deadline.within(0.7 * deadline.left), publish=publish)
+                self._stillness.end(())
                 self._unplugging.end(deadline.within(0.5 * deadline.left))
                 self._inflight.end()
             finally:
@@ -479,5 +493,6 @@ class DeviceHost:
             "channels": channels,
             "threads_left_behind": self.left.count,
             "late": self.left.late,
+            "suspended": self._stillness.suspended,
             "device": self._handler.device_stats(),
         }

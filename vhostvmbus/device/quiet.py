@@ -40,9 +40,10 @@ def _activity(channels: Sequence[Channel]) -> tuple[int, int]:
 class GuestClock:
     """The seconds in which a guest could act, for whoever is patient with it.
 
-    A guest that is stopped leaves in its rings what is put there. As long as something lies there
-    and nothing else happens either, the clock stands still. A guest that has nothing to take cannot
-    be told from one that is stopped: whoever waits sends something now and then.
+    A front end may say that the guest is stopped; then the clock stands still. Else one that is
+    stopped leaves in its rings what is put there. As long as something lies there and nothing else
+    happens either, the clock stands still, too. A guest that has nothing to take cannot be told
+    from one that is stopped: whoever waits sends something now and then.
     """
 
     def __init__(self, channels: Callable[[], Sequence[Channel]]) -> None:
@@ -55,14 +56,16 @@ class GuestClock:
     def __call__(self) -> float:
         """Returns the seconds so far; to be called often, for it sees only what changes between."""
         now = time.monotonic()
+        alive = _alive(self._channels())
+        held = any(each.held for each in alive)
         rings = [
             (each.stats.packets_received, ring.tx_free, ring.tx_size - ring.tx_free)
-            for each in _alive(self._channels())
+            for each in alive
             if (ring := each.ring_state) is not None
         ]
         lies = sum(pending for _, _, pending in rings)
         seen = tuple(part for came, free, _ in rings for part in (came, free))
-        if not (lies and self._lay) or seen != self._before:
+        if not held and (not (lies and self._lay) or seen != self._before):
             self._seconds += now - self._looked_at
         self._looked_at, self._before, self._lay = now, seen, lies
         return self._seconds

@@ -189,7 +189,8 @@ class SoftwareGuest:
         return self._front_end
 
     def _connect(self, peer: socket.socket | DeviceHost) -> None:
-        features = m.REQUIRED_FEATURES | ProtocolFeature.VMBUS_UNPLUG
+        features = m.REQUIRED_FEATURES
+        features |= ProtocolFeature.VMBUS_UNPLUG | ProtocolFeature.VMBUS_SUSPEND
         if self._inflight is not None:
             features |= ProtocolFeature.INFLIGHT_SHMFD
         if self._want_code_map:

@@ -104,6 +104,12 @@ class BackEnd(Protocol):
     def reset(self) -> None:
         """Closes every channel and forgets every GPADL."""
 
+    def suspend(self) -> None:
+        """Has all open channels stand still. Returns when nothing touches guest memory any more."""
+
+    def go_on(self) -> None:
+        """Has the channels that stand still go on."""
+
     def unplug(self) -> None:
         """Notes that the device is about to be taken from the guest. Returns at once.
 

@@ -55,6 +55,10 @@ def carry_out(back_end: BackEnd, message: m.DeviceWork, fds: Sequence[int]) -> N
             back_end.adopt_inflight(fds[0], size, offset, channels, slots)
         case m.Reset():
             back_end.reset()
+        case m.Suspend():
+            back_end.suspend()
+        case m.Continue():
+            back_end.go_on()
         case m.Unplug():
             back_end.unplug()
         case m.SetCodeMap(map_bytes, regions):

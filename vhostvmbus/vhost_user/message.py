@@ -45,6 +45,7 @@ class ProtocolFeature(enum.IntFlag):
     VMBUS = 1 << 48
     VMBUS_CODE_MAP = 1 << 49
     VMBUS_UNPLUG = 1 << 50
+    VMBUS_SUSPEND = 1 << 51
 
 
 REQUIRED_FEATURES = (
@@ -80,6 +81,8 @@ class Request(enum.IntEnum):
     VMBUS_RESET = 1030
     VMBUS_SET_CODE_MAP = 1031
     VMBUS_UNPLUG = 1032
+    VMBUS_SUSPEND = 1033
+    VMBUS_CONTINUE = 1034
 
 
 class BackendRequest(enum.IntEnum):

@@ -38,6 +38,7 @@ from vhostvmbus.vhost_user.standard import (
 from vhostvmbus.vhost_user.vmbus import (
     Close,
     CodeMapRegion,
+    Continue,
     GetOffer,
     GpadlCreate,
     GpadlTeardown,
@@ -49,6 +50,7 @@ from vhostvmbus.vhost_user.vmbus import (
     RescindChannel,
     Reset,
     SetCodeMap,
+    Suspend,
     Unplug,
 )
 
@@ -73,6 +75,8 @@ DeviceWork = (
     | Modify
     | Reset
     | SetCodeMap
+    | Suspend
+    | Continue
     | Unplug
 )
 """The requests that a :class:`~.backend.BackEnd` carries out, and that a status answers."""
@@ -97,6 +101,7 @@ __all__ = [
     "ChannelMessage",
     "Close",
     "CodeMapRegion",
+    "Continue",
     "DeviceWork",
     "GetFeatures",
     "GetInflightFd",
@@ -125,6 +130,7 @@ __all__ = [
     "SetMemTable",
     "SetOwner",
     "SetProtocolFeatures",
+    "Suspend",
     "Unplug",
     "Value",
 ]

@@ -84,6 +84,8 @@ READY_REQUESTS = frozenset(
         Request.VMBUS_RESET,
         Request.VMBUS_SET_CODE_MAP,
         Request.VMBUS_UNPLUG,
+        Request.VMBUS_SUSPEND,
+        Request.VMBUS_CONTINUE,
         Request.GET_INFLIGHT_FD,
         Request.SET_INFLIGHT_FD,
     }
@@ -104,13 +106,18 @@ QUERIES = frozenset(
 NEEDS_FEATURE = {
     Request.VMBUS_SET_CODE_MAP: ProtocolFeature.VMBUS_CODE_MAP,
     Request.VMBUS_UNPLUG: ProtocolFeature.VMBUS_UNPLUG,
+    Request.VMBUS_SUSPEND: ProtocolFeature.VMBUS_SUSPEND,
+    Request.VMBUS_CONTINUE: ProtocolFeature.VMBUS_SUSPEND,
     Request.GET_INFLIGHT_FD: ProtocolFeature.INFLIGHT_SHMFD,
     Request.SET_INFLIGHT_FD: ProtocolFeature.INFLIGHT_SHMFD,
 }
 """The requests that are of no use without a protocol feature, each with that feature."""
 
 OPTIONAL_FEATURES = (
-    ProtocolFeature.VMBUS_CODE_MAP | ProtocolFeature.INFLIGHT_SHMFD | ProtocolFeature.VMBUS_UNPLUG
+    ProtocolFeature.VMBUS_CODE_MAP
+    | ProtocolFeature.INFLIGHT_SHMFD
+    | ProtocolFeature.VMBUS_UNPLUG
+    | ProtocolFeature.VMBUS_SUSPEND
 )
 """The features that a back end offers beyond the required ones."""
 

@@ -191,6 +191,18 @@ def _check_code_map_region(region: CodeMapRegion, map_bytes: int) -> None:
         )
 
 
+@front_end(Request.VMBUS_SUSPEND)
+@dataclass(frozen=True, slots=True)
+class Suspend(Message):
+    """Says that the machine stands still: every open channel is to."""
+
+
+@front_end(Request.VMBUS_CONTINUE)
+@dataclass(frozen=True, slots=True)
+class Continue(Message):
+    """Says that the machine goes on, and with it the channels that stand still."""
+
+
 @front_end(Request.VMBUS_UNPLUG)
 @dataclass(frozen=True, slots=True)
 class Unplug(Message):

@@ -225,6 +225,12 @@ class MemoryInUse(FrontEndError):
     status = NtStatus.IO_TIMEOUT
 
 
+class NotStill(FrontEndError):
+    """A device that is to stand still with its machine has packets that it does not complete."""
+
+    status = NtStatus.IO_TIMEOUT
+
+
 class UsageError(VmbusError):
     """A mistake in a device's code."""
 

@@ -64,7 +64,10 @@ def test_offer_and_features(connect: Connect) -> None:
         assert (guest.offer.class_id, guest.offer.max_channels) == (Growing.class_id, 3)
         assert guest.offer.user_defined == bytes(120)
         assert guest.front_end.features == (
-            m.REQUIRED_FEATURES | m.ProtocolFeature.VMBUS_UNPLUG | m.ProtocolFeature.INFLIGHT_SHMFD
+            m.REQUIRED_FEATURES
+            | m.ProtocolFeature.VMBUS_UNPLUG
+            | m.ProtocolFeature.VMBUS_SUSPEND
+            | m.ProtocolFeature.INFLIGHT_SHMFD
         )
 
 

@@ -50,7 +50,7 @@ MALFORMED: list[tuple[str, bytes, int, type[ProtocolError], str]] = [
     ("a reply among requests", header(1, 1 | REPLY, 0), 0, BadFlags, "flags"),
     ("request 0", header(0, 1, 0), 0, UnknownRequest, "request"),
     ("SET_VRING_NUM", header(8, 1, 8), 0, UnknownRequest, "request"),
-    ("request 1033", header(1033, 1, 0), 0, UnknownRequest, "request"),
+    ("request 1035", header(1035, 1, 0), 0, UnknownRequest, "request"),
     ("request 2**32-1", header(0xFFFFFFFF, 1, 0), 0, UnknownRequest, "request"),
     ("payload of 4097", header(5, 1, 4097), 0, Oversized, "size"),
     ("payload of 4 GiB", header(1, 1, 0xFFFFFFFF), 0, Oversized, "size"),

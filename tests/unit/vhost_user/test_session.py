@@ -40,7 +40,7 @@ def test_negotiation() -> None:
     assert back_end.event(m.GetFeatures()) is None
     assert back_end.reply() == m.Value(1 << 30)
     assert back_end.event(m.GetProtocolFeatures()) is None
-    bits = (3, 5, 12, 15, 48, 49, 50)
+    bits = (3, 5, 12, 15, 48, 49, 50, 51)
     assert back_end.reply() == m.Value(sum(1 << bit for bit in bits))
     assert back_end.call(m.SetProtocolFeatures(int(FEATURES))) == 0
     assert session.protocol_features == FEATURES
@@ -114,7 +114,7 @@ def test_required_feature_missing(feature: ProtocolFeature) -> None:
     assert str(feature.name) in str(caught.value)
 
 
-@pytest.mark.parametrize("bit", [0, 1, 10, 13, 19, 47, 51, 63])
+@pytest.mark.parametrize("bit", [0, 1, 10, 13, 19, 47, 52, 63])
 def test_feature_that_was_not_offered(bit: int) -> None:
     back_end = BackEnd().negotiate(until=2)
     with pytest.raises(FeatureNotOffered):

@@ -194,6 +194,19 @@ class NetworkCard(Device):
             self._outbox.answer([rndis.indicate_status(status.MEDIA_DISCONNECT)])
         return True
 
+    def machine_stopped(self) -> None:
+        """Leaves the guest's buffer alone, and frames in the link."""
+        with self._lock:
+            self._outbox.hold(True)
+            self._configure()
+
+    def machine_continued(self) -> None:
+        """Goes on where it was; what waited is sent by the receivers."""
+        with self._lock:
+            self._outbox.hold(False)
+            self._configure()
+            self._receivers.wake()
+
     def unplug_requested(self) -> None:
         """Waits until the guest's driver sends nothing any more, if it takes a hint."""
         with self._lock:
@@ -245,13 +258,11 @@ class NetworkCard(Device):
                 message_size=self.protocol.message_size,
                 singly=self.protocol.singly,
                 patience=self.patience,
+                held=self._outbox.held,
             )
 
     def woken(self) -> None:
-        """Sends answers that waited for a section, of which some may have come back.
-
-        A guest that does not know yet that its buffer was revoked is sent nothing.
-        """
+        """Sends answers that waited for a section, if the guest knows which buffer is in use."""
         if self.protocol.ready:
             self._outbox.go_on()
 

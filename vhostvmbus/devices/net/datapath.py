@@ -121,12 +121,13 @@ class DataPath:
         message_size: int = MESSAGE_SIZE,
         singly: bool = False,
         patience: float = PATIENCE,
+        held: bool = False,
     ) -> None:
         """Puts in force what the guest set.
 
         The guest may send if ``active``, and gets frames if ``receiving``, each in a packet of its
         own if ``singly``, with NVSP messages of ``message_size`` bytes; these wait in the link for
-        ``patience`` seconds while it gives no section back.
+        ``patience`` seconds while it gives no section back, and, if ``held``, until that ends.
         """
         config = ffi.new("struct vvb_net_config *")
         scaling, in_force = adapter.scaling.current, adapter.offloads
@@ -135,6 +136,7 @@ class DataPath:
         config.message_size = self._message_size = message_size
         config.singly = singly
         config.patience_ms = int(patience * 1000)
+        config.held = held
         config.max_frame = adapter.longest
         config.send_offloads = (
             offloads.ip_checksum * lib.VVB_NET_IP_CHECKSUM

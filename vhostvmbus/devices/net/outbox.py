@@ -61,6 +61,8 @@ class Outbox:
         self.lost = 0
         """How many frames, or parts of one, the guest could not be told of."""
         self._complain = complain
+        self.held = False
+        """Set while the guest's buffer is left alone; :meth:`hold` sets it."""
         self._lock = threading.Lock()
         self._waiting: deque[bytes] = deque()
         self._table = [0] * nvsp.SEND_TABLE_SIZE  # what a driver begins with
@@ -69,6 +71,11 @@ class Outbox:
         """Uses this buffer from now on; the one before is not touched any more."""
         with self._lock:
             self.buffer = buffer
+
+    def hold(self, held: bool) -> None:
+        """Keeps answers out of the guest's buffer while its machine stands still, or no longer."""
+        with self._lock:
+            self.held = held
 
     def forget(self) -> None:
         """Forgets the answers that wait, and the send table."""
@@ -87,6 +94,8 @@ class Outbox:
                 else:
                     self.dropped += 1
             channel, buffer = self.channels.get(0), self.buffer
+            if self.held:
+                return
             while self._waiting and channel is not None and buffer is not None:
                 section = buffer.take()
                 if section is None:
@@ -178,7 +187,7 @@ class Outbox:
     def repeat_table(self) -> None:
         """Sends the guest the send table that it has, which changes nothing."""
         primary = self.channels.get(0)
-        if primary is None:
+        if primary is None or self.held:
             return
         try:
             primary.send(nvsp.indirection_table(self._table, self.message_size))

@@ -265,7 +265,9 @@ void vuv_close_channel(VMBusChannel *chan)
     if (!c->open) {
         return;
     }
-    vuv_tell(s, VUV_CLOSE, w, sizeof(w));
+    if (!s->opens_due) {
+        vuv_tell(s, VUV_CLOSE, w, sizeof(w));
+    }
     event_notifier_set_handler(&c->call, NULL);
     event_notifier_cleanup(&c->call);
     c->open = false;
@@ -291,21 +293,9 @@ void vuv_bus_reset(VMBusDevice *vdev)
     vuv_offers_apply(s);
 }
 
-/* Bring a new back end to where the last one was. */
-bool vuv_resume(VHostUserVMBus *s, Error **errp)
+static bool open_channels(VHostUserVMBus *s, Error **errp)
 {
-    for (guint i = 0; i < s->gpadls->len; i++) {
-        VuvGpadl *g = g_ptr_array_index(s->gpadls, i);
-        uint32_t status = send_gpadl(s, g->channel, g->gpadl, errp);
-
-        if (status) {
-            if (s->conn.up && !*errp) {
-                error_setg(errp, "the back end refuses GPADL %u: status 0x%x",
-                           vmbus_gpadl_id(g->gpadl), status);
-            }
-            return false;
-        }
-    }
+    s->opens_due = false;
     for (uint16_t i = 0; i < s->num_chans; i++) {
         VuvChannel *c = &s->chans[i];
         uint32_t status;
@@ -326,4 +316,80 @@ bool vuv_resume(VHostUserVMBus *s, Error **errp)
         vmbus_channel_notify_guest(c->chan);
     }
     return true;
+}
+
+/* Bring a new back end to where the last one was. */
+bool vuv_resume(VHostUserVMBus *s, Error **errp)
+{
+    s->suspended = false;
+    for (guint i = 0; i < s->gpadls->len; i++) {
+        VuvGpadl *g = g_ptr_array_index(s->gpadls, i);
+        uint32_t status = send_gpadl(s, g->channel, g->gpadl, errp);
+
+        if (status) {
+            if (s->conn.up && !*errp) {
+                error_setg(errp, "the back end refuses GPADL %u: status 0x%x",
+                           vmbus_gpadl_id(g->gpadl), status);
+            }
+            return false;
+        }
+    }
+    if (s->conn.suspend && !runstate_is_running()) {
+        s->opens_due = true;
+        return true;
+    }
+    return open_channels(s, errp);
+}
+
+/* ------------------------ a machine that is stopped ------------------------ */
+
+static void vuv_suspend(VHostUserVMBus *s)
+{
+    Error *err = NULL;
+    uint32_t status;
+
+    if (!s->conn.up || !s->conn.suspend || !s->used || s->suspended ||
+        s->opens_due) {
+        return;
+    }
+    s->suspended = true;
+    if (!vuv_conn_ack(&s->conn, VUV_SUSPEND, NULL, 0, NULL, 0, &status, &err)) {
+        vuv_report(s, err);
+    } else if (status) {
+        error_setg(&err, "the machine is stopped, but not the back end: "
+                   "status 0x%x; memory and disks may change still", status);
+        vuv_report(s, err);
+    }
+    /* what it signalled before is the guest's by now */
+    for (uint16_t i = 0; i < s->num_chans; i++) {
+        if (s->chans[i].open) {
+            vuv_call(&s->chans[i].call);
+        }
+    }
+}
+
+void vuv_vm_state(void *opaque, bool running, RunState state)
+{
+    VHostUserVMBus *s = opaque;
+    Error *err = NULL;
+
+    if (!running) {
+        vuv_suspend(s);
+        return;
+    }
+    if (s->suspended) {
+        s->suspended = false;
+        vuv_tell(s, VUV_CONTINUE, NULL, 0);
+    }
+    if (!s->opens_due || !s->conn.up) {
+        return;
+    }
+    if (open_channels(s, &err)) {
+        vuv_offers_connected(s);
+        return;
+    }
+    if (s->conn.up) {
+        vuv_conn_drop(&s->conn);
+    }
+    vuv_conn_complain(&s->conn, err);
 }

@@ -34,6 +34,7 @@
 #define PF_VMBUS                (1ull << 48)
 #define PF_VMBUS_CODE_MAP       (1ull << 49)
 #define PF_VMBUS_UNPLUG         (1ull << 50)
+#define PF_VMBUS_SUSPEND        (1ull << 51)
 
 static const struct {
     uint64_t bit;
@@ -420,7 +421,9 @@ static bool conn_negotiate(VuvConn *c, bool code_map, Error **errp)
     }
     c->inflight = le64_to_cpu(features) & PF_INFLIGHT_SHMFD;
     c->unplug = le64_to_cpu(features) & PF_VMBUS_UNPLUG;
-    want |= le64_to_cpu(features) & (PF_INFLIGHT_SHMFD | PF_VMBUS_UNPLUG);
+    c->suspend = le64_to_cpu(features) & PF_VMBUS_SUSPEND;
+    want |= le64_to_cpu(features) &
+            (PF_INFLIGHT_SHMFD | PF_VMBUS_UNPLUG | PF_VMBUS_SUSPEND);
 
     features = F_PROTOCOL_FEATURES;
     if (!conn_set(c, VUV_SET_PROTOCOL_FEATURES, &want, errp) ||

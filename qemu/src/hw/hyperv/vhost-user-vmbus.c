@@ -132,7 +132,9 @@ static bool vuv_go_on(VHostUserVMBus *s, Error **errp)
         return false;
     }
     vuv_conn_settled(&s->conn);
-    vuv_offers_connected(s);
+    if (!s->opens_due) {
+        vuv_offers_connected(s);
+    }
     return true;
 }
 
@@ -280,6 +282,7 @@ static void vuv_release(VHostUserVMBus *s)
         vuv_mem_destroy(&s->mem);
         s->have_mem = false;
     }
+    g_clear_pointer(&s->vm_state, qemu_del_vm_change_state_handler);
     stop_hello(s);
     timer_free(s->hello_timer);
     qemu_bh_delete(s->cleanup_bh);
@@ -364,6 +367,7 @@ static void vuv_realize(DeviceState *dev, Error **errp)
 
     qemu_chr_fe_set_handlers(&s->conn.chr, NULL, NULL, vuv_event, NULL, s,
                              NULL, true);
+    s->vm_state = qdev_add_vm_change_state_handler(dev, vuv_vm_state, s);
     return;
 
 fail:

@@ -110,6 +110,8 @@ class Stall:
         time.sleep(self._delay)
         if call[0] == self._what:
             self._wait()
+        if call[0] in self.run.back_end.refuse:
+            raise self.run.back_end.refuse[str(call[0])]
 
     def _wait(self) -> None:
         self.reached.release()

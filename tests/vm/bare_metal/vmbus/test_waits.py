@@ -34,6 +34,14 @@ from vhostvmbus.guest.front_end import FrontEnd
 from vhostvmbus.vm.backend import BackEndProcess
 from vhostvmbus.vm.errors import VmError
 from vhostvmbus.vm.qmp import Monitor
+from vhostvmbus.wire.errors import NotStill
+
+UNPLUGGED: Report = [
+    *CONTACT,
+    *[("good", 0), ("open", 0), ("close", RESCIND_OFFER), ("teardown", GPADL_TORNDOWN)],
+    *ALIVE[:-1],
+    ("offers", 0),
+]
 
 
 @pytest.fixture
@@ -241,12 +249,7 @@ def test_unplug_with_a_back_end_that_stops_to_answer(
         command = command_for("life", *options(path, f"x-answer-timeout-ms={SHORT}"))
         report = converse(command, act)
         assert stall.reached.acquire(timeout=0)
-    assert report == [
-        *CONTACT,
-        *[("good", 0), ("open", 0), ("close", RESCIND_OFFER), ("teardown", GPADL_TORNDOWN)],
-        *ALIVE[:-1],
-        ("offers", 0),
-    ]
+    assert report == UNPLUGGED
 
 
 def test_machine_reset_with_a_back_end_that_stops_to_answer(
@@ -269,6 +272,70 @@ def test_machine_reset_with_a_back_end_that_stops_to_answer(
         assert stall.reached.acquire(timeout=0)
     first = [*CONTACT, ("good", 0), ("open", 0)]
     assert report == [*first, *CONTACT, ("good", 0), ("open", 1), *END]
+
+
+def test_the_machine_stops_and_goes_on(command_for: CommandFor, tmp_path: Path) -> None:
+    """``stop`` returns when the back end stands still; ``cont`` lets it go on before the guest."""
+
+    def act(monitor: Monitor, what: int) -> None:
+        for _ in range(2):
+            monitor.command("stop")
+            assert calls()[-1] == "suspend"
+            monitor.command("cont")
+            assert calls()[-1] == "go on"
+        monitor.command("device_del", id="dev0")
+
+    def calls() -> list[object]:
+        return [call[0] for call in stall.run.back_end.calls]
+
+    path = tmp_path / "sock"
+    with stalling(path, "unplug") as stall:
+        command = command_for("life", *options(path, f"x-answer-timeout-ms={SHORT}"))
+        assert converse(command, act) == UNPLUGGED
+    assert calls().count("suspend") == calls().count("go on") == 2
+
+
+def test_a_back_end_that_does_not_stand_still(command_for: CommandFor, tmp_path: Path) -> None:
+    """The machine stops all the same, and QEMU says what may change still."""
+
+    def act(monitor: Monitor, what: int) -> None:
+        stall.run.back_end.refuse["suspend"] = NotStill("packets are under way")
+        monitor.command("stop")
+        assert not monitor.command("query-status")["running"]
+        monitor.command("cont")
+        monitor.command("device_del", id="dev0")
+
+    path = tmp_path / "sock"
+    said = tmp_path / "said"
+    with stalling(path, "unplug") as stall, said.open("w") as stderr:
+        command = command_for("life", *options(path, f"x-answer-timeout-ms={SHORT}"))
+        assert converse(command, act, stderr) == UNPLUGGED
+    assert "the machine is stopped, but not the back end: status 0xc00000b5" in said.read_text()
+
+
+def test_a_back_end_that_comes_while_the_machine_is_stopped(
+    command_for: CommandFor, tmp_path: Path
+) -> None:
+    """It learns of memory and GPADLs; its channels are opened when the guest goes on."""
+    path = tmp_path / "sock"
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        first.enter_context(stalling(path))
+
+        def act(monitor: Monitor, what: int) -> None:
+            monitor.command("stop")
+            first.close()
+            stall = second.enter_context(stalling(path, "unplug"))
+            back_end = stall.run.back_end
+            eventually(lambda: back_end.calls_of("gpadl"))
+            assert not monitor.command("query-status")["running"]
+            assert not back_end.calls_of("open")
+            monitor.command("cont")
+            assert back_end.calls[-1] == ("open",)
+            assert not back_end.calls_of("go on")
+            monitor.command("device_del", id="dev0")
+
+        command = command_for("life", *options(path, f"x-answer-timeout-ms={SHORT}"))
+        assert converse(command, act) == UNPLUGGED
 
 
 def test_slow_answers_share_the_time_of_one(command_for: CommandFor, tmp_path: Path) -> None:

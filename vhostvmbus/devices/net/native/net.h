@@ -240,6 +240,7 @@ enum net_next {
     NET_MORE,       /* there may be more */
     NET_EMPTY,      /* no frame waits */
     NET_NO_SECTION, /* the guest has them all */
+    NET_HELD,       /* the machine stands still */
 };
 enum net_next net_take_some(struct vvb_net *net, uint32_t queue, struct vvb_net_taken *taken);
 /* Returns how many sections one frame may take. */

@@ -160,6 +160,7 @@ struct vvb_net_config {
     uint32_t message_size;   /* bytes of NVSP messages to the guest: 28, or 40 */
     uint32_t singly;         /* each frame goes in a packet of its own; see starve() in tell.c */
     uint32_t patience_ms;    /* that frames wait for a guest that gives no section back */
+    uint32_t held;           /* the machine stands still: frames wait in the link, however long */
     uint32_t packet_filter;
     uint32_t multicast_count;
     uint32_t hash_types;

@@ -164,6 +164,9 @@ static enum net_next serve_some(struct vvb_net *net, uint32_t queue, struct vvb_
     pthread_rwlock_rdlock(&net->lock);
     if (queue >= net->port_count) {
         next = NET_NO_SECTION; /* nor is there a link */
+    } else if (net->config.held) {
+        q->starved_since = 0; /* the guest cannot give anything back */
+        next = NET_HELD;
     } else if (!net->receive.sections || !net->config.receiving || !net->config.packet_filter) {
         next = net_drop_some(net->ports[queue], &q->counts.filtered);
     } else if (q->starved_since && waits_for_all(net)) {
@@ -192,7 +195,8 @@ void vvb_net_serve(struct vvb_net *net, uint32_t queue, int wake_fd, struct vvb_
     taken->left = taken->woken = 0;
     for (uint32_t turn = 1;; turn++) {
         enum net_next next = serve_some(net, queue, taken);
-        int wait = next == NET_MORE ? 0 : next == NET_EMPTY && !pause ? -1 : PAUSE;
+        bool held = next == NET_HELD;
+        int wait = next == NET_MORE ? 0 : held || (next == NET_EMPTY && !pause) ? -1 : PAUSE;
 
         if (taken->left) {
             return;
@@ -201,7 +205,7 @@ void vvb_net_serve(struct vvb_net *net, uint32_t queue, int wake_fd, struct vvb_
             continue;
         }
         /* The numbers do not change as long as there are so many ports. */
-        fds[1].fd = wait < 0 ? vvb_net_port_fd(vvb_load(&net->ports[queue])) : -1;
+        fds[1].fd = wait < 0 && !held ? vvb_net_port_fd(vvb_load(&net->ports[queue])) : -1;
         fds[2].fd = next == NET_NO_SECTION ? net->free_fd : -1;
         fds[0].revents = fds[1].revents = fds[2].revents = 0;
         /* While the descriptor cannot be waited for, it is gone, or another one by now. */

@@ -27,6 +27,7 @@
 #include "qemu/thread.h"
 #include "hw/hyperv/vmbus.h"
 #include "hw/mem/memory-device.h"
+#include "system/runstate.h"
 
 /* vhost-user requests that are used here with their usual meaning */
 enum {
@@ -54,6 +55,8 @@ enum {
     VUV_RESET = 1030,
     VUV_SET_CODE_MAP = 1031,
     VUV_UNPLUG = 1032,
+    VUV_SUSPEND = 1033,
+    VUV_CONTINUE = 1034,
 };
 
 /* the back end's requests */
@@ -132,6 +135,8 @@ typedef struct VuvConn {
     bool inflight;
     /* the back end wants to know before the device is unplugged */
     bool unplug;
+    /* the back end can stand still while the machine does */
+    bool suspend;
 
     bool thread_running;
     QemuThread thread;
@@ -327,6 +332,12 @@ struct VHostUserVMBus {
     GPtrArray *gpadls;          /* VuvGpadl: all that the guest has created */
 
     QEMUBH *cleanup_bh;
+    /* the back end has been told that the machine stands still */
+    bool suspended;
+    /* it came while the machine did: the guest's channels are to be opened yet */
+    bool opens_due;
+    VMChangeStateEntry *vm_state;
+
     /* for the first answer of a back end that comes later */
     guint hello_watch;
     QEMUTimer *hello_timer;
@@ -343,6 +354,9 @@ void vuv_report(VHostUserVMBus *s, Error *err);
 
 /* Bring a new back end to where the last one was. */
 bool vuv_resume(VHostUserVMBus *s, Error **errp);
+
+/* The machine has stopped, or is about to go on. */
+void vuv_vm_state(void *opaque, bool running, RunState state);
 
 void vuv_offers_init(VHostUserVMBus *s);
 void vuv_offers_destroy(VHostUserVMBus *s);
