@@ -62,23 +62,43 @@ def in_thread(function: Callable[[], object]) -> tuple[threading.Thread, list[ob
 
 
 class StoppedClock:
-    """Stands in for the time module: the test says how late it is."""
+    """Stands in for the time module: the test says how late it is.
+
+    Time never passes twice without being looked at in between, however busy the machine is: whoever
+    waits sees each step.
+    """
 
     def __init__(self) -> None:
         self.now = time.monotonic()
+        self.reads = 0
+        self._read_before = 0
 
     def monotonic(self) -> float:
+        self.reads += 1
         return self.now
 
     def sleep(self, seconds: float) -> None:
         time.sleep(0.001)
 
+    def tick(self, seconds: float) -> None:
+        """Lets so much time pass, unless nobody has looked since the last time."""
+        if self.reads > self._read_before:
+            self._read_before = self.reads
+            self.now += seconds
+
     def pass_seconds(self, seconds: float) -> None:
-        """Lets time pass in small steps, which whoever waits gets to see."""
+        """Lets time pass in steps: whoever waits looks twice before, once in each, twice after."""
+        self.wait_for_looks(2)
         end = self.now + seconds
         while self.now < end:
-            self.now += 0.5
-            time.sleep(0.001)
+            self.now += 2.0
+            self.wait_for_looks(1)
+        self.wait_for_looks(1)
+
+    def wait_for_looks(self, count: int) -> None:
+        """Returns when somebody has looked so often; fails the test if nobody does."""
+        before = self.reads
+        eventually(lambda: self.reads >= before + count)
 
 
 def together(*works: Callable[[], object], seconds: float = 60.0) -> None:

@@ -110,7 +110,7 @@ def test_a_guest_that_is_stopped_keeps_its_time(
         guest.reconnect(path)
 
         def sent() -> bool:
-            clock.now += 0.02
+            clock.tick(0.02)
             return driver.channel.ring.state.rx_available > 0
 
         eventually(sent)
@@ -119,7 +119,7 @@ def test_a_guest_that_is_stopped_keeps_its_time(
         assert driver.send(ethernet(b"late")).wait() == REFUSED
 
         def gone() -> bool:
-            clock.now += 0.05
+            clock.tick(0.05)
             with contextlib.suppress(ReceiveTimeout, ChannelClosed, GuestSideError):
                 driver.pump(0.001)
             return not gpadls & set(guest.gpadls)

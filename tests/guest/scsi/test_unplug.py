@@ -193,7 +193,7 @@ def test_a_guest_that_is_stopped_keeps_its_time(
             assert driver.command(TEST_UNIT_READY, lun=lun).srb_status == INVALID_LUN
 
         def told() -> bool:
-            clock.now += 0.02
+            clock.tick(0.02)
             return driver.channel.ring.state.rx_available > 0
 
         eventually(told)  # once more, and it does not take it
@@ -206,7 +206,7 @@ def test_a_guest_that_is_stopped_keeps_its_time(
         assert driver.flush(lun=1).good
 
         def gone() -> bool:
-            clock.now += 0.02
+            clock.tick(0.02)
             with contextlib.suppress(ChannelNotOpen):
                 next_notification(driver.channel, 0.001)
             return guest.channel_offers == [m.RescindChannel(0)]
