@@ -484,10 +484,11 @@ class SoftwareGuest:
     def _disable(self, index: int) -> None:
         channel = self.channels.pop(index)
         gpadl = self.gpadls[self._openings.pop(index).opening.gpadl_id]
+        front_end = self._front_end  # which another thread may leave just now
         try:
-            if self._front_end is not None:
-                self._front_end.request(m.Close(index))
-                self._front_end.request(m.GpadlTeardown(index, gpadl.gpadl_id))
+            if front_end is not None:
+                front_end.request(m.Close(index))
+                front_end.request(m.GpadlTeardown(index, gpadl.gpadl_id))
         finally:
             self.gpadls.pop(gpadl.gpadl_id, None)
             channel.detach()
