@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from tests.support import scsi_guest
 from tests.support.devices import Noting
 from tests.support.net_card import MAC, SocketLink, ethernet
+from tests.support.soak import times
 from tests.support.stillness import cont, stop
 from vhostvmbus.channel import Channel, Packet
 from vhostvmbus.device import DeviceHost, stillness
@@ -30,7 +31,7 @@ from vhostvmbus.guest.errors import ReceiveTimeout
 from vhostvmbus.guest.netvsc import Netvsc
 from vhostvmbus.vhost_user.errors import RequestRefused
 
-TURNS = 50
+TURNS = times(15, 200)
 STOPPED = 0.003
 """Seconds for which the machine is stopped in each turn."""
 

@@ -228,7 +228,7 @@ def test_under_load(device: Stoppable, guest: SoftwareGuest) -> None:
     """Stopped at any moment, nothing changes from the answer on, and nothing is lost or doubled."""
     channel = guest.enable(ring_pages=(3, 3))
     count = 0
-    for turn in range(times(15, 200)):
+    for turn in range(times(6, 200)):
         waiting = [channel.submit(b"%8d" % (count + number)) for number in range(40)]
         stop(guest)
         memory = memory_of(guest)

@@ -15,7 +15,7 @@ from tests.support.stillness import cont, memory_of, stop
 from tests.support.waiting import eventually
 from vhostvmbus.guest.errors import ReceiveTimeout
 
-TURNS = times(15, 200)
+TURNS = times(6, 200)
 A_MOMENT = 0.1
 """Seconds in which a card that does not stand still would have done something."""
 

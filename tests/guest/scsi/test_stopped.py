@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("plans")
 
 BLOCKS = 64
 """Of 512 bytes, in each request."""
-TURNS = times(15, 200)
+TURNS = times(6, 200)
 
 
 def test_nothing_is_written_while_the_machine_stands_still(tmp_path: Path) -> None:
