@@ -45,6 +45,7 @@ help:
 	@echo 'make test-fast    the tests without virtual machines (two minutes)'
 	@echo 'make soak         the long runs of the same tests (a night)'
 	@echo 'make bench        benchmarks, as ratios'
+	@echo 'make test-law     the rules of the house, and that the documents are right (seconds)'
 	@echo 'make lint         ruff, mypy, and a look at the shell scripts'
 	@echo 'make stub         write the types of the C module anew, after a change of a header'
 	@echo 'make qemu         only build QEMU with the device'
