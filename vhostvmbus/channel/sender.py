@@ -42,6 +42,7 @@ class Sender:
         self._lock = threading.Lock()  # held to send, and to count before the guest can know of it
         self._queue: deque[Outgoing] = deque()
         self._held = False
+        self._resuming = False  # let go, and the worker has yet to see it
         self._owed = False  # a signal that came due while the sender was held
         self._detached = False
 
@@ -55,19 +56,27 @@ class Sender:
         """Tells whether packets wait for space in the ring, and for nothing else."""
         return bool(self._queue) and not self._held
 
-    def hold(self, held: bool) -> None:
-        """Keeps everything out of the ring, whoever sends it, or lets it in again.
+    def hold(self, deadline: Deadline) -> bool:
+        """Keeps everything out of the ring from now on, whoever sends it.
 
-        The worker has to be woken then: it sends what has waited.
+        Returns false if somebody was sending and does not return before the deadline: he may use
+        the ring still.
         """
-        with self._lock:
-            if self._detached:
-                return
-            self._held = held
-            self._ring.hold(held or bool(self._queue))
-            if not held and self._owed:
-                self._owed = False
-                self._signal()
+        self._held = True
+        if not self._life.wait_for(lambda left: self._lock.acquire(timeout=left), deadline):
+            return False
+        try:
+            if not self._detached:
+                self._ring.hold(True)
+        finally:
+            self._lock.release()
+        return True
+
+    def let_go(self) -> None:
+        """Lets things into the ring again. The worker, to be woken, sends and signals what waits:
+        either may block.
+        """
+        self._resuming, self._held = True, False
 
     @property
     def reports_writes(self) -> bool:
@@ -165,11 +174,15 @@ class Sender:
 
     def flush(self) -> None:
         """Sends what waits, as far as the ring has space now."""
-        if not self._queue:
+        if not self._queue and not self._resuming:
             return
         with self._lock:
             if self._held:
                 return
+            self._resuming = False
+            if self._owed and not self._detached:
+                self._owed = False
+                self._signal()
             while self._queue and not self._detached:
                 sent = self._ring.send_many(list(islice(self._queue, FLUSH)))
                 for _ in range(sent.entered):

@@ -46,12 +46,15 @@ class Stillness:
         if not self.suspended:
             self.suspended = True
             told = self._tell("machine_stopped", self._device.machine_stopped)
-        for channel in channels:
-            channel.standstill.keep_back()
+        last = Deadline(CALLBACK_SECONDS)
+        sending = [channel for channel in channels if not channel.standstill.keep_back(last)]
         if busy:
             packets = sum(channel.outstanding for channel in busy)
             names = ", ".join(channel.name for channel in busy)
             raise NotStill(f"{packets} packets of {names} are not completed")
+        if sending:
+            names = ", ".join(channel.name for channel in sending)
+            raise NotStill(f"somebody who sends on {names} does not return")
         if not told:
             raise NotStill("machine_stopped() did not return, or failed")
 

@@ -224,6 +224,22 @@ def test_a_device_that_does_not_hear_of_it(guest: SoftwareGuest, device: Stoppab
     assert guest.channels[0].send(b"goes on.") == b"goes on."
 
 
+def test_somebody_who_sends_and_does_not_return(
+    device: Stoppable, guest: SoftwareGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does whom the front end's own eventfd blocks: he is not waited for without end."""
+    monkeypatch.setattr(stillness, "CALLBACK_SECONDS", 0.2)
+    channel = guest.enable()
+    with device.opened_channels[0]._sender._lock, pytest.raises(RequestRefused) as caught:
+        stop(guest)
+    assert caught.value.status == NtStatus.IO_TIMEOUT
+    transaction = channel.submit(b"goes on.")
+    with unchanged(guest):
+        time.sleep(A_MOMENT)
+    cont(guest)
+    assert transaction.wait(10) == b"goes on."
+
+
 def test_under_load(device: Stoppable, guest: SoftwareGuest) -> None:
     """Stopped at any moment, nothing changes from the answer on, and nothing is lost or doubled."""
     channel = guest.enable(ring_pages=(3, 3))
